@@ -1,0 +1,38 @@
+"""Image classifiers in Flax Linen, by name.
+
+Every module is called as `module(images, train=...)`, images float32 [B, H, W, C], already normalised, and returns
+logits float32 [B, num_classes]. Parameters and batch statistics are float32; `dtype` is what is computed in.
+"""
+
+from typing import Any
+
+import flax.linen as nn
+import jax.numpy as jnp
+
+from models.cnn import cnn
+from models.layers import lookup
+from models.resnet import resnet18, resnet20, resnet32, resnet34, resnet44, resnet50, resnet56, resnet110
+from models.speednet import speednet
+
+MODELS = {
+    "cnn": cnn,
+    "resnet18": resnet18,
+    "resnet20": resnet20,
+    "resnet32": resnet32,
+    "resnet34": resnet34,
+    "resnet44": resnet44,
+    "resnet50": resnet50,
+    "resnet56": resnet56,
+    "resnet110": resnet110,
+    "speednet": speednet,
+}
+
+
+def build(name: str, *, num_classes: int, dtype: jnp.dtype, axis_name: str | None, **kwargs: Any) -> nn.Module:
+    """The classifier `name` of MODELS; `kwargs` are its own arguments, as in a config's `model` section.
+
+    dtype: jnp.float32 or jnp.bfloat16, the compute dtype. axis_name: the mapped axis over which batch normalisation
+    takes its statistics in training, or None for a single device. Raises ValueError for an unknown name and
+    TypeError for a missing or misspelt argument.
+    """
+    return lookup("model", name, MODELS)(num_classes=num_classes, dtype=dtype, axis_name=axis_name, **kwargs)

@@ -1,0 +1,36 @@
+"""Trains a config into a workdir; run it again to resume.
+
+    python -m scripts.train --config=configs/digits.py --workdir=runs/digits --config.optimizer.lr=0.001
+"""
+
+from pathlib import Path
+
+from absl import flags
+from ml_collections import config_flags
+
+from scripts import command
+
+CONFIG = config_flags.DEFINE_config_file("config", None, "FILE.py, or FILE.py:variant.", lock_config=True)
+WORKDIR = flags.DEFINE_string("workdir", None, "Folder of this run: snapshots, metrics, result.")
+ON_CONFIG_CHANGE = flags.DEFINE_enum(
+    "on_config_change", "refuse", ["refuse", "accept"], "What to do where the workdir holds a run of another config."
+)
+flags.mark_flags_as_required(["config", "workdir"])
+
+
+def main(console):
+    from trainer import train, writers
+
+    workdir = Path(WORKDIR.value)
+    writer = writers.for_console(console)
+    result = train.train_and_evaluate(
+        CONFIG.value, workdir, writer=writer, on_config_change=ON_CONFIG_CHANGE.value
+    )
+    console.print(writers.summary(result))
+    writer.say(f"best step {result['best_step']:,} of {result['steps']:,} ({result['stop_reason']}); test opened "
+               f"{result['test_openings']} time(s)")
+    writer.say(f"result: {workdir / 'result.json'}  report: {workdir / 'report.html'}")
+
+
+if __name__ == "__main__":
+    command.run(main)

@@ -1,0 +1,167 @@
+"""Snapshots: the latest and the best on validation, through Orbax.
+
+Orbax itself restores a flipped byte without a word, so each snapshot carries a checksum per array;
+one that does not match, or cannot be read, is moved aside and the one before it is used.
+"""
+
+import json
+import logging
+import math
+import zlib
+from pathlib import Path
+from typing import Any
+
+import jax
+import numpy as np
+import orbax.checkpoint as ocp
+from orbax.checkpoint import checkpoint_managers
+
+from trainer.errors import CheckpointError
+
+_METRIC = "val_accuracy"
+_PROGRESS = "progress"  # its key among the checksums
+
+
+def _checksums(tree) -> dict[str, list]:
+    """{path: [dtype, shape, crc32]} of every array of `tree`."""
+    leaves = jax.tree_util.tree_leaves_with_path(tree)
+    return {
+        jax.tree_util.keystr(path): [str(leaf.dtype), list(leaf.shape), zlib.crc32(np.ascontiguousarray(leaf))]
+        for path, leaf in leaves
+    }
+
+
+def _shapes(checksums):
+    """The (path, (dtype, shape)) pairs of `checksums`: what must agree before the values can."""
+    return {(path, (dtype, tuple(shape))) for path, (dtype, shape, _) in checksums.items()}
+
+
+def _checksum_of_json(value) -> int:
+    return zlib.crc32(json.dumps(value, sort_keys=True).encode())
+
+
+class _DamagedError(Exception):
+    """A snapshot that is not what was saved."""
+
+
+class Snapshots:
+    """The snapshots of one run, in `directory`. Use it as a context manager: leaving it waits for the save in flight.
+
+    A snapshot holds the state (host arrays) and `progress`, a JSON object of the loop's own. Two kinds
+    are kept: the latest `keep_latest`, and the one with the best validation accuracy (the later one of equals).
+    """
+
+    def __init__(self, directory: Path, *, keep_latest: int):
+        self._directory = directory.absolute()
+        self._damaged = self._directory.parent / "damaged_checkpoints"
+        self._set_aside_torn()
+        self._manager = ocp.CheckpointManager(
+            self._directory,
+            item_names=("state", "progress", "checksums"),
+            options=ocp.CheckpointManagerOptions(
+                best_fn=lambda metrics: metrics[_METRIC],
+                best_mode="max",
+                preservation_policy=checkpoint_managers.AnyPreservationPolicy(
+                    [
+                        checkpoint_managers.LatestN(keep_latest),
+                        checkpoint_managers.BestN(
+                            get_metric_fn=lambda metrics: metrics[_METRIC], n=1, keep_checkpoints_without_metrics=False
+                        ),
+                    ]
+                ),
+            ),
+        )
+
+    def __enter__(self):
+        return self
+
+    def __exit__(self, *exception):
+        self._manager.close()
+
+    def steps(self) -> list[int]:
+        """The steps that have a snapshot, ascending."""
+        return sorted(self._manager.all_steps())
+
+    def save(self, state, *, step: int, progress: dict[str, Any], val_accuracy: float):
+        """Begins to save; returns once `state` may be overwritten. Raises what an earlier save failed with."""
+        # A copy: on the CPU device_get may show the device's own buffer, which the next step overwrites.
+        state = jax.tree.map(lambda leaf: np.array(leaf, copy=True), jax.device_get(state))
+        metric = float(val_accuracy) if math.isfinite(val_accuracy) else -math.inf
+        saved = self._manager.save(
+            step,
+            args=ocp.args.Composite(
+                state=ocp.args.StandardSave(state),
+                progress=ocp.args.JsonSave(progress),
+                checksums=ocp.args.JsonSave({**_checksums(state), _PROGRESS: _checksum_of_json(progress)}),
+            ),
+            metrics={_METRIC: metric},
+        )
+        if not saved:
+            raise CheckpointError(f"no snapshot was written at step {step}: {self._directory} has a newer one")
+
+    def wait(self):
+        """Waits until the last save is on disk."""
+        self._manager.wait_until_finished()
+
+    def restore_latest(self, like):
+        """`(state, progress)` of the newest sound snapshot, or None if there is none. See `_restore`."""
+        return self._first_sound(like, lambda: max(self.steps()))
+
+    def restore_best(self, like):
+        """`(state, progress)` of the sound snapshot that is best on validation, or None if there is none."""
+        return self._first_sound(like, lambda: self._manager.best_step() or max(self.steps()))
+
+    def _first_sound(self, like, choose):
+        while self.steps():
+            step = choose()
+            try:
+                return self._restore(step, like)
+            except _DamagedError as error:
+                self._set_aside(step, str(error))
+                self._manager.reload()
+        return None
+
+    def _restore(self, step, like):
+        """Reads one snapshot and checks every array; `like` is a state of host arrays with the same structure."""
+        notes = self._read(step, progress=ocp.args.JsonRestore(), checksums=ocp.args.JsonRestore())
+        if notes.checksums.get(_PROGRESS) != _checksum_of_json(notes.progress):
+            raise _DamagedError("checksum of the progress record does not match")
+        expected = {path: entry for path, entry in notes.checksums.items() if path != _PROGRESS}
+        if _shapes(expected) != _shapes(_checksums(like)):
+            odd = sorted(path for path, _ in _shapes(expected) ^ _shapes(_checksums(like)))[0]
+            raise CheckpointError(
+                f"the snapshot of step {step} in {self._directory} is of another model or optimizer "
+                f"(first difference: {odd}); use a new --workdir"
+            )
+        state = self._read(step, state=ocp.args.StandardRestore(like)).state
+        found = _checksums(state)
+        for path in sorted(expected):
+            if found.get(path) != expected[path]:
+                raise _DamagedError(f"checksum of {path} does not match")
+        return state, notes.progress
+
+    def _read(self, step, **items):
+        try:
+            return self._manager.restore(step, args=ocp.args.Composite(**items))
+        except Exception as error:  # Orbax and TensorStore raise many kinds for a damaged file
+            raise _DamagedError(f"cannot be read ({_first_line(error)})") from error
+
+    def _set_aside_torn(self):
+        """Moves away snapshots whose metrics cannot be read: they would stop Orbax from opening the others."""
+        for folder in self._directory.glob("[0-9]*"):
+            if not folder.name.isdigit():
+                continue
+            try:
+                json.loads((folder / "metrics" / "metrics").read_text())[_METRIC]
+            except (OSError, ValueError, KeyError, TypeError) as error:
+                self._set_aside(int(folder.name), f"its metrics cannot be read ({_first_line(error)})")
+
+    def _set_aside(self, step, reason):
+        self._damaged.mkdir(exist_ok=True)
+        target = self._damaged / f"{step}-{len(list(self._damaged.iterdir()))}"
+        (self._directory / str(step)).rename(target)
+        logging.getLogger(__name__).warning("snapshot of step %d is damaged: %s; moved to %s", step, reason, target)
+
+
+def _first_line(error: Exception) -> str:
+    return f"{type(error).__name__}: {error}".splitlines()[0][:200]

@@ -1,0 +1,205 @@
+"""The config's contract: every key, its type, its range, and what may not be combined.
+
+`validate` runs before any device is touched. A config has plain fields (`FIELDS`) and parts: sections
+that name an entry of a table, and whose other keys are that entry's keyword-only parameters, so that
+a new entry needs no line here. Ranges of parameters are in `PARAMETERS`, by name.
+"""
+
+import hashlib
+import inspect
+import json
+import math
+from collections.abc import Callable, Iterator, Mapping
+from typing import Any
+
+import ml_collections
+
+from trainer.data import augment
+from trainer.data.sources import SOURCES
+from trainer.data.stats import NORMALIZERS
+from trainer.errors import ConfigError, unknown_name
+from trainer.losses import LOSSES
+from trainer.optim import OPTIMIZERS
+from trainer.parallel import BACKENDS
+from trainer.schedules import SCHEDULES
+
+# A check returns what the value should have been, or None if it is right.
+Check = Callable[[Any], str | None]
+
+
+def _number(low=-math.inf, high=math.inf, *, above=False, below=False) -> Check:
+    """A finite number in [low, high]; `above` and `below` leave out the ends."""
+    interval = f"{'(' if above else '['}{low:g}, {high:g}{')' if below or math.isinf(high) else ']'}"
+
+    def check(value):
+        right_type = isinstance(value, (int, float)) and not isinstance(value, bool)
+        if not right_type or not math.isfinite(value):
+            return f"a number in {interval}"
+        inside = (value > low if above else value >= low) and (value < high if below else value <= high)
+        return None if inside else f"in {interval}"
+
+    return check
+
+
+def _integer(low, high=math.inf) -> Check:
+    def check(value):
+        if isinstance(value, int) and not isinstance(value, bool) and low <= value <= high:
+            return None
+        return f"a whole number, at least {low}" + ("" if math.isinf(high) else f" and at most {high:g}")
+
+    return check
+
+
+def _one_of(*names) -> Check:
+    return lambda value: None if value in names else f"one of {', '.join(map(repr, names))}"
+
+
+def _text(value):
+    return None if isinstance(value, str) else "a string"
+
+
+def _numbers(value):
+    ok = isinstance(value, (tuple, list)) and all(_number()(item) is None for item in value)
+    return None if ok else "a tuple of numbers, () for none"
+
+
+def _widths(value):
+    ok = isinstance(value, (tuple, list)) and value and all(_integer(1)(item) is None for item in value)
+    return None if ok else "a tuple of whole numbers, each at least 1"
+
+
+FIELDS: dict[str, Check] = {
+    "seed": _integer(0, 2**31 - 1),
+    "precision": _one_of("float32", "bfloat16"),
+    "parallel.backend": _one_of(*BACKENDS),
+    "data.batch_size": _integer(1),
+    "data.val_fraction": _number(0, 1, above=True, below=True),
+    "data.split_seed": _integer(0, 2**31 - 1),
+    "data.augment": _text,
+    "data.normalize": _one_of(*NORMALIZERS),
+    "data.mean": _numbers,
+    "data.std": _numbers,
+    "optimizer.lr": _number(0, above=True),
+    "optimizer.clip_norm": _number(0),
+    "schedule.warmup_epochs": _number(0),
+    "horizon.epochs": _number(0, above=True),
+    "label_smoothing": _number(0, 1, below=True),
+    "ema_decay": _number(0, 1, below=True),
+    "eval.every_epochs": _number(0, above=True),
+    "eval.batch_size": _integer(1),
+    "early_stopping.patience": _integer(0),
+    "early_stopping.min_delta": _number(0),
+    "checkpoint.keep_latest": _integer(1),
+    "log_every_steps": _integer(1),
+}
+
+PARAMETERS: dict[str, Check] = {
+    "b1": _number(0, 1, below=True),
+    "b2": _number(0, 1, below=True),
+    "data_dir": _text,
+    "dataset": _text,
+    "dropout": _number(0, 1, below=True),
+    "eps": _number(0, above=True),
+    "image_size": _integer(0),
+    "momentum": _number(0, 1, below=True),
+    "on_bad_image": _one_of("error", "skip"),
+    "path": _text,
+    "root": _text,
+    "split_seed": _integer(0, 2**31 - 1),
+    "stem": _one_of("cifar", "imagenet"),
+    "test_fraction": _number(0, 1, above=True, below=True),
+    "weight_decay": _number(0),
+    "widths": _widths,
+}
+
+# What the loop supplies, and a config therefore does not.
+SUPPLIED = {
+    "model": ("num_classes", "dtype", "axis_name"),
+    "schedule": ("lr", "decay_steps"),
+    "loss": ("label_smoothing",),
+}
+
+
+def validate(config: Mapping, *, models: Mapping[str, Callable]):
+    """Raises ConfigError, one line that names the cure, unless `config` can run.
+
+    `models` is the table of models: name -> builder with keyword-only parameters.
+    """
+    parts = {
+        "data.source": SOURCES,
+        "loss": LOSSES,
+        "model": models,
+        "optimizer": OPTIMIZERS,
+        "schedule": SCHEDULES,
+    }
+    values = dict(_flatten(config))
+    checks = dict(FIELDS)
+    required = set(FIELDS)
+    for section, table in parts.items():
+        name = values.get(f"{section}.name")
+        if name is None:
+            raise ConfigError(f"config.{section}.name is missing; known: {', '.join(sorted(table))}")
+        if name not in table:
+            raise ConfigError(unknown_name(f"config.{section}.name", name, table))
+        checks[f"{section}.name"] = _text
+        for parameter in inspect.signature(table[name]).parameters.values():
+            if parameter.kind is parameter.KEYWORD_ONLY and parameter.name not in SUPPLIED.get(section, ()):
+                checks[f"{section}.{parameter.name}"] = PARAMETERS.get(parameter.name, lambda value: None)
+                if parameter.default is parameter.empty:
+                    required.add(f"{section}.{parameter.name}")
+    for key in values:
+        if key not in checks:
+            raise ConfigError(unknown_name("config key", key, checks))
+    for key in sorted(required - values.keys()):
+        raise ConfigError(f"config.{key} is missing")
+    for key, value in values.items():
+        wanted = checks[key](value)
+        if wanted:
+            raise ConfigError(f"config.{key}={value!r} should be {wanted}")
+    augment.parse(values["data.augment"])
+    _check_together(values)
+
+
+def _check_together(values):
+    if values["schedule.warmup_epochs"] >= values["horizon.epochs"]:
+        raise ConfigError(
+            f"config.schedule.warmup_epochs={values['schedule.warmup_epochs']:g} is as long as the run, "
+            f"config.horizon.epochs={values['horizon.epochs']:g}; lower it"
+        )
+    if bool(values["data.mean"]) != bool(values["data.std"]):
+        raise ConfigError("config.data.mean and config.data.std go together; give both, or () for both")
+    if values["data.mean"] and values["data.normalize"] != "channel_mean_std":
+        raise ConfigError("config.data.mean and config.data.std need config.data.normalize='channel_mean_std'")
+    if any(std <= 0 for std in values["data.std"]):
+        raise ConfigError(f"config.data.std={values['data.std']!r} should be above 0")
+
+
+def _flatten(config: Mapping, prefix: str = "") -> Iterator[tuple[str, Any]]:
+    """(dotted key, value) of every leaf of a nested mapping."""
+    for key, value in config.items():
+        if isinstance(value, Mapping | ml_collections.ConfigDict):
+            yield from _flatten(value, f"{prefix}{key}.")
+        else:
+            yield f"{prefix}{key}", value
+
+
+def to_json(config: ml_collections.ConfigDict) -> str:
+    """The config as canonical JSON: sorted keys, tuples as lists."""
+    return json.dumps(config.to_dict(), indent=2, sort_keys=True)
+
+
+def from_json(text: str) -> ml_collections.ConfigDict:
+    """The config that `to_json` wrote, with lists where it had tuples."""
+    return ml_collections.ConfigDict(json.loads(text))
+
+
+def sha256(config: ml_collections.ConfigDict) -> str:
+    """sha256 of the canonical JSON, hexadecimal."""
+    return hashlib.sha256(to_json(config).encode()).hexdigest()
+
+
+def differences(old: ml_collections.ConfigDict, new: ml_collections.ConfigDict) -> list[str]:
+    """One `key: old -> new` for each key that differs."""
+    old, new = (dict(_flatten(json.loads(to_json(config)))) for config in (old, new))
+    changed = sorted(key for key in old.keys() | new.keys() if old.get(key) != new.get(key))
+    return [f"{key}: {old.get(key, 'absent')} -> {new.get(key, 'absent')}" for key in changed]

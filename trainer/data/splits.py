@@ -1,0 +1,81 @@
+"""Stratified splits, and the seal on the test split."""
+
+import json
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import NamedTuple
+
+import numpy as np
+
+from trainer.errors import DataError
+
+
+class Split(NamedTuple):
+    """Labelled images in memory.
+
+    images: uint8 [N, H, W, C]; labels: int32 [N], in 0..num_classes-1.
+    """
+
+    images: np.ndarray
+    labels: np.ndarray
+
+
+def take(split: Split, index: np.ndarray) -> Split:
+    """The examples of `split` at `index` (int [M]), copied."""
+    return Split(split.images[index], split.labels[index])
+
+
+def stratified_split(labels: np.ndarray, *, fraction: float, seed: int) -> tuple[np.ndarray, np.ndarray]:
+    """Cuts the indices of `labels` (int [N]) in two with equal class shares.
+
+    Of each class, `round(fraction * count)` examples, at least one and never all,
+    are drawn without replacement. Returns `(rest, drawn)`, sorted int64 indices
+    that together hold every example once. The draw depends on `labels` and `seed`
+    alone. Raises DataError for a class with a single example.
+    """
+    rng = np.random.default_rng([seed, 0x5EED])
+    drawn = []
+    for label in np.unique(labels):
+        members = np.flatnonzero(labels == label)
+        if len(members) < 2:
+            raise DataError(f"class {label} has {len(members)} example; a split needs at least 2 of each class")
+        count = min(max(round(fraction * len(members)), 1), len(members) - 1)
+        drawn.append(rng.permutation(members)[:count])
+    drawn = np.sort(np.concatenate(drawn))
+    rest = np.setdiff1d(np.arange(len(labels)), drawn)
+    return rest, drawn
+
+
+def carve_validation(source, *, fraction: float, seed: int) -> tuple[Split, Split]:
+    """`(train, val)` of a source: its own validation split where it brings one, else cut from train.
+
+    The test split is not touched. Raises DataError where there would be nothing to validate on.
+    """
+    if source.val is not None:
+        return source.train, source.val
+    rest, drawn = stratified_split(source.train.labels, fraction=fraction, seed=seed)
+    return take(source.train, rest), take(source.train, drawn)
+
+
+class SealedTest:
+    """The test split behind a seal: every opening is written down before a pixel is read.
+
+    open_test: reads the split. record: a JSON-lines file, one line an opening.
+    """
+
+    def __init__(self, open_test: Callable[[], Split], *, record: Path):
+        self._open_test = open_test
+        self._record = record
+
+    @property
+    def openings(self) -> int:
+        """How often the test split was opened in this workdir."""
+        return len(self._record.read_text().splitlines()) if self._record.exists() else 0
+
+    def open(self, *, by: str, which: str, step: int) -> Split:
+        """Opens the test split. `by`: the command; `which`, `step`: the weights that will be judged."""
+        entry = {"time": time.strftime("%Y-%m-%dT%H:%M:%S%z"), "by": by, "which": which, "step": step}
+        with self._record.open("a") as file:
+            file.write(json.dumps(entry) + "\n")
+        return self._open_test()

@@ -1,0 +1,105 @@
+"""Normalisation, with statistics of the train split in use.
+
+The statistics are computed from the very images that are trained on, kept beside the run with
+the fingerprint of those images, and never taken from another data set or from validation or test.
+"""
+
+import hashlib
+import json
+import logging
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+
+from trainer.data.splits import Split
+from trainer.errors import ConfigError, unknown_name
+
+# How far a config's constants may lie from the data's own before a warning, on the 0..1 scale.
+TOLERANCE = 0.01
+
+
+def fingerprint(split: Split) -> str:
+    """sha256 of the shape, pixels and labels of `split`."""
+    digest = hashlib.sha256(repr((split.images.shape, split.labels.shape)).encode())
+    digest.update(np.ascontiguousarray(split.images))
+    digest.update(np.ascontiguousarray(split.labels))
+    return digest.hexdigest()
+
+
+def channel_moments(images: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Per-channel mean and standard deviation of uint8 [N, H, W, C], float64 [C], on the 0..1 scale.
+
+    Exact: the moments are taken from the histogram of the 256 pixel values.
+    """
+    values = np.arange(256) / 255.0
+    counts = np.stack([np.bincount(images[..., c].ravel(), minlength=256) for c in range(images.shape[-1])])
+    shares = counts / counts.sum(axis=1, keepdims=True)
+    mean = shares @ values
+    std = np.sqrt(np.sum(shares * (values - mean[:, None]) ** 2, axis=1))
+    return mean, std
+
+
+def _none(images):
+    return {"mean": np.zeros(images.shape[-1]), "std": np.ones(images.shape[-1])}
+
+
+def _channel_mean_std(images):
+    mean, std = channel_moments(images)
+    return {"mean": mean, "std": np.maximum(std, 1 / 255)}  # a flat channel is centred, not divided by zero
+
+
+NORMALIZERS = {"channel_mean_std": _channel_mean_std, "none": _none}
+
+
+def statistics(
+    split: Split,
+    name: str,
+    *,
+    mean: tuple[float, ...],
+    std: tuple[float, ...],
+    cache: Path,
+) -> dict[str, np.ndarray]:
+    """`mean` and `std` for `NORMALIZERS[name]`, on the 0..1 scale, computed from `split` or read from `cache`.
+
+    cache: a JSON file, used where its fingerprint is that of `split`, else written. `mean` and
+    `std` of the config, where not empty, are used instead of the computed ones; a warning says
+    where they lie further than `TOLERANCE` from the data's own. Raises ConfigError for an unknown
+    name or constants that do not fit the channels.
+    """
+    if name not in NORMALIZERS:
+        raise ConfigError(unknown_name("data.normalize", name, NORMALIZERS))
+    computed = _cached(split, name, cache)
+    if not mean and not std:
+        return computed
+    channels = split.images.shape[-1]
+    if len(mean) != channels or len(std) != channels:
+        raise ConfigError(f"data.mean and data.std need {channels} numbers each, one a channel, or none at all: ()")
+    given = {"mean": np.array(mean, np.float64), "std": np.array(std, np.float64)}
+    own = _channel_mean_std(split.images) if name == "none" else computed
+    for key, value in given.items():
+        if np.abs(value - own[key]).max() > TOLERANCE:
+            logging.getLogger(__name__).warning(
+                "data.%s=%s is not the train split's %s; set it to () to use the data's own",
+                key,
+                np.round(value, 4).tolist(),
+                np.round(own[key], 4).tolist(),
+            )
+    return given
+
+
+def _cached(split: Split, name: str, cache: Path) -> dict[str, np.ndarray]:
+    marks = {"name": name, "fingerprint": fingerprint(split)}
+    if cache.exists():
+        stored = json.loads(cache.read_text())
+        if all(stored.get(key) == value for key, value in marks.items()):
+            return {key: np.array(stored[key]) for key in ("mean", "std")}
+    computed = NORMALIZERS[name](split.images)
+    cache.write_text(json.dumps({**marks, **{key: value.tolist() for key, value in computed.items()}}))
+    return computed
+
+
+def make_normalize(stats: dict[str, np.ndarray]) -> Callable:
+    """`normalize(images)`: (images - mean) / std, float32 [..., H, W, C] in 0..1 to the same shape."""
+    mean, std = (np.asarray(stats[key], np.float32) for key in ("mean", "std"))
+    return lambda images: (images - mean) / std

@@ -1,0 +1,36 @@
+"""Errors that a user can mend: each message is one line that names the cure."""
+
+import difflib
+from collections.abc import Iterable
+
+
+class LinseedError(Exception):
+    """Base of all errors whose message, alone, tells the user what to do."""
+
+
+class ConfigError(LinseedError, ValueError):
+    """A config that cannot run: unknown name, value out of range, impossible combination."""
+
+
+class DataError(LinseedError, ValueError):
+    """Data that is missing, damaged, or not what the config says."""
+
+
+class WorkdirError(LinseedError, RuntimeError):
+    """A workdir that is in use, belongs to another config, or cannot be written."""
+
+
+class CheckpointError(LinseedError, RuntimeError):
+    """A snapshot that is missing, damaged, or of another model."""
+
+
+class NonFiniteError(LinseedError, ArithmeticError):
+    """The loss or the gradient became NaN or infinite."""
+
+
+def unknown_name(kind: str, name: str, known: Iterable[str]) -> str:
+    """One line for a name that is not in a table: the nearest known name, then all of them."""
+    known = sorted(known)
+    near = difflib.get_close_matches(str(name), known, n=1, cutoff=0.5)
+    hint = f"did you mean '{near[0]}'? " if near else ""
+    return f"unknown {kind} '{name}'; {hint}known: {', '.join(known)}"

@@ -1,0 +1,76 @@
+"""Data parallelism: the only file that knows how devices are arranged.
+
+Every device function has one contract, `fn(replicated, sharded) -> replicated`:
+a per-device function whose collectives name `AXIS`. Placement, compilation and
+donation happen here; the function itself is the same for every backend.
+"""
+
+import jax
+import numpy as np
+from jax.sharding import Mesh, NamedSharding, PartitionSpec
+
+from trainer.errors import ConfigError, unknown_name
+
+AXIS = "batch"
+
+
+def _pmap(fn, mesh, donate):
+    return jax.pmap(
+        fn, axis_name=AXIS, in_axes=(None, 0), out_axes=None, devices=list(mesh.devices.flat), donate_argnums=donate
+    )
+
+
+def _shard_map(fn, mesh, donate):
+    specs = dict(in_specs=(PartitionSpec(), PartitionSpec(AXIS)), out_specs=PartitionSpec())
+    return jax.jit(jax.shard_map(fn, mesh=mesh, **specs), donate_argnums=donate)
+
+
+BACKENDS = {"pmap": _pmap, "shard_map": _shard_map}
+
+
+class DataParallel:
+    """One batch cut over all devices, one copy of everything else on each.
+
+    `backend` names how device functions are compiled (see `BACKENDS`); `devices`
+    are the devices to use. The numbers do not depend on the backend.
+    """
+
+    def __init__(self, backend: str, *, devices: list[jax.Device]):
+        if backend not in BACKENDS:
+            raise ConfigError(unknown_name("parallel.backend", backend, BACKENDS))
+        self._backend = backend
+        self._mesh = Mesh(np.array(devices), (AXIS,))
+        self._replicated = NamedSharding(self._mesh, PartitionSpec())
+        self._sharded = NamedSharding(self._mesh, PartitionSpec(AXIS))
+
+    @property
+    def num_devices(self) -> int:
+        return self._mesh.size
+
+    def compile(self, fn, *, donate: bool):
+        """Compiles `fn(replicated, sharded) -> replicated`; `donate` gives up the first argument's buffers."""
+        return BACKENDS[self._backend](fn, self._mesh, (0,) if donate else ())
+
+    def replicate(self, tree):
+        """A copy of each array of `tree` on every device."""
+        return jax.device_put(tree, self._replicated)
+
+    def shard(self, batch):
+        """Cuts each host array [B, ...] of `batch` over the devices, along B.
+
+        Raises ConfigError where the number of devices does not divide B.
+        """
+        return jax.device_put(jax.tree.map(self._cut, batch), self._sharded)
+
+    def check_divides(self, batch_size: int, *, key: str):
+        """Raises ConfigError unless the devices divide `batch_size`, the value of config key `key`."""
+        devices = self.num_devices
+        if batch_size % devices:
+            below = batch_size // devices * devices
+            near = f"{below} or {below + devices}" if below else str(devices)
+            raise ConfigError(f"{key}={batch_size} does not divide over {devices} devices; use {near}")
+
+    def _cut(self, array):
+        if self._backend == "pmap":  # pmap wants the devices as an axis of their own
+            return array.reshape(self.num_devices, -1, *array.shape[1:])
+        return array

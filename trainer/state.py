@@ -1,0 +1,56 @@
+"""The training state: arrays only, so that what you see is what is checkpointed."""
+
+from typing import Any
+
+import flax
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+
+
+@flax.struct.dataclass
+class TrainState:
+    """All that changes during training.
+
+    step: int32 scalar, updates made so far. params: float32 tree. model_state: the model's other
+    collections (BatchNorm statistics), {} if none. opt_state: Optax state. rng: uint32 key data of
+    the root key, never advanced. ema: {"params", "model_state"} averaged over steps, {} if off.
+    """
+
+    step: jax.Array
+    params: Any
+    model_state: Any
+    opt_state: optax.OptState
+    rng: jax.Array
+    ema: Any
+
+
+def create(model, tx: optax.GradientTransformation, *, seed: int, image_shape: tuple[int, ...], ema: bool) -> TrainState:
+    """The state before the first step, as host arrays.
+
+    `image_shape` is (H, W, C). The initial weights depend on the model and `seed` alone.
+    """
+
+    def init(root):
+        images = jnp.zeros((1, *image_shape), jnp.float32)
+        variables = model.init(jax.random.fold_in(root, 0), images, train=False)
+        model_state, params = flax.core.pop(variables, "params")
+        return params, model_state, tx.init(params)
+
+    root = jax.random.key(seed)
+    params, model_state, opt_state = jax.device_get(jax.jit(init)(root))
+    average = jax.tree.map(np.array, {"params": params, "model_state": model_state}) if ema else {}
+    return TrainState(
+        step=np.zeros((), np.int32),
+        params=params,
+        model_state=model_state,
+        opt_state=opt_state,
+        rng=np.asarray(jax.random.key_data(root)),
+        ema=average,
+    )
+
+
+def evaluated_weights(state: TrainState) -> dict[str, Any]:
+    """{"params", "model_state"} that validation judges: the moving average where there is one."""
+    return state.ema or {"params": state.params, "model_state": state.model_state}

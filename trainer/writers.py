@@ -1,0 +1,168 @@
+"""Where a run's numbers go: `metrics.jsonl`, which is the truth, and the console.
+
+Both take the same record at the same step. A writer with nothing to do is `Quiet`.
+"""
+
+import json
+import math
+import time
+from pathlib import Path
+
+from rich.console import Console
+from rich.progress import BarColumn, Progress, TextColumn
+from rich.table import Table
+
+
+class JsonLines:
+    """`metrics.jsonl`: one JSON object a line, one line a logged step, flushed as it is written."""
+
+    def __init__(self, path: Path, *, resume_step: int):
+        """Opens `path`, first dropping the records after `resume_step`: the run is about to make them again."""
+        kept = [line for line in _sound_lines(path) if json.loads(line)["step"] <= resume_step]
+        temporary = path.with_suffix(".tmp")
+        temporary.write_text("".join(kept))
+        temporary.replace(path)
+        self._file = path.open("a")
+
+    def write(self, record: dict):
+        self._file.write(json.dumps(record) + "\n")
+        self._file.flush()
+
+    def close(self):
+        self._file.close()
+
+
+def _sound_lines(path):
+    """The lines of `path` that are whole; a kill may have cut the last."""
+    if not path.exists():
+        return
+    for line in path.read_text().splitlines(keepends=True):
+        try:
+            json.loads(line)
+        except ValueError:
+            continue
+        if line.endswith("\n"):
+            yield line
+
+
+def read_records(path: Path) -> list[dict]:
+    """The records of a `metrics.jsonl`, in order."""
+    return [json.loads(line) for line in _sound_lines(path)]
+
+
+class Quiet:
+    """Shows nothing."""
+
+    def say(self, text: str):
+        """A line for the reader."""
+
+    def start(self, *, step: int, total_steps: int):
+        """Training begins at `step`."""
+
+    def advance(self, step: int):
+        """`step` steps were handed to the device."""
+
+    def write(self, record: dict):
+        """The record of a logged step."""
+
+    def close(self):
+        """Nothing more will come."""
+
+
+class Plain(Quiet):
+    """One line a record: for files, pipes and batch systems."""
+
+    def __init__(self, console: Console):
+        self._console = console
+
+    def say(self, text):
+        self._console.print(text, highlight=False, soft_wrap=True, markup=False)
+
+    def start(self, *, step, total_steps):
+        self._pace = _Pace(step, total_steps)
+
+    def write(self, record):
+        step = record["step"]
+        self._pace.update(step)
+        self.say(f"step {step}/{self._pace.total_steps}  {_figures(record)}  {self._pace.left()} left")
+
+
+class Live(Plain):
+    """A bar with images/s and time left; records that hold a validation stay above it."""
+
+    def start(self, *, step, total_steps):
+        super().start(step=step, total_steps=total_steps)
+        columns = (TextColumn("step {task.completed}/{task.total}"), BarColumn(), TextColumn("{task.description}"))
+        self._progress = Progress(*columns, console=self._console, transient=True)
+        self._task = self._progress.add_task("compiling", total=total_steps, completed=step)
+        self._progress.start()
+
+    def advance(self, step):
+        self._progress.update(self._task, completed=step)
+
+    def write(self, record):
+        self._pace.update(record["step"])
+        speed = f"{record['images_per_second']:,.0f} images/s" if "images_per_second" in record else ""
+        self._progress.update(
+            self._task,
+            completed=record["step"],
+            description=f"loss {record['train_loss']:.4f}  {speed}  {self._pace.left()} left",
+        )
+        if "val_accuracy" in record:
+            self.say(f"step {record['step']:>6}  {_figures(record)}")
+
+    def close(self):
+        if hasattr(self, "_progress"):
+            self._progress.stop()
+
+
+class _Pace:
+    """Time left, from the speed since the start; the first record, which waits for the compiler, does not count."""
+
+    def __init__(self, step, total_steps):
+        self.total_steps = total_steps
+        self._step = step
+        self._first = None
+
+    def update(self, step):
+        self._step = step
+        self._first = self._first or (step, time.monotonic())
+
+    def left(self) -> str:
+        first_step, first_time = self._first
+        if self._step == first_step:
+            return "?"
+        seconds = (time.monotonic() - first_time) / (self._step - first_step) * (self.total_steps - self._step)
+        minutes, seconds = divmod(round(seconds), 60)
+        hours, minutes = divmod(minutes, 60)
+        return f"{hours}:{minutes:02}:{seconds:02}" if hours else f"{minutes}:{seconds:02}"
+
+
+def _figures(record) -> str:
+    parts = [
+        f"epoch {record['epoch']:.2f}",
+        f"train loss {record['train_loss']:.4f} acc {record['train_accuracy']:.2%}",
+    ]
+    if "val_accuracy" in record:
+        parts.append(f"val loss {record['val_loss']:.4f} acc {record['val_accuracy']:.2%}")
+    parts.append(f"lr {record['lr']:.3g}")
+    if "images_per_second" in record:
+        parts.append(f"{record['images_per_second']:,.0f} images/s")
+    return "  ".join(parts)
+
+
+def for_console(console: Console) -> Plain:
+    """The writer that fits `console`: a live bar on a terminal, plain lines elsewhere."""
+    return Live(console) if console.is_terminal else Plain(console)
+
+
+def summary(result: dict) -> Table:
+    """The end of a run, as a table."""
+    table = Table(show_header=True, header_style="bold")
+    for column in ("split", "accuracy", "loss", "examples"):
+        table.add_column(column, justify="left" if column == "split" else "right")
+    for split in ("val", "test"):
+        figures = result[split]
+        loss = f"{figures['loss']:.4f}" if math.isfinite(figures["loss"]) else str(figures["loss"])
+        table.add_row(split, f"{figures['accuracy']:.2%}", loss, f"{figures['examples']:,}")
+    return table
