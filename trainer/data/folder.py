@@ -6,17 +6,15 @@ import os
 import warnings
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
-from typing import BinaryIO, NamedTuple
+from typing import NamedTuple
 
 import numpy as np
-from PIL import Image, ImageOps, UnidentifiedImageError
+from PIL import UnidentifiedImageError
 
+from trainer.data.decode import FORMATS, decode_image
 from trainer.data.source import Source, carve_test, empty_images
 from trainer.data.splits import Split
 from trainer.errors import ConfigError, DataError, unknown_name
-
-# Decoders that are tried. A short list, because each one reads files from strangers.
-FORMATS = ("BMP", "GIF", "JPEG", "PNG", "PPM", "WEBP")
 
 ON_BAD_IMAGE = ("error", "skip")
 
@@ -24,7 +22,6 @@ ON_BAD_IMAGE = ("error", "skip")
 # silence, they would spoil a run; so they are named in an error.
 _MISNAMED = {"training": "train", "valid": "val", "validation": "val", "dev": "val", "testing": "test"}
 
-_EXIF_ORIENTATION = 0x0112
 _FILES_PER_TASK = 64
 _NAMES_IN_ERROR = 3
 
@@ -56,7 +53,7 @@ def folder(*, root: str, image_size: int, test_fraction: float, split_seed: int,
     before any image is read; with `test/`, both are unused. The sorted names of
     the class folders give the labels, and the sorted file names the order. Hidden
     files and folders (`.name`) are passed over. `image_size` in pixels: see
-    `decode_image`; 0 keeps the images as they are, and they must then be of one
+    `decode.decode_image`; 0 keeps the images as they are, and they must then be of one
     size.
 
     An image that cannot be decoded, or a link that leads out of `root`, is bad:
@@ -96,52 +93,6 @@ def folder(*, root: str, image_size: int, test_fraction: float, split_seed: int,
         class_names=class_names,
         skipped=tuple(f"{_shown(path)}: {reason}" for path, reason in bad.items()),
     )
-
-
-def decode_image(file: str | BinaryIO, *, image_size: int) -> np.ndarray:
-    """Decodes one image file (a path, or a file open in binary mode) to RGB, uint8 [H, W, 3].
-
-    Turned upright by its EXIF orientation; grey and palette images are converted,
-    16-bit grey is scaled to 8 bits, transparent pixels are laid on white, and of an
-    animation the first frame is taken. With `image_size` > 0 the shorter side is
-    resized to it (bilinear, antialiased) and the centre square is cut out; 0 keeps
-    the size. Whatever is wrong with the file raises, of any type that a decoder
-    may raise: OSError, ValueError, SyntaxError, RuntimeError and others.
-    """
-    with Image.open(file, formats=FORMATS) as image:
-        if image.width * image.height > Image.MAX_IMAGE_PIXELS:
-            raise Image.DecompressionBombError(f"{image.width}x{image.height} is over the limit on pixels")
-        if image_size:
-            # Lets the JPEG decoder halve large photographs, never below twice the size asked for.
-            image.draft(None, (2 * image_size, 2 * image_size))
-        rgb = _to_rgb(_upright(image))
-        if image_size:
-            rgb = ImageOps.fit(rgb, (image_size, image_size), method=Image.Resampling.BILINEAR)
-        return np.asarray(rgb)
-
-
-def _upright(image: Image.Image) -> Image.Image:
-    try:
-        turned = image.getexif().get(_EXIF_ORIENTATION, 1) != 1
-    except Exception:  # Damaged EXIF is no reason to lose the pixels.
-        return image
-    return ImageOps.exif_transpose(image) if turned else image
-
-
-def _to_rgb(image: Image.Image) -> Image.Image:
-    if image.mode == "RGB" and "transparency" not in image.info:
-        image.load()
-        return image
-    if image.mode.startswith("I"):  # 16 bits of grey, which `convert` would clip at 255.
-        grey = np.clip(np.asarray(image, np.int64), 0, 65535)
-        return Image.fromarray(((grey + 128) // 257).astype(np.uint8)).convert("RGB")
-    if image.mode == "F":
-        raise ValueError("pixels are floats of unknown range")
-    if image.has_transparency_data:
-        canvas = Image.new("RGBA", image.size, "white")
-        canvas.alpha_composite(image.convert("RGBA"))
-        return canvas.convert("RGB")
-    return image.convert("RGB")
 
 
 def _checked_root(root: str) -> str:
@@ -247,8 +198,8 @@ def _open_test(root: str, files: _Files, *, image_size: int, size: _Size, on_bad
     test, bad = _read(root, files, image_size=image_size, size=size)
     if bad and (on_bad_image == "error" or not len(test.labels)):
         raise DataError(_describe_bad(root, bad, total=len(files.paths)))
-    for path, reason in bad.items():
-        _log.warning("test image left out: %s: %s", _shown(path), reason)
+    if bad:
+        _log.warning("left out %d of %d test images: %s", len(bad), len(files.paths), _name_first(bad))
     return test
 
 
@@ -317,12 +268,15 @@ def _check_classes_left(root: str, train: Split, class_names: Sequence[str]) -> 
 
 
 def _describe_bad(root: str, bad: dict[str, str], *, total: int) -> str:
-    first = [f"{_shown(path)} ({reason})" for path, reason in list(bad.items())[:_NAMES_IN_ERROR]]
-    more = ["..."] if len(bad) > _NAMES_IN_ERROR else []
     return (
-        f"{len(bad)} of {total} images in {_shown(root)} cannot be read: {', '.join(first + more)}; mend or delete"
+        f"{len(bad)} of {total} images in {_shown(root)} cannot be read: {_name_first(bad)}; mend or delete"
         " them, or leave them out with config.data.source.on_bad_image=skip"
     )
+
+
+def _name_first(bad: dict[str, str]) -> str:
+    first = [f"{_shown(path)} ({reason})" for path, reason in list(bad.items())[:_NAMES_IN_ERROR]]
+    return ", ".join(first + ["..."] * (len(bad) > _NAMES_IN_ERROR))
 
 
 def _shown(text: str) -> str:

@@ -49,13 +49,12 @@ def make_augment(spec: str):
     keys: typed threefry keys [B], one for each image, so that its draw depends on
     nothing else in the batch. images: float32 [B, H, W, C] in [0, 1], C = 1 or 3.
     The result has the same shape and dtype, clipped to [0, 1] once, after the last
-    op: no op clips on its own. The op at position i draws from `fold_in(key, i)`: an op added at the end
-    leaves the draws before it as they were.
+    op: no op clips on its own. The op at position i draws from `fold_in(key, i)`, so
+    an op added at the end leaves the draws before it as they were.
 
     `augment` is pure, and its caller jits it. When traced it raises DataError for
     images that are not float32, and ConfigError for keys of another generator: under
-    `vmap` an "rbg" draw depends on the place in the batch. Raises ConfigError as
-    `parse` does.
+    `vmap` an "rbg" draw depends on its neighbours. Raises ConfigError as `parse` does.
     """
     chain = parse(spec)
 
@@ -67,7 +66,7 @@ def make_augment(spec: str):
     def augment(keys, images):
         if (generator := jax.random.key_impl(keys)) != "threefry2x32":
             raise ConfigError(
-                f"augment needs keys of 'threefry2x32', not '{generator}', whose draws depend on the batch"
+                f"augment needs keys made with impl='threefry2x32'; '{generator}' draws by batch, not by key"
             )
         if images.dtype != jnp.float32:
             raise DataError(f"augment needs float32 images in [0, 1], not {images.dtype}; divide uint8 by 255 first")

@@ -1,0 +1,147 @@
+import io
+import warnings
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from trainer.data.decode import FORMATS, MAX_PIXELS, decode_image
+
+RNG = np.random.default_rng(0)
+
+
+def encoded(pixels_or_image, format="PNG", **options):
+    image = pixels_or_image
+    if isinstance(image, np.ndarray):
+        image = Image.fromarray(image)
+    file = io.BytesIO()
+    image.save(file, format=format, **options)
+    file.seek(0)
+    return file
+
+
+def noise(*shape):
+    return RNG.integers(0, 256, shape, dtype=np.uint8)
+
+
+@pytest.mark.parametrize("format", ["PNG", "BMP", "PPM"])
+def test_lossless_formats_give_the_pixels_back(format):
+    pixels = noise(5, 7, 3)
+    np.testing.assert_array_equal(decode_image(encoded(pixels, format), image_size=0), pixels)
+
+
+@pytest.mark.parametrize("format", FORMATS)
+@pytest.mark.parametrize("image_size", [0, 6])
+def test_every_format_gives_uint8_rgb(format, image_size):
+    flat = np.full((8, 12, 3), 200, np.uint8)
+    found = decode_image(encoded(flat, format), image_size=image_size)
+    assert found.dtype == np.uint8
+    assert found.shape == ((6, 6, 3) if image_size else (8, 12, 3))
+    np.testing.assert_allclose(found.astype(int), 200, atol=3)
+
+
+def test_a_format_outside_the_list_is_refused():
+    with pytest.raises(OSError):
+        decode_image(encoded(noise(4, 4, 3), "TIFF"), image_size=0)
+
+
+def test_grey_fills_the_three_channels():
+    grey = noise(4, 4)
+    np.testing.assert_array_equal(decode_image(encoded(grey), image_size=0), np.repeat(grey[..., None], 3, axis=-1))
+
+
+def test_16_bit_grey_is_scaled_and_not_clipped():
+    grey = np.array([[0, 257, 256 * 128, 65535]], np.uint16)
+    found = decode_image(encoded(Image.fromarray(grey)), image_size=0)
+    np.testing.assert_array_equal(found[0, :, 0], np.round(grey[0] / 257))
+
+
+def test_palette_keeps_its_colours():
+    pixels = np.zeros((2, 2, 3), np.uint8)
+    pixels[0, 0], pixels[1, 1] = (255, 0, 0), (0, 0, 255)
+    image = Image.fromarray(pixels).convert("P", palette=Image.Palette.ADAPTIVE)
+    np.testing.assert_array_equal(decode_image(encoded(image), image_size=0), pixels)
+
+
+def test_transparent_pixels_are_laid_on_white():
+    pixels = np.zeros((1, 3, 4), np.uint8)
+    pixels[0, :, 0], pixels[0, :, 3] = 100, (0, 255, 128)
+    found = decode_image(encoded(pixels), image_size=0)[0]
+    np.testing.assert_array_equal(found[0], [255, 255, 255])
+    np.testing.assert_array_equal(found[1], [100, 0, 0])
+    np.testing.assert_allclose(found[2], [177, 127, 127], atol=1)
+
+
+def test_transparent_palette_entry_is_laid_on_white():
+    image = Image.fromarray(np.zeros((2, 2), np.uint8)).convert("P")
+    found = decode_image(encoded(image, transparency=image.getpixel((0, 0))), image_size=0)
+    np.testing.assert_array_equal(found, np.full((2, 2, 3), 255))
+
+
+def test_exif_orientation_is_applied():
+    pixels = noise(2, 3, 3)
+    exif = Image.Exif()
+    exif[0x0112] = 6  # To be turned 90 degrees clockwise.
+    np.testing.assert_array_equal(decode_image(encoded(pixels, exif=exif), image_size=0), np.rot90(pixels, -1))
+
+
+def test_of_an_animation_the_first_frame_is_taken():
+    frames = [Image.fromarray(np.full((4, 4), value, np.uint8)) for value in (10, 200)]
+    file = encoded(frames[0], "GIF", save_all=True, append_images=frames[1:])
+    np.testing.assert_array_equal(decode_image(file, image_size=0), np.full((4, 4, 3), 10))
+
+
+@pytest.mark.parametrize("shape", [(20, 48), (48, 20)])
+def test_resizing_is_by_the_shorter_side_and_then_to_the_centre_square(shape):
+    pixels = noise(*shape, 3)
+    whole = Image.fromarray(pixels).resize((shape[1] // 2, shape[0] // 2), Image.Resampling.BILINEAR)
+    left, top = ((side - 10) // 2 for side in whole.size)
+    expected = np.asarray(whole)[top : top + 10, left : left + 10].astype(int)
+    np.testing.assert_allclose(decode_image(encoded(pixels), image_size=10).astype(int), expected, atol=1)
+
+
+def test_shrinking_averages_instead_of_skipping_pixels():
+    stripes = np.zeros((64, 64, 3), np.uint8)
+    stripes[:, ::2] = 255
+    found = decode_image(encoded(stripes), image_size=8)
+    np.testing.assert_allclose(found[:, 1:-1].astype(int), 127, atol=4)
+
+
+def test_the_right_size_is_left_untouched():
+    pixels = noise(9, 9, 3)
+    np.testing.assert_array_equal(decode_image(encoded(pixels), image_size=9), pixels)
+
+
+def test_a_large_jpeg_is_shrunk_to_nearly_the_same_pixels_as_without_the_decoders_help():
+    ramp = np.linspace(0, 255, 640).astype(np.uint8)
+    pixels = np.stack([np.tile(ramp, (480, 1))] * 3, axis=-1)
+    jpeg, png = (decode_image(encoded(pixels, name), image_size=32).astype(int) for name in ("JPEG", "PNG"))
+    np.testing.assert_allclose(jpeg, png, atol=4)
+
+
+def test_a_decompression_bomb_raises_before_it_is_decoded(monkeypatch):
+    monkeypatch.setattr("trainer.data.decode.MAX_PIXELS", 100)
+    assert decode_image(encoded(noise(10, 10, 3)), image_size=0).shape == (10, 10, 3)
+    with pytest.raises(Image.DecompressionBombError, match="11x10"):
+        decode_image(encoded(noise(10, 11, 3)), image_size=0)
+
+
+def test_the_limit_is_not_above_the_one_at_which_pillow_warns():
+    assert MAX_PIXELS <= Image.MAX_IMAGE_PIXELS
+
+
+def test_any_damage_raises_or_gives_an_image():
+    whole = encoded(noise(16, 16, 3), "PNG").getvalue()
+    damaged = 0
+    for i in range(0, len(whole), 7):
+        content = bytearray(whole)
+        content[i] ^= 0xFF
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            try:
+                assert decode_image(io.BytesIO(content), image_size=0).dtype == np.uint8
+            except Exception:
+                damaged += 1
+    assert damaged
+    with pytest.raises(OSError):
+        decode_image(io.BytesIO(whole[: len(whole) // 2]), image_size=0)

@@ -1,0 +1,237 @@
+"""Where images come from: the table of sources, and the small ones themselves."""
+
+import functools
+import inspect
+import os
+import zipfile
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from trainer.data.folder import folder
+from trainer.data.source import Source, carve_test, empty_images
+from trainer.data.splits import Split, take
+from trainer.data.tfds import tfds
+from trainer.errors import ConfigError, DataError, unknown_name
+
+__all__ = ["SOURCES", "Source", "digits", "folder", "load", "npz", "synthetic", "tfds"]
+
+
+def digits(*, test_fraction: float, split_seed: int) -> Source:
+    """The 1,797 handwritten digits that come with scikit-learn, 8x8x1, values 0..16 scaled to 0..255.
+
+    Test is a stratified share `test_fraction`, drawn by `split_seed`; no download.
+    """
+    everything = _read_digits()
+    train, test = carve_test(everything.labels, test_fraction=test_fraction, split_seed=split_seed)
+    return Source(
+        train=take(everything, train),
+        val=None,
+        open_test=lambda: take(_read_digits(), test),
+        class_names=tuple(str(digit) for digit in range(10)),
+        skipped=(),
+    )
+
+
+def _read_digits() -> Split:
+    try:
+        from sklearn.datasets import load_digits
+    except ImportError as error:
+        raise DataError("the digits source needs scikit-learn: pip install scikit-learn") from error
+    found = load_digits()
+    images = np.round(found.images * (255.0 / 16.0)).astype(np.uint8)
+    return Split(images[..., np.newaxis], found.target.astype(np.int32))
+
+
+def synthetic(*, num_examples: int, num_classes: int, image_size: int, channels: int, seed: int) -> Source:
+    """A problem that a small model learns, for tests and benchmarks.
+
+    Each class is a fixed random pattern of low spatial frequencies, and an example
+    is the pattern of its class plus noise. `num_examples` in train, with class
+    counts equal within one, and as many, of other noise, in test; `image_size` in
+    pixels. Everything depends on the arguments alone.
+    """
+    for setting, value, least in (
+        ("num_classes", num_classes, 2),
+        ("num_examples", num_examples, 2 * num_classes),
+        ("image_size", image_size, 1),
+        ("channels", channels, 1),
+        ("seed", seed, 0),
+    ):
+        if value < least:
+            raise ConfigError(f"config.data.source.{setting} is {value}; set it to at least {least}")
+    patterns = _low_frequency_patterns(num_classes, image_size=image_size, channels=channels, seed=seed)
+    return Source(
+        train=_noisy_examples(patterns, num_examples=num_examples, seed=[seed, 1]),
+        val=None,
+        open_test=functools.partial(_noisy_examples, patterns, num_examples=num_examples, seed=[seed, 2]),
+        class_names=tuple(f"class{label}" for label in range(num_classes)),
+        skipped=(),
+    )
+
+
+def _low_frequency_patterns(num_classes: int, *, image_size: int, channels: int, seed: int) -> np.ndarray:
+    """float32 [num_classes, image_size, image_size, channels]: random sums of 4x4 cosines, of unit mean square."""
+    rng = np.random.default_rng([seed, 0])
+    place = (np.arange(image_size) + 0.5) / image_size
+    waves = np.cos(np.pi * np.arange(4)[:, np.newaxis] * place)
+    weights = rng.standard_normal((num_classes, 4, 4, channels))
+    patterns = np.einsum("nuvc,uy,vx->nyxc", weights, waves, waves)
+    patterns /= np.sqrt(np.mean(patterns**2, axis=(1, 2, 3), keepdims=True))
+    return patterns.astype(np.float32)
+
+
+def _noisy_examples(patterns: np.ndarray, *, num_examples: int, seed: list[int]) -> Split:
+    rng = np.random.default_rng(seed)
+    num_classes, height, width, channels = patterns.shape
+    labels = rng.permutation(np.arange(num_examples, dtype=np.int32) % num_classes)
+    images = empty_images(num_examples, height=height, width=width, channels=channels)
+    for start in range(0, num_examples, 1024):  # In parts, so that the floats stay small.
+        part = slice(start, start + 1024)
+        noise = rng.standard_normal(images[part].shape, dtype=np.float32)
+        images[part] = np.clip(128.0 + 32.0 * patterns[labels[part]] + 48.0 * noise, 0.0, 255.0)
+    return Split(images, labels)
+
+
+_TRAIN = ("train_images", "train_labels")
+_VAL = ("val_images", "val_labels")
+_TEST = ("test_images", "test_labels")
+
+
+class _Header(NamedTuple):
+    """What an .npz tells of an array without reading its values."""
+
+    shape: tuple[int, ...]
+    dtype: np.dtype
+
+
+def npz(*, path: str) -> Source:
+    """The arrays of one .npz file, as `numpy.savez` writes it.
+
+    `train_images`, `test_images` and perhaps `val_images`: uint8 [N, H, W] or
+    [N, H, W, C]. `train_labels`, `test_labels` and perhaps `val_labels`: integers
+    [N]; those of train are 0..K-1, each there at least once. Perhaps `class_names`:
+    text [K]. Raises DataError naming the array that is not so; of the test arrays
+    shape and dtype are checked at once, their values when test is opened.
+    """
+    path = os.path.realpath(os.path.expanduser(path))
+    headers = _npz_headers(path)
+    parts = [_TRAIN, _TEST]
+    if set(_VAL) & headers.keys():
+        parts.append(_VAL)
+    for images, labels in parts:
+        _check_headers(path, headers, images=images, labels=labels)
+
+    train = _read_npz_split(path, _TRAIN)
+    num_classes = int(train.labels.max()) + 1
+    counts = np.bincount(train.labels)
+    if num_classes < 2 or not counts.all():
+        held = ", ".join(str(label) for label in np.flatnonzero(counts)[:10])
+        raise DataError(f"train_labels in {path} must be 0..K-1 without a gap, K at least 2, and hold {held}; renumber")
+    names = _read_npz_names(path) if "class_names" in headers else tuple(str(label) for label in range(num_classes))
+    if len(names) != num_classes:
+        raise DataError(
+            f"class_names in {path} has {len(names)} names and train_labels {num_classes} classes; give each a name"
+        )
+    return Source(
+        train=train,
+        val=_read_npz_split(path, _VAL, num_classes=num_classes) if _VAL in parts else None,
+        open_test=functools.partial(_read_npz_split, path, _TEST, num_classes=num_classes),
+        class_names=names,
+        skipped=(),
+    )
+
+
+def _open_npz(path: str) -> np.lib.npyio.NpzFile:
+    try:
+        archive = np.load(path, allow_pickle=False)
+    except FileNotFoundError as error:
+        raise DataError(f"no file at {path}; set config.data.source.path to an .npz file") from error
+    except (OSError, ValueError, EOFError, zipfile.BadZipFile) as error:
+        raise DataError(f"{path} is not a readable .npz file; write it anew with numpy.savez") from error
+    if not isinstance(archive, np.lib.npyio.NpzFile):
+        raise DataError(f"{path} holds a single array, not the named arrays of an .npz; write it with numpy.savez")
+    return archive
+
+
+def _npz_headers(path: str) -> dict[str, _Header]:
+    """The shape and dtype of each array, without reading any."""
+    headers = {}
+    readers = {(1, 0): np.lib.format.read_array_header_1_0, (2, 0): np.lib.format.read_array_header_2_0}
+    with _open_npz(path) as archive:
+        for name in archive.files:
+            try:
+                with archive.zip.open(f"{name}.npy") as file:
+                    shape, _, dtype = readers[np.lib.format.read_magic(file)](file)
+            except (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile) as error:
+                raise DataError(f"{name} in {path} is not a readable array; write it anew with numpy.savez") from error
+            headers[name] = _Header(shape, dtype)
+    return headers
+
+
+def _check_headers(path: str, headers: dict[str, _Header], *, images: str, labels: str) -> None:
+    for name in (images, labels):
+        if name not in headers:
+            raise DataError(f"{path} has no array '{name}'; save it under that name (found: {', '.join(headers)})")
+    shape, dtype = headers[images]
+    if dtype != np.uint8:
+        raise DataError(f"{images} in {path} is {dtype}; save it as uint8 in 0..255")
+    if len(shape) not in (3, 4) or 0 in shape:
+        raise DataError(f"{images} in {path} has shape {shape}; save it as [N, H, W] or [N, H, W, C], none of them 0")
+    if shape[1:] != headers["train_images"].shape[1:]:
+        raise DataError(
+            f"{images} in {path} holds images of {shape[1:]} and train_images of {headers['train_images'].shape[1:]};"
+            " bring them to one size"
+        )
+    count = shape[0]
+    shape, dtype = headers[labels]
+    if dtype.kind not in "iu":
+        raise DataError(f"{labels} in {path} is {dtype}; save the class numbers as integers, such as int32")
+    if shape != (count,):
+        raise DataError(f"{labels} in {path} has shape {shape}; save one number for each image, shape ({count},)")
+
+
+def _read_npz_split(path: str, names: tuple[str, str], *, num_classes: int | None = None) -> Split:
+    images, labels = (_read_npz_array(path, name) for name in names)
+    last = labels.max() if num_classes is None else num_classes - 1
+    wrong = labels[(labels < 0) | (labels > last)]
+    if len(wrong):
+        bounds = "0 or more" if num_classes is None else f"0..{last}, the classes of train_labels"
+        raise DataError(f"{names[1]} in {path} holds {wrong[0]}; labels must be {bounds}")
+    return Split(images if images.ndim == 4 else images[..., np.newaxis], labels.astype(np.int32))
+
+
+def _read_npz_names(path: str) -> tuple[str, ...]:
+    names = _read_npz_array(path, "class_names")
+    if names.dtype.kind != "U" or names.ndim != 1:
+        raise DataError(f"class_names in {path} is {names.dtype} {names.shape}; save a list of text")
+    return tuple(str(name) for name in names)
+
+
+def _read_npz_array(path: str, name: str) -> np.ndarray:
+    with _open_npz(path) as archive:
+        try:
+            return archive[name]
+        except (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile) as error:  # KeyError: the file changed.
+            raise DataError(f"{name} in {path} is damaged; write it anew with numpy.savez") from error
+
+
+SOURCES = {"digits": digits, "folder": folder, "npz": npz, "synthetic": synthetic, "tfds": tfds}
+
+
+def load(name: str, **settings: Any) -> Source:
+    """Calls the source `name` of `SOURCES` with `settings`, the rest of `config.data.source`.
+
+    Raises ConfigError for a name or a setting that is not known, or a setting that
+    is not given, and DataError as the source does.
+    """
+    if name not in SOURCES:
+        raise ConfigError(unknown_name("config.data.source.name", name, SOURCES))
+    known = inspect.signature(SOURCES[name]).parameters
+    for setting in settings:
+        if setting not in known:
+            raise ConfigError(unknown_name(f"setting of the {name} source", setting, known))
+    for setting in known:
+        if setting not in settings:
+            raise ConfigError(f"the {name} source needs {setting}; set config.data.source.{setting}")
+    return SOURCES[name](**settings)

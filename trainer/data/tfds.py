@@ -1,0 +1,298 @@
+"""TensorFlow Datasets, downloaded, prepared and read without TensorFlow."""
+
+import contextlib
+import difflib
+import functools
+import os
+import sys
+import tarfile
+from collections.abc import Iterator
+from typing import Any
+
+import numpy as np
+from PIL import Image
+
+from trainer.data.source import Source, empty_images
+from trainer.data.splits import Split
+from trainer.errors import DataError
+
+# `tensorflow_datasets` is imported where it is used: it is slow to import, and
+# the other sources do without it.
+
+# Stock builders whose own preparation calls TensorFlow and for which ours stands in.
+_CIFAR = {"cifar10": "Cifar10", "cifar100": "Cifar100"}
+
+_PROBE_SECONDS = 20.0
+_EXAMPLES_PER_READ = 256
+
+
+def tfds(*, dataset: str, data_dir: str, train_split: str, test_split: str) -> Source:
+    """Reads `dataset`, an image classification data set of TensorFlow Datasets, into memory.
+
+    A data set that is already prepared in `data_dir` ("" is TFDS's own default
+    folder) is read, by whomever it was prepared, if its files are array_record.
+    Otherwise it is downloaded and prepared there: `cifar10` and `cifar100` without
+    TensorFlow, with the order and pixels that TensorFlow gives them, and others where
+    their builder does without it. An archive put into `<data_dir>/downloads/manual/`
+    under its own name spares the download; checksums are verified either way.
+
+    `train_split` and `test_split` are in TFDS's notation ("train", "train[:90%]",
+    "validation") and must not share examples. Images keep size and channels (uint8).
+    Raises DataError where the data cannot be had or is not of this kind.
+    """
+    builder = _builder(dataset, data_dir=data_dir)
+    if not _is_prepared(builder):
+        _prepare(builder)
+        builder = _builder(dataset, data_dir=data_dir)
+    image_key, label_key = _feature_keys(builder)
+    _check_splits(builder, train_split=train_split, test_split=test_split)
+    read = functools.partial(_read, builder, image_key=image_key, label_key=label_key)
+    train = read(split=train_split)
+    return Source(
+        train=train,
+        val=None,
+        open_test=functools.partial(read, split=test_split, like=train.images.shape[1:]),
+        class_names=tuple(builder.info.features[label_key].names),
+        skipped=(),
+    )
+
+
+def _import_tfds() -> Any:
+    try:
+        import tensorflow_datasets
+    except ImportError as error:
+        raise DataError(
+            f"the tfds source lacks a package ({_one_line(error)}):"
+            " pip install tensorflow-datasets array-record importlib_resources"
+        ) from error
+    return tensorflow_datasets
+
+
+def _builder(dataset: str, *, data_dir: str) -> Any:
+    """The TFDS builder of `dataset`, read from the files in `data_dir` where they are."""
+    library = _import_tfds()
+    where = os.path.expanduser(data_dir) or None
+    try:
+        if dataset in _CIFAR:
+            return _cifar_class(_CIFAR[dataset])(data_dir=where)
+        return library.builder(dataset, data_dir=where)
+    except library.core.registered.DatasetNotFoundError as error:
+        known = library.list_builders(with_community_datasets=False)
+        near = difflib.get_close_matches(dataset, known, n=1)
+        hint = f"did you mean '{near[0]}'?" if near else "see tensorflow_datasets.list_builders()"
+        raise DataError(f"unknown data set '{dataset}' in config.data.source.dataset; {hint}") from error
+    except Exception as error:  # A builder may raise anything.
+        raise DataError(f"TFDS cannot set up '{dataset}' ({_one_line(error)}); mend config.data.source") from error
+
+
+def _cifar_class(class_name: str) -> Any:
+    """TFDS's own CIFAR builder `class_name`, with TensorFlow taken out of its preparation."""
+    from tensorflow_datasets.image_classification import cifar
+
+    stock = getattr(cifar, class_name)
+
+    class Cifar(stock, skip_registration=True):
+        name = stock.name  # Decides the folder and the record order, so files are shared with the stock builder.
+        url_infos = stock.url_infos
+
+        def _split_generators(self, dl_manager):
+            layout = self._cifar_info
+            wanted = (*layout.label_files, *layout.train_files, *layout.test_files)
+            files = _read_archive(dl_manager.download(layout.url), [layout.prefix + file for file in wanted])
+            for key, file in zip(layout.label_keys, layout.label_files, strict=True):
+                self.info.features[key].names = files[layout.prefix + file].decode().split()
+
+            def examples(id_prefix, names):
+                return self._generate_examples(id_prefix, [files[layout.prefix + name] for name in names])
+
+            return {"train": examples("train_", layout.train_files), "test": examples("test_", layout.test_files)}
+
+        def _generate_examples(self, split_prefix, filepaths):
+            keys = self._cifar_info.label_keys
+            records = (record for content in filepaths for record in _cifar_records(content, num_labels=len(keys)))
+            for index, (labels, image) in enumerate(records):
+                # PIL images, because TFDS encodes these itself and arrays with TensorFlow.
+                example = {"id": f"{split_prefix}{index:05d}", "image": Image.fromarray(image)}
+                yield index, example | {key: int(label) for key, label in zip(keys, labels, strict=True)}
+
+    return Cifar
+
+
+def _read_archive(path: os.PathLike, names: list[str]) -> dict[str, bytes]:
+    """The contents of the regular files `names` of a .tar.gz; nothing is written to disk."""
+    with tarfile.open(path, "r:gz") as archive:
+        files = {
+            member.name: archive.extractfile(member).read()
+            for member in archive
+            if member.isreg() and member.name in names
+        }
+    missing = sorted(set(names) - files.keys())
+    if missing:
+        raise DataError(f"{path} holds no {missing[0]}; delete it, and download the official archive")
+    return files
+
+
+def _cifar_records(content: bytes, *, num_labels: int) -> Iterator[tuple[np.ndarray, np.ndarray]]:
+    """The records of a CIFAR .bin file: labels uint8 [num_labels], image uint8 [32, 32, 3].
+
+    A record is the label bytes and then the red, the green and the blue plane.
+    """
+    records = np.frombuffer(content, np.uint8).reshape(-1, num_labels + 3 * 32 * 32)
+    for record in records:
+        planes = record[num_labels:].reshape(3, 32, 32)
+        yield record[:num_labels], np.ascontiguousarray(planes.transpose(1, 2, 0))
+
+
+def _is_prepared(builder: Any) -> bool:
+    return builder.data_path.exists() and builder.is_prepared()
+
+
+def _prepare(builder: Any) -> None:
+    """Downloads and prepares, as array_record, without TensorFlow."""
+    library = _import_tfds()
+    downloads = os.path.join(builder.data_dir_root, "downloads")
+    try:
+        _check_reachable(builder, downloads)
+        # TFDS prints to stdout, which belongs to the program that called us.
+        with contextlib.redirect_stdout(sys.stderr):
+            builder.download_and_prepare(
+                file_format="array_record",
+                download_config=library.download.DownloadConfig(try_download_gcs=False),
+            )
+    except DataError:
+        raise
+    except library.download.download_manager.NonMatchingChecksumError as error:
+        raise DataError(
+            f"the archive of '{builder.name}' is not the official one (wrong checksum); delete it from {downloads} and"
+            " run again"
+        ) from error
+    except Exception as error:  # The code of a thousand data sets may raise anything.
+        raise DataError(
+            f"TFDS cannot prepare '{builder.name}' here ({_one_line(error)}); prepare it once where TensorFlow is"
+            " installed, with file_format=array_record, and set config.data.source.data_dir to that folder"
+        ) from error
+
+
+def _check_reachable(builder: Any, downloads: str) -> None:
+    """Raises DataError when nothing is downloaded yet and the host does not answer.
+
+    TFDS itself would try for minutes.
+    """
+    import requests
+    from tensorflow_datasets.core.download import resource
+
+    archives = builder.url_infos or {}
+    urls = [url for url in archives if url.startswith("http")]
+    names = {
+        name
+        for url in archives
+        for name in (archives[url].filename, resource.get_dl_fname(url, archives[url].checksum))
+    }
+    present = any(names.intersection(files) for _, _, files in os.walk(downloads))
+    if present or not urls:
+        return
+    try:
+        requests.head(urls[0], timeout=_PROBE_SECONDS).close()
+    except requests.RequestException as error:
+        file = archives[urls[0]].filename or "its archive"
+        raise DataError(
+            f"cannot download '{builder.name}' ({type(error).__name__}): put {file} into"
+            f" {os.path.join(downloads, 'manual')}, or read class folders with the config variant :root=DIR"
+        ) from error
+
+
+def _feature_keys(builder: Any) -> tuple[str, str]:
+    """The names of the image and of the label feature."""
+    library = _import_tfds()
+    features = builder.info.features
+    kinds = (library.features.Image, library.features.ClassLabel)
+    pair = builder.info.supervised_keys
+    if not (
+        isinstance(pair, tuple) and len(pair) == 2 and all(isinstance(key, str) and key in features for key in pair)
+    ):
+        candidates = [[key for key, feature in features.items() if isinstance(feature, kind)] for kind in kinds]
+        pair = tuple(keys[0] for keys in candidates if len(keys) == 1)
+    if len(pair) != 2 or not all(isinstance(features[key], kind) for key, kind in zip(pair, kinds, strict=True)):
+        raise DataError(
+            f"'{builder.name}' is not image classification, one image and one class label: it has"
+            f" {', '.join(sorted(features))}; choose another config.data.source.dataset"
+        )
+    if features[pair[0]].np_dtype != np.uint8:
+        raise DataError(f"'{builder.name}' holds {features[pair[0]].np_dtype} images and not uint8; choose another")
+    return pair
+
+
+def _check_splits(builder: Any, *, train_split: str, test_split: str) -> None:
+    """Raises DataError for a split that is not there or empty, and for two that share examples."""
+    ranges = {}
+    for setting, split in (("train_split", train_split), ("test_split", test_split)):
+        try:
+            ranges[setting] = [
+                (
+                    part.filename,
+                    part.skip,
+                    part.skip + part.examples_in_shard if part.take < 0 else part.skip + part.take,
+                )
+                for part in builder.info.splits[split].file_instructions
+            ]
+        except Exception as error:
+            raise DataError(
+                f"'{builder.name}' has no split '{split}' (config.data.source.{setting});"
+                f" it has {', '.join(builder.info.splits)}"
+            ) from error
+        if not ranges[setting]:
+            raise DataError(f"split '{split}' of '{builder.name}' is empty; choose another {setting}")
+    for file, start, stop in ranges["train_split"]:
+        for other_file, other_start, other_stop in ranges["test_split"]:
+            if file == other_file and start < other_stop and other_start < stop:
+                raise DataError(
+                    f"train_split '{train_split}' and test_split '{test_split}' of '{builder.name}' share examples;"
+                    " choose two that do not"
+                )
+
+
+def _read(builder: Any, *, split: str, image_key: str, label_key: str, like: tuple[int, ...] | None = None) -> Split:
+    """All examples of `split` in TFDS's order; images of shape `like` [H, W, C], or like the first."""
+    try:
+        examples = builder.as_data_source(split)
+    except NotImplementedError as error:
+        raise DataError(
+            f"'{builder.name}' in {builder.data_dir} is not array_record, and other formats need TensorFlow; prepare it"
+            " with file_format=array_record, or set config.data.source.data_dir to an empty folder"
+        ) from error
+    except Exception as error:
+        raise DataError(_damaged(builder, split, error)) from error
+    images, labels = None, np.empty(len(examples), np.int32)
+    for start in range(0, len(examples), _EXAMPLES_PER_READ):
+        some = range(start, min(start + _EXAMPLES_PER_READ, len(examples)))
+        try:
+            read = examples.__getitems__(list(some))  # Half the time of one by one.
+        except Exception as error:  # Damaged files: whatever reader or decoder make of them.
+            raise DataError(_damaged(builder, split, error)) from error
+        for i, example in zip(some, read, strict=True):
+            image, labels[i] = example[image_key], example[label_key]
+            if images is None:
+                like = like or image.shape
+                images = empty_images(len(examples), height=like[0], width=like[1], channels=like[2])
+            if image.shape != like:
+                raise DataError(
+                    f"'{builder.name}' holds images of different sizes, {like} and {image.shape}; export them to class"
+                    " folders, and read these with the folder source and its image_size"
+                )
+            images[i] = image
+    num_classes = builder.info.features[label_key].num_classes
+    if labels.min() < 0 or labels.max() >= num_classes:
+        raise DataError(f"split '{split}' of '{builder.name}' has examples without a label; choose another split")
+    return Split(images, labels)
+
+
+def _damaged(builder: Any, split: str, error: Exception) -> str:
+    return (
+        f"cannot read split '{split}' of '{builder.name}' ({_one_line(error)}); delete {builder.data_dir} to prepare it"
+        " anew"
+    )
+
+
+def _one_line(error: Exception) -> str:
+    text = " ".join(str(error).split())
+    return f"{type(error).__name__}: {text[:200]}" if text else type(error).__name__
