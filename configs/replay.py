@@ -1,6 +1,6 @@
 """Any earlier run again, from the `config.json` in its workdir.
 
-    python -m scripts.train --config=configs/replay.py:runs/digits/config.json --workdir=runs/again
+python -m scripts.train --config=configs/replay.py:runs/digits/config.json --workdir=runs/again
 """
 
 import json

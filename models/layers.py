@@ -8,8 +8,8 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
-# He et al. 2015, "Delving deep into rectifiers", eq. 14: the variance of the gradient is kept through conv and ReLU.
-kaiming = nn.initializers.variance_scaling(2.0, "fan_out", "truncated_normal")
+# He et al. 2015, "Delving deep into rectifiers", eq. 10: variance 2 / fan_in, which ReLU layers hand on unchanged.
+kaiming = nn.initializers.kaiming_normal()
 
 
 def batch_norm(

@@ -184,7 +184,7 @@ def _cifar_resnet(depth: int, /, *, num_classes: int, dtype: jnp.dtype, axis_nam
         block=PlainShortcutBlock,
         stage_sizes=((depth - 2) // 6,) * 3,
         width=16,
-        head_init=nn.initializers.kaiming_normal(),
+        head_init=kaiming,
         num_classes=num_classes,
         dtype=dtype,
         axis_name=axis_name,

@@ -5,11 +5,9 @@
 
 import errno
 import logging
-import os
 import sys
 from collections.abc import Callable
 
-import jax
 from absl import app, flags
 from rich.console import Console
 

@@ -1,6 +1,6 @@
 """Judges a snapshot of a run on validation or test. Each opening of the test split is recorded in the workdir.
 
-    python -m scripts.evaluate --workdir=runs/digits --which=best --split=val
+python -m scripts.evaluate --workdir=runs/digits --which=best --split=val
 """
 
 import json

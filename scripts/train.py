@@ -1,6 +1,6 @@
 """Trains a config into a workdir; run it again to resume.
 
-    python -m scripts.train --config=configs/digits.py --workdir=runs/digits --config.optimizer.lr=0.001
+python -m scripts.train --config=configs/digits.py --workdir=runs/digits --config.optimizer.lr=0.001
 """
 
 from pathlib import Path
@@ -23,12 +23,12 @@ def main(console):
 
     workdir = Path(WORKDIR.value)
     writer = writers.for_console(console)
-    result = train.train_and_evaluate(
-        CONFIG.value, workdir, writer=writer, on_config_change=ON_CONFIG_CHANGE.value
-    )
+    result = train.train_and_evaluate(CONFIG.value, workdir, writer=writer, on_config_change=ON_CONFIG_CHANGE.value)
     console.print(writers.summary(result))
-    writer.say(f"best step {result['best_step']:,} of {result['steps']:,} ({result['stop_reason']}); test opened "
-               f"{result['test_openings']} time(s)")
+    writer.say(
+        f"best step {result['best_step']:,} of {result['steps']:,} ({result['stop_reason']}); test opened "
+        f"{result['test_openings']} time(s)"
+    )
     writer.say(f"result: {workdir / 'result.json'}  report: {workdir / 'report.html'}")
 
 

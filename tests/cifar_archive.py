@@ -55,13 +55,16 @@ def write_archive(path, *, name, train, test):
             archive.addfile(entry, io.BytesIO(content))
 
 
-def offer_cifar(data_dir, monkeypatch, *, name, train, test):
-    """Puts such an archive where a user puts the official one, and makes TFDS take its checksum for official."""
+def offer_cifar(data_dir, monkeypatch, *, name, train, test, layout=None):
+    """Puts such an archive where a user puts the official one, and makes TFDS take its checksum for official.
+
+    `layout`, where given, is the data set in whose layout the archive of `name` wrongly is.
+    """
     from tensorflow_datasets.core.download import checksums
     from tensorflow_datasets.image_classification import cifar
 
     path = data_dir / "downloads" / "manual" / FILES[name]
-    write_archive(path, name=name, train=train, test=test)
+    write_archive(path, name=layout or name, train=train, test=test)
     stock = {"cifar10": cifar.Cifar10, "cifar100": cifar.Cifar100}[name]
     (url,) = stock.url_infos
     monkeypatch.setattr(stock, "url_infos", {url: checksums.compute_url_info(path)})

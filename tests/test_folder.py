@@ -228,6 +228,12 @@ def test_a_decompression_bomb_is_a_bad_image(splits, monkeypatch):
     assert "cat/big.png" in read(splits, on_bad_image="skip").skipped[0]
 
 
+def test_an_image_with_odd_metadata_is_not_bad_even_when_warnings_are_errors(splits):
+    exif = b"Exif\0\0II*\0\x08\0\0\0\xff\xff"
+    Image.fromarray(np.full((6, 6, 3), 9, np.uint8)).save(splits / "train" / "cat" / "000.jpg", exif=exif)
+    assert len(read(splits).train.labels) == 11
+
+
 def test_a_file_name_cannot_break_the_line(splits):
     (splits / "train" / "cat" / "a\nb.png").write_text("bad")
     assert "a?b.png" in error_of(lambda: read(splits))

@@ -18,9 +18,7 @@ BATCH, CLASSES, SHAPE = 16, 3, (8, 8, 3)
 
 @pytest.fixture(scope="module")
 def model():
-    return models.build(
-        "cnn", widths=(4, 8), dropout=0.0, num_classes=CLASSES, dtype=jnp.float32, axis_name=AXIS
-    )
+    return models.build("cnn", widths=(4, 8), dropout=0.0, num_classes=CLASSES, dtype=jnp.float32, axis_name=AXIS)
 
 
 @pytest.fixture(scope="module")
@@ -169,7 +167,9 @@ def test_moving_average_is_its_formula_and_covers_batch_statistics(model, tx):
         average = moving_average(average, np.float32(value), decay=decay, step=step)
         np.testing.assert_allclose(average, expected, rtol=1e-6)
     state = run_steps(model, tx, backend="pmap", devices=1, ema_decay=0.99)[0]
-    assert jax.tree.structure(state.ema) == jax.tree.structure({"params": state.params, "model_state": state.model_state})
+    assert jax.tree.structure(state.ema) == jax.tree.structure(
+        {"params": state.params, "model_state": state.model_state}
+    )
     assert not np.allclose(state.ema["params"]["head"]["kernel"], state.params["head"]["kernel"])
 
 

@@ -96,20 +96,36 @@ FIELDS: dict[str, Check] = {
 PARAMETERS: dict[str, Check] = {
     "b1": _number(0, 1, below=True),
     "b2": _number(0, 1, below=True),
+    "channels": _integer(1),
     "data_dir": _text,
     "dataset": _text,
     "dropout": _number(0, 1, below=True),
     "eps": _number(0, above=True),
     "image_size": _integer(0),
+    "logit_scale": _number(0, above=True),
     "momentum": _number(0, 1, below=True),
+    "num_classes": _integer(2),
+    "num_examples": _integer(1),
     "on_bad_image": _one_of("error", "skip"),
     "path": _text,
     "root": _text,
+    "seed": _integer(0, 2**31 - 1),
     "split_seed": _integer(0, 2**31 - 1),
     "stem": _one_of("cifar", "imagenet"),
+    "stem_width": _integer(1),
     "test_fraction": _number(0, 1, above=True, below=True),
+    "test_split": _text,
+    "train_split": _text,
     "weight_decay": _number(0),
     "widths": _widths,
+}
+
+# Parts: the section, and the table its name comes from. Models are handed to `validate`.
+TABLES: dict[str, Mapping[str, Callable]] = {
+    "data.source": SOURCES,
+    "loss": LOSSES,
+    "optimizer": OPTIMIZERS,
+    "schedule": SCHEDULES,
 }
 
 # What the loop supplies, and a config therefore does not.
@@ -125,17 +141,10 @@ def validate(config: Mapping, *, models: Mapping[str, Callable]):
 
     `models` is the table of models: name -> builder with keyword-only parameters.
     """
-    parts = {
-        "data.source": SOURCES,
-        "loss": LOSSES,
-        "model": models,
-        "optimizer": OPTIMIZERS,
-        "schedule": SCHEDULES,
-    }
     values = dict(_flatten(config))
     checks = dict(FIELDS)
     required = set(FIELDS)
-    for section, table in parts.items():
+    for section, table in {**TABLES, "model": models}.items():
         name = values.get(f"{section}.name")
         if name is None:
             raise ConfigError(f"config.{section}.name is missing; known: {', '.join(sorted(table))}")
@@ -144,7 +153,7 @@ def validate(config: Mapping, *, models: Mapping[str, Callable]):
         checks[f"{section}.name"] = _text
         for parameter in inspect.signature(table[name]).parameters.values():
             if parameter.kind is parameter.KEYWORD_ONLY and parameter.name not in SUPPLIED.get(section, ()):
-                checks[f"{section}.{parameter.name}"] = PARAMETERS.get(parameter.name, lambda value: None)
+                checks[f"{section}.{parameter.name}"] = PARAMETERS[parameter.name]
                 if parameter.default is parameter.empty:
                     required.add(f"{section}.{parameter.name}")
     for key in values:

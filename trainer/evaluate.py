@@ -10,7 +10,9 @@ from trainer.data.splits import Split
 from trainer.parallel import DataParallel
 
 
-def evaluate(eval_step: Callable, weights, split: Split, *, batch_size: int, parallel: DataParallel) -> dict[str, float]:
+def evaluate(
+    eval_step: Callable, weights, split: Split, *, batch_size: int, parallel: DataParallel
+) -> dict[str, float]:
     """`loss` (nats), `accuracy` (0..1) and `examples` of `weights` on `split`.
 
     eval_step: compiled by `parallel`, (weights, batch) -> sums. weights: replicated over the devices.

@@ -26,7 +26,9 @@ class TrainState:
     ema: Any
 
 
-def create(model, tx: optax.GradientTransformation, *, seed: int, image_shape: tuple[int, ...], ema: bool) -> TrainState:
+def create(
+    model, tx: optax.GradientTransformation, *, seed: int, image_shape: tuple[int, ...], ema: bool
+) -> TrainState:
     """The state before the first step, as host arrays.
 
     `image_shape` is (H, W, C). The initial weights depend on the model and `seed` alone.

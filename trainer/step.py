@@ -86,9 +86,7 @@ def make_train_step(
             "update_ratio": optax.tree.norm(updates) / optax.tree.norm(state.params),
             "lr": optim.applied_lr(opt_state),
         }
-        state = state.replace(
-            step=state.step + 1, params=params, model_state=model_state, opt_state=opt_state, ema=ema
-        )
+        state = state.replace(step=state.step + 1, params=params, model_state=model_state, opt_state=opt_state, ema=ema)
         return state, step_metrics
 
     return train_step

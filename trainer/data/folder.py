@@ -1,10 +1,11 @@
 """Class folders: `<class>/<image>`, with or without `train/`, `val/` and `test/` above them."""
 
+import contextlib
 import functools
 import logging
 import os
 import warnings
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from typing import NamedTuple
 
@@ -207,7 +208,8 @@ def _first_size(root: str, files: _Files) -> _Size:
     """The size of the first image that can be read."""
     bad = {}
     for path in files.paths:
-        image, reason = _decode_or_reason(root, path, files.refused, image_size=0)
+        with _quiet_decoders():
+            image, reason = _decode_or_reason(root, path, files.refused, image_size=0)
         if image is not None:
             return _Size(*image.shape[:2], _shown(path))
         bad[path] = reason
@@ -238,13 +240,18 @@ def _read(root: str, files: _Files, *, image_size: int, size: _Size) -> tuple[Sp
         return bad
 
     bad = {}
-    with warnings.catch_warnings():
-        # Pillow warns of odd metadata, and of large images, which decode_image refuses.
-        warnings.simplefilter("ignore")
-        with ThreadPoolExecutor(min(8, os.cpu_count() or 1)) as pool:
-            for some in pool.map(read_some, range(0, count, _FILES_PER_TASK)):
-                bad |= some
+    with _quiet_decoders(), ThreadPoolExecutor(min(8, os.cpu_count() or 1)) as pool:
+        for some in pool.map(read_some, range(0, count, _FILES_PER_TASK)):
+            bad |= some
     return Split(images[good], files.labels[good]) if bad else Split(images, files.labels), bad
+
+
+@contextlib.contextmanager
+def _quiet_decoders() -> Iterator[None]:
+    """Silences Pillow, which warns of odd metadata, and of large images, which `decode_image` refuses."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        yield
 
 
 def _decode_or_reason(

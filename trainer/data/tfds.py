@@ -149,6 +149,8 @@ def _is_prepared(builder: Any) -> bool:
 
 def _prepare(builder: Any) -> None:
     """Downloads and prepares, as array_record, without TensorFlow."""
+    import requests
+
     library = _import_tfds()
     downloads = os.path.join(builder.data_dir_root, "downloads")
     try:
@@ -161,12 +163,16 @@ def _prepare(builder: Any) -> None:
             )
     except DataError:
         raise
+    except (requests.RequestException, library.core.download.util.DownloadError) as error:
+        raise DataError(_no_download(builder, downloads, error)) from error
     except library.download.download_manager.NonMatchingChecksumError as error:
         raise DataError(
             f"the archive of '{builder.name}' is not the official one (wrong checksum); delete it from {downloads} and"
             " run again"
         ) from error
     except Exception as error:  # The code of a thousand data sets may raise anything.
+        if _is_prepared(builder):
+            return  # Another process has prepared it in the meantime.
         raise DataError(
             f"TFDS cannot prepare '{builder.name}' here ({_one_line(error)}); prepare it once where TensorFlow is"
             " installed, with file_format=array_record, and set config.data.source.data_dir to that folder"
@@ -174,31 +180,26 @@ def _prepare(builder: Any) -> None:
 
 
 def _check_reachable(builder: Any, downloads: str) -> None:
-    """Raises DataError when nothing is downloaded yet and the host does not answer.
-
-    TFDS itself would try for minutes.
-    """
+    """Raises when nothing is downloaded yet and the host does not answer: TFDS itself would try for minutes."""
     import requests
     from tensorflow_datasets.core.download import resource
 
     archives = builder.url_infos or {}
-    urls = [url for url in archives if url.startswith("http")]
-    names = {
-        name
-        for url in archives
-        for name in (archives[url].filename, resource.get_dl_fname(url, archives[url].checksum))
-    }
+    names = {info.filename for info in archives.values()}
+    names |= {resource.get_dl_fname(url, info.checksum) for url, info in archives.items()}
     present = any(names.intersection(files) for _, _, files in os.walk(downloads))
-    if present or not urls:
-        return
-    try:
+    urls = [url for url in archives if url.startswith("http")]
+    if urls and not present:
         requests.head(urls[0], timeout=_PROBE_SECONDS).close()
-    except requests.RequestException as error:
-        file = archives[urls[0]].filename or "its archive"
-        raise DataError(
-            f"cannot download '{builder.name}' ({type(error).__name__}): put {file} into"
-            f" {os.path.join(downloads, 'manual')}, or read class folders with the config variant :root=DIR"
-        ) from error
+
+
+def _no_download(builder: Any, downloads: str, error: Exception) -> str:
+    names = [info.filename for info in (builder.url_infos or {}).values()]
+    files = ", ".join(names) if 0 < len(names) < 5 and all(names) else "its archives"
+    return (
+        f"cannot download '{builder.name}' ({type(error).__name__}); put {files} into"
+        f" {os.path.join(downloads, 'manual')}, or read class folders with the config variant :root=DIR"
+    )
 
 
 def _feature_keys(builder: Any) -> tuple[str, str]:

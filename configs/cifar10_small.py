@@ -1,0 +1,54 @@
+"""CIFAR-10 on two CPU cores: a small network in the manner of the CIFAR-10 speed records, SGD with Nesterov momentum.
+
+Expected: see docs/benchmarks.md.
+
+    python -m scripts.train --config=configs/cifar10_small.py --workdir=runs/cifar10_small
+
+`:quick` trains for a tenth of an epoch; `:root=DIR` reads class folders instead of TFDS.
+"""
+
+import ml_collections
+
+from configs import variants
+
+
+def get_config(variant=""):
+    options = variants.parse(variant, quick=False, root="")
+    config = ml_collections.ConfigDict()
+    config.seed = 0
+    config.precision = "float32"
+    config.parallel = dict(backend="pmap")
+
+    # Data. Validation is carved from train; test is opened once, at the end.
+    config.data = dict(
+        source=variants.tfds_or_folder("cifar10", root=options["root"], image_size=32),
+        val_fraction=0.1,
+        split_seed=0,
+        batch_size=128,
+        augment="pad_crop(2, mode='reflect')|flip_lr(0.5)",
+        normalize="channel_mean_std",
+        mean=(),
+        std=(),
+    )
+
+    # Model.
+    config.model = dict(name="speednet", stem_width=24, widths=(32, 128, 128), logit_scale=1 / 9)
+
+    # Optimiser. `lr` is the peak of the schedule, for this batch size.
+    config.optimizer = dict(name="nesterov", lr=0.2, momentum=0.9, weight_decay=5e-4, clip_norm=0.0)
+    config.schedule = dict(name="cosine", warmup_epochs=1.0)
+    config.horizon = dict(epochs=11.0)
+    config.loss = dict(name="softmax")
+    config.label_smoothing = 0.1
+    config.ema_decay = 0.0
+
+    # Running.
+    config.eval = dict(every_epochs=1.0, batch_size=512)
+    config.early_stopping = dict(patience=0, min_delta=0.0)  # 0: train to the end, keep the best snapshot
+    config.checkpoint = dict(keep_latest=1)
+    config.log_every_steps = 50
+
+    if options["quick"]:
+        config.horizon.epochs = 0.1
+        config.schedule.warmup_epochs = 0.02
+    return config

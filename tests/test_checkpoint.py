@@ -1,0 +1,166 @@
+"""Snapshots: what is kept, what comes back, and what happens to one that is damaged."""
+
+import json
+import logging
+import math
+
+import jax
+import numpy as np
+import pytest
+
+from trainer.checkpoint import Snapshots
+from trainer.errors import CheckpointError
+from trainer.state import TrainState
+
+# A restore that fails leaves futures of Orbax's reader behind, on an event loop that is closed by then.
+pytestmark = pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")
+
+
+def state_at(step, *, size=64):
+    rng = np.random.default_rng(step)
+    return TrainState(
+        step=np.array(step, np.int32),
+        params={"dense": {"kernel": rng.normal(size=(size, 8)).astype(np.float32), "bias": np.zeros(8, np.float32)}},
+        model_state={},
+        opt_state=({"trace": rng.normal(size=(size, 8)).astype(np.float32)},),
+        rng=np.array([0, 7], np.uint32),
+        ema={},
+    )
+
+
+def save_all(directory, accuracies, *, keep_latest=1):
+    with Snapshots(directory, keep_latest=keep_latest) as snapshots:
+        for step, accuracy in enumerate(accuracies, start=1):
+            snapshots.save(state_at(step), step=step, progress={"evaluations": step}, val_accuracy=accuracy)
+
+
+def assert_is_step(restored, step):
+    state, progress = restored
+    assert progress == {"evaluations": step}
+    jax.tree.map(np.testing.assert_array_equal, state, state_at(step))
+    assert jax.tree.structure(state) == jax.tree.structure(state_at(step))
+
+
+@pytest.mark.parametrize(
+    ("accuracies", "best"),
+    [
+        ([0.9, 0.5, 0.3], 1),
+        ([0.1, 0.5, 0.9], 3),
+        ([0.1, 0.9, 0.5], 2),
+        ([0.5, 0.5, 0.5], 3),
+        ([math.nan, 0.2, math.nan], 2),
+        ([0.0], 1),
+    ],
+)
+def test_latest_and_best_both_survive_any_order_of_metrics(tmp_path, accuracies, best):
+    save_all(tmp_path / "checkpoints", accuracies)
+    with Snapshots(tmp_path / "checkpoints", keep_latest=1) as snapshots:
+        assert snapshots.steps() == sorted({best, len(accuracies)})
+        assert_is_step(snapshots.restore_best(state_at(0)), best)
+        assert_is_step(snapshots.restore_latest(state_at(0)), len(accuracies))
+
+
+def test_keep_latest_keeps_that_many_beside_the_best(tmp_path):
+    save_all(tmp_path / "checkpoints", [0.9, 0.1, 0.1, 0.1, 0.1], keep_latest=2)
+    with Snapshots(tmp_path / "checkpoints", keep_latest=2) as snapshots:
+        assert snapshots.steps() == [1, 4, 5]
+
+
+def test_nothing_saved_restores_nothing(tmp_path):
+    with Snapshots(tmp_path / "checkpoints", keep_latest=1) as snapshots:
+        assert snapshots.restore_latest(state_at(0)) is None
+        assert snapshots.restore_best(state_at(0)) is None
+
+
+def test_the_saved_arrays_are_those_of_the_call_though_the_caller_overwrites_them(tmp_path):
+    state = state_at(1)
+    with Snapshots(tmp_path / "checkpoints", keep_latest=1) as snapshots:
+        snapshots.save(state, step=1, progress={"evaluations": 1}, val_accuracy=0.5)
+        state.params["dense"]["kernel"][:] = -1.0
+        snapshots.wait()
+        assert_is_step(snapshots.restore_latest(state_at(0)), 1)
+
+
+def flip_a_byte_of_the_weights(folder):
+    largest = max((path for path in (folder / "state").rglob("*") if path.is_file()), key=lambda p: p.stat().st_size)
+    data = bytearray(largest.read_bytes())
+    data[len(data) // 2] ^= 0x40
+    largest.write_bytes(data)
+
+
+def truncate_the_weights(folder):
+    for path in (folder / "state").rglob("d/*"):
+        path.write_bytes(path.read_bytes()[: path.stat().st_size // 2])
+
+
+def lose_the_weights(folder):
+    for path in (folder / "state").rglob("d/*"):
+        path.unlink()
+
+
+def change_the_progress(folder):
+    path = folder / "progress" / "metadata"
+    text = path.read_text()
+    path.write_text(text.replace(folder.name, "7"))
+    assert path.read_text() != text
+
+
+def tear_the_metrics(folder):
+    (folder / "metrics" / "metrics").write_text('{"val_acc')
+
+
+def empty_the_folder(folder):
+    for path in sorted(folder.rglob("*"), reverse=True):
+        path.unlink() if path.is_file() else path.rmdir()
+
+
+DAMAGES = [
+    flip_a_byte_of_the_weights,
+    truncate_the_weights,
+    lose_the_weights,
+    change_the_progress,
+    tear_the_metrics,
+    empty_the_folder,
+]
+
+
+@pytest.mark.parametrize("damage", DAMAGES)
+def test_a_damaged_latest_is_moved_aside_and_the_one_before_is_used(tmp_path, caplog, damage):
+    save_all(tmp_path / "checkpoints", [0.1, 0.9, 0.5], keep_latest=2)
+    damage(tmp_path / "checkpoints" / "3")
+    with caplog.at_level(logging.WARNING), Snapshots(tmp_path / "checkpoints", keep_latest=2) as snapshots:
+        assert_is_step(snapshots.restore_latest(state_at(0)), 2)
+        assert snapshots.steps() == [2]
+        snapshots.save(state_at(3), step=3, progress={"evaluations": 3}, val_accuracy=0.5)
+        assert_is_step(snapshots.restore_latest(state_at(0)), 3)
+    assert len(list((tmp_path / "damaged_checkpoints").iterdir())) == 1
+    assert "snapshot of step 3 is damaged" in caplog.text
+
+
+@pytest.mark.parametrize("damage", DAMAGES)
+def test_a_damaged_best_gives_way_to_the_next_best(tmp_path, damage):
+    save_all(tmp_path / "checkpoints", [0.9, 0.1, 0.5, 0.3], keep_latest=3)
+    damage(tmp_path / "checkpoints" / "1")
+    with Snapshots(tmp_path / "checkpoints", keep_latest=3) as snapshots:
+        assert_is_step(snapshots.restore_best(state_at(0)), 3)
+        assert_is_step(snapshots.restore_latest(state_at(0)), 4)
+
+
+def test_a_snapshot_of_another_model_is_refused_and_stays(tmp_path):
+    save_all(tmp_path / "checkpoints", [0.5])
+    with Snapshots(tmp_path / "checkpoints", keep_latest=1) as snapshots:
+        with pytest.raises(CheckpointError, match="is of another model or optimizer .*trace.*use a new --workdir"):
+            snapshots.restore_latest(state_at(0, size=32))
+        assert snapshots.steps() == [1]
+
+
+def test_a_step_that_is_not_newer_is_an_error_not_a_silence(tmp_path):
+    save_all(tmp_path / "checkpoints", [0.5, 0.6])
+    with Snapshots(tmp_path / "checkpoints", keep_latest=1) as snapshots:
+        with pytest.raises(CheckpointError, match="no snapshot was written at step 1"):
+            snapshots.save(state_at(1), step=1, progress={}, val_accuracy=0.1)
+
+
+def test_metrics_on_disk_are_plain_json(tmp_path):
+    save_all(tmp_path / "checkpoints", [0.5])
+    assert json.loads((tmp_path / "checkpoints" / "1" / "metrics" / "metrics").read_text()) == {"val_accuracy": 0.5}

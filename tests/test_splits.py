@@ -1,0 +1,78 @@
+"""Splits that hold every example once in the right shares, and the seal on test."""
+
+import json
+
+import numpy as np
+import pytest
+
+from trainer.data.source import Source
+from trainer.data.splits import SealedTest, Split, carve_validation, stratified_split, take
+from trainer.errors import DataError
+
+
+def labelled(*counts):
+    labels = np.repeat(np.arange(len(counts), dtype=np.int32), counts)
+    labels = np.random.default_rng(0).permutation(labels)
+    return Split(np.arange(len(labels), dtype=np.uint8).reshape(-1, 1, 1, 1), labels)
+
+
+@pytest.mark.parametrize("counts", [(10, 10), (100, 20, 5), (2, 2, 2)])
+@pytest.mark.parametrize("fraction", [0.1, 0.5])
+def test_split_holds_every_example_once_in_class_shares(counts, fraction):
+    labels = labelled(*counts).labels
+    rest, drawn = stratified_split(labels, fraction=fraction, seed=0)
+    np.testing.assert_array_equal(np.sort(np.concatenate([rest, drawn])), np.arange(len(labels)))
+    for label, count in enumerate(counts):
+        wanted = min(max(round(fraction * count), 1), count - 1)
+        assert np.sum(labels[drawn] == label) == wanted
+
+
+def test_split_depends_on_the_seed_alone():
+    labels = labelled(50, 50).labels
+    a, b, c = (stratified_split(labels, fraction=0.2, seed=seed)[1] for seed in (1, 1, 2))
+    np.testing.assert_array_equal(a, b)
+    assert (a != c).any()
+
+
+def test_a_class_with_one_example_cannot_be_split():
+    with pytest.raises(DataError, match="class 1 has 1 example"):
+        stratified_split(labelled(5, 1).labels, fraction=0.2, seed=0)
+
+
+def source_of(train, val=None, open_test=None):
+    return Source(train=train, val=val, open_test=open_test, class_names=("a", "b"), skipped=())
+
+
+def test_validation_is_carved_from_train_and_never_touches_test():
+    def forbidden():
+        raise AssertionError("test was opened")
+
+    whole = labelled(40, 40)
+    train, val = carve_validation(source_of(whole, open_test=forbidden), fraction=0.25, seed=0)
+    assert (len(train.labels), len(val.labels)) == (60, 20)
+    both = np.concatenate([train.images, val.images]).ravel()
+    np.testing.assert_array_equal(np.sort(both), np.sort(whole.images.ravel()))
+
+
+def test_a_source_with_its_own_validation_keeps_it():
+    whole, own = labelled(10, 10), labelled(2, 2)
+    train, val = carve_validation(source_of(whole, own), fraction=0.25, seed=0)
+    assert train is whole and val is own
+
+
+def test_each_opening_of_test_is_written_down_before_it_is_read(tmp_path):
+    record = tmp_path / "openings.jsonl"
+    reads = []
+
+    def open_test():
+        reads.append(len(record.read_text().splitlines()))
+        return take(labelled(3, 3), np.arange(2))
+
+    sealed = SealedTest(open_test, record=record)
+    assert sealed.openings == 0 and not record.exists() and not reads
+    split = sealed.open(by="train", which="best", step=7)
+    sealed.open(by="evaluate", which="latest", step=9)
+    assert reads == [1, 2] and len(split.labels) == 2
+    assert sealed.openings == SealedTest(open_test, record=record).openings == 2
+    entries = [json.loads(line) for line in record.read_text().splitlines()]
+    assert [(e["by"], e["which"], e["step"]) for e in entries] == [("train", "best", 7), ("evaluate", "latest", 9)]

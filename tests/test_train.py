@@ -1,0 +1,283 @@
+"""The whole way of the data: config to result, resumed, stopped, refused."""
+
+import json
+import logging
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import jax.numpy as jnp
+import ml_collections
+import numpy as np
+import pytest
+
+from configs import digits
+from trainer import train, writers
+from trainer import workdir as workdir_lib
+from trainer.data import splits
+from trainer.errors import CheckpointError, ConfigError, NonFiniteError, WorkdirError
+
+ROOT = Path(__file__).parent.parent
+
+
+def tiny(**changes) -> ml_collections.ConfigDict:
+    """A run of 24 steps with 6 evaluations, on everything that has state: dropout, augmentation, norm, EMA."""
+    config = digits.get_config()
+    with config.unlocked():
+        config.data.source = dict(name="synthetic", num_examples=160, num_classes=4, image_size=8, channels=3, seed=0)
+    flat = {
+        "data.augment": "pad_crop(1)|flip_lr(0.5)|color_jitter(0.2, 0.2, 0.2)",
+        "data.batch_size": 32,
+        "data.val_fraction": 0.2,
+        "model.widths": (4, 8),
+        "optimizer.lr": 0.02,
+        "ema_decay": 0.9,
+        "horizon.epochs": 6.0,
+        "schedule.warmup_epochs": 1.0,
+        "eval.batch_size": 64,
+        "log_every_steps": 3,
+    }
+    config.update_from_flattened_dict({**flat, **changes})
+    return config
+
+
+class Stop(Exception):
+    """A kill, as far as the loop can tell."""
+
+
+class Killer(writers.Quiet):
+    """Ends the run when it hands out step `step`."""
+
+    def __init__(self, step):
+        self.step = step
+        self.said = []
+
+    def say(self, text):
+        self.said.append(text)
+
+    def advance(self, step):
+        if step == self.step:
+            raise Stop
+
+
+def run(config, workdir, *, writer=None, on_config_change="refuse"):
+    return train.train_and_evaluate(
+        config, workdir, writer=writer or writers.Quiet(), on_config_change=on_config_change
+    )
+
+
+def records(workdir):
+    """The metrics, without what a clock measured."""
+    found = writers.read_records(workdir / "metrics.jsonl")
+    return [{key: value for key, value in record.items() if key != "images_per_second"} for record in found]
+
+
+@pytest.fixture(scope="module")
+def straight(tmp_path_factory):
+    workdir = tmp_path_factory.mktemp("straight")
+    return run(tiny(), workdir), workdir
+
+
+def test_a_run_leaves_a_complete_result(straight):
+    result, workdir = straight
+    assert json.loads((workdir / "result.json").read_text()) == result
+    keys = "best_step steps stop_reason val test params_sha256 best_params_sha256 seconds images_per_second devices"
+    assert set(keys.split()) | {"versions", "config_sha256"} <= set(result)
+    assert result["steps"] == 24 and result["stop_reason"] == "horizon reached"
+    assert (result["val"]["examples"], result["test"]["examples"]) == (32, 160)
+    assert result["test"]["accuracy"] > 0.5  # chance is 0.25
+    assert len(result["devices"]) == 4 and result["seconds"] > 0 and result["images_per_second"] > 0
+    assert "<svg" in (workdir / "report.html").read_text()
+
+
+def test_metrics_hold_every_logged_step_once_and_in_order(straight):
+    found = records(straight[1])
+    steps = [record["step"] for record in found]
+    assert steps == sorted({*range(3, 25, 3), *range(4, 25, 4)})
+    evaluated = [record["step"] for record in found if "val_accuracy" in record]
+    assert evaluated == [4, 8, 12, 16, 20, 24]
+    expected = {"step", "epoch", "train_loss", "train_accuracy", "lr", "grad_norm", "update_ratio"}
+    assert all(expected <= set(record) for record in found)
+    assert found[-1]["train_loss"] < found[0]["train_loss"]
+
+
+def test_best_is_the_best_of_the_metrics_and_both_snapshots_survive(straight):
+    result, workdir = straight
+    best = max((record["val_accuracy"], record["step"]) for record in records(workdir) if "val_accuracy" in record)
+    assert (result["val"]["accuracy"], result["best_step"]) == best
+    kept = sorted(int(path.name) for path in (workdir / "checkpoints").iterdir() if path.name.isdigit())
+    assert kept == sorted({result["best_step"], 24})
+
+
+def test_a_finished_run_is_not_run_again(straight):
+    result, workdir = straight
+    before = {path: path.stat().st_mtime_ns for path in workdir.rglob("*") if path.name != "lock"}
+    assert run(tiny(), workdir) == result
+    assert before == {path: path.stat().st_mtime_ns for path in workdir.rglob("*") if path.name != "lock"}
+    assert len((workdir / "test_openings.jsonl").read_text().splitlines()) == 1
+
+
+@pytest.mark.parametrize("kills", [(2,), (4, 5, 13), (24,), (9, 23)])
+def test_a_killed_run_ends_as_if_nothing_happened(straight, tmp_path, kills):
+    result, workdir = straight
+    for step in kills:
+        with pytest.raises(Stop):
+            run(tiny(), tmp_path, writer=Killer(step))
+    again = run(tiny(), tmp_path)
+    for key in ("params_sha256", "best_params_sha256", "best_step", "val", "test", "stop_reason", "config_sha256"):
+        assert again[key] == result[key], key
+    assert records(tmp_path) == records(workdir)
+
+
+def test_kill_9_and_the_same_command(tmp_path):
+    """Through the real process: SIGKILL once the first snapshot is there, then the same command again."""
+    command = [sys.executable, "-m", "scripts.train", "--config=configs/digits.py:quick"]
+    overrides = ["--config.model.widths=(4,)", "--config.horizon.epochs=4.0", "--config.log_every_steps=1"]
+    straight, killed = tmp_path / "straight", tmp_path / "killed"
+    subprocess.run([*command, f"--workdir={straight}", *overrides], cwd=ROOT, check=True, capture_output=True)
+    process = subprocess.Popen([*command, f"--workdir={killed}", *overrides], cwd=ROOT, stdout=subprocess.DEVNULL)
+    deadline = time.monotonic() + 120
+    while not list((killed / "checkpoints").glob("[0-9]*/commit_success.txt")) and process.poll() is None:
+        assert time.monotonic() < deadline, "no snapshot within two minutes"
+        time.sleep(0.005)
+    process.send_signal(signal.SIGKILL)
+    assert process.wait() == -signal.SIGKILL
+    assert not (killed / "result.json").exists()
+    done = subprocess.run([*command, f"--workdir={killed}", *overrides], cwd=ROOT, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    a, b = (workdir_lib.read_result(workdir) for workdir in (straight, killed))
+    assert a["params_sha256"] == b["params_sha256"]
+    assert records(straight) == records(killed)
+
+
+def test_early_stopping_counts_across_a_resume_and_says_why(tmp_path):
+    """No improvement is large enough, so that the first evaluation stays the mark to beat."""
+    config = tiny(**{"early_stopping.patience": 3, "early_stopping.min_delta": 1.0})
+    straight = run(config, tmp_path / "straight")
+    assert straight["steps"] == 16  # evaluations at 4 (first), 8, 12, 16: three without improvement
+    assert straight["stop_reason"] == "early stopping: 3 evaluations without a better val accuracy"
+    for step in (10, 14):
+        with pytest.raises(Stop):
+            run(config, tmp_path / "killed", writer=Killer(step))
+    assert run(config, tmp_path / "killed")["params_sha256"] == straight["params_sha256"]
+
+
+def test_test_is_opened_once_after_the_last_step_with_the_best_weights(tmp_path, monkeypatch):
+    openings = []
+    opening = splits.SealedTest.open
+
+    def watched(self, **kwargs):
+        openings.append((kwargs, [record["step"] for record in records(tmp_path)][-1]))
+        return opening(self, **kwargs)
+
+    monkeypatch.setattr(splits.SealedTest, "open", watched)
+    result = run(tiny(), tmp_path)
+    assert openings == [({"by": "train", "which": "best", "step": result["best_step"]}, 24)]
+
+
+def test_one_device_and_four_agree(straight, tmp_path, monkeypatch):
+    """Dropout draws per device, so it is off; augmentation draws per image, so it stays on."""
+    config = tiny(**{"model.dropout": 0.0, "horizon.epochs": 2.0})
+    run(config, tmp_path / "four")
+    devices = train.jax.devices
+    monkeypatch.setattr(train.jax, "devices", lambda: devices()[:1])
+    run(config, tmp_path / "one")
+    for four, one in zip(records(tmp_path / "four"), records(tmp_path / "one"), strict=True):
+        assert four["train_loss"] == pytest.approx(one["train_loss"], rel=1e-4)
+        assert four["val_loss"] == pytest.approx(one["val_loss"], rel=1e-4) if "val_loss" in one else True
+
+
+def test_another_config_is_refused_unless_told_to(straight, tmp_path):
+    with pytest.raises(Stop):
+        run(tiny(), tmp_path, writer=Killer(6))
+    longer = tiny(**{"horizon.epochs": 7.0})
+    with pytest.raises(WorkdirError, match=r"horizon.epochs: 6.0 -> 7.0"):
+        run(longer, tmp_path)
+    killer = Killer(-1)
+    assert run(longer, tmp_path, writer=killer, on_config_change="accept")["steps"] == 28
+    assert "resuming after step 4" in killer.said
+
+
+def test_a_workdir_of_another_model_keeps_its_snapshots(straight, tmp_path):
+    with pytest.raises(Stop):
+        run(tiny(), tmp_path, writer=Killer(6))
+    with pytest.raises(CheckpointError, match="another model or optimizer .*use a new --workdir"):
+        run(tiny(**{"model.widths": (4, 12)}), tmp_path, on_config_change="accept")
+    assert (tmp_path / "checkpoints" / "4").exists()
+
+
+@pytest.mark.parametrize("after", [False, True])
+def test_a_non_finite_loss_stops_the_run_and_names_the_window(tmp_path, monkeypatch, after):
+    """A label that no class has stands for whatever makes a loss NaN."""
+    bad_step = 9 if after else 2
+    batch_of, make_loss = train.pipeline.train_batch, train.losses.make_loss
+
+    def poisoned_batch(split, step, **kwargs):
+        batch = batch_of(split, step, **kwargs)
+        if step + 1 == bad_step:
+            batch["label"] = np.full_like(batch["label"], 99)
+        return batch
+
+    def poisoned_loss(name, **kwargs):
+        loss = make_loss(name, **kwargs)
+        return lambda logits, labels: jnp.where(labels == 99, jnp.nan, loss(logits, labels))
+
+    monkeypatch.setattr(train.pipeline, "train_batch", poisoned_batch)
+    monkeypatch.setattr(train.losses, "make_loss", poisoned_loss)
+    window = "9 .logged window: steps 9 to 9" if after else "2 .logged window: steps 1 to 3"
+    good = "the snapshot of step 8 is sound" if after else "there is no snapshot yet"
+    with pytest.raises(NonFiniteError, match=f"non-finite at step {window}.*{good}"):
+        run(tiny(), tmp_path)
+    assert not (tmp_path / "result.json").exists()
+
+
+def test_damage_in_the_latest_snapshot_costs_time_but_not_the_result(straight, tmp_path, caplog):
+    config = tiny(**{"checkpoint.keep_latest": 3})
+    with pytest.raises(Stop):
+        run(config, tmp_path, writer=Killer(18))
+    for path in (tmp_path / "checkpoints" / "16" / "state").rglob("d/*"):
+        path.write_bytes(path.read_bytes()[:-7])
+    with caplog.at_level(logging.WARNING):
+        again = run(config, tmp_path)
+    assert "snapshot of step 16 is damaged" in caplog.text
+    assert again["params_sha256"] == straight[0]["params_sha256"]
+    assert records(tmp_path) == records(straight[1])
+
+
+@pytest.mark.parametrize("backend", ["shard_map"])
+def test_the_other_backend_gives_the_same_run(straight, tmp_path, backend):
+    result = run(tiny(**{"parallel.backend": backend}), tmp_path)
+    assert result["best_step"] == straight[0]["best_step"]
+    assert result["test"]["loss"] == pytest.approx(straight[0]["test"]["loss"], rel=1e-4)
+
+
+def test_evaluation_of_a_workdir_repeats_the_result_and_records_openings(straight):
+    result, workdir = straight
+    best = train.evaluate_snapshot(workdir, which="best", split="val")
+    assert {key: best[key] for key in ("accuracy", "loss", "examples")} == result["val"]
+    assert best["step"] == result["best_step"] and best["test_openings"] == 1
+    test = train.evaluate_snapshot(workdir, which="best", split="test")
+    assert test["loss"] == result["test"]["loss"] and test["test_openings"] == 2
+    latest, ema = (train.evaluate_snapshot(workdir, which=which, split="val") for which in ("latest", "ema"))
+    assert latest["step"] == ema["step"] == 24 and latest["loss"] != ema["loss"]
+    assert ema["loss"] == records(workdir)[-1]["val_loss"]
+
+
+def test_an_average_that_was_not_kept_cannot_be_judged(tmp_path):
+    run(tiny(**{"ema_decay": 0.0, "horizon.epochs": 2.0}), tmp_path)
+    with pytest.raises(ConfigError, match="kept no moving average .*use --which=best or latest"):
+        train.evaluate_snapshot(tmp_path, which="ema", split="val")
+
+
+def test_evaluation_before_the_first_snapshot_is_one_line(tmp_path):
+    with pytest.raises(Stop):
+        run(tiny(), tmp_path, writer=Killer(1))
+    with pytest.raises(CheckpointError, match="has no snapshot yet; train first"):
+        train.evaluate_snapshot(tmp_path, which="best", split="val")
+
+
+def test_a_batch_that_the_devices_do_not_divide_is_refused(tmp_path):
+    with pytest.raises(ConfigError, match="config.data.batch_size=30 does not divide over 4 devices; use 28 or 32"):
+        run(tiny(**{"data.batch_size": 30}), tmp_path)
