@@ -5,6 +5,7 @@
 
 import errno
 import logging
+import re
 import sys
 from collections.abc import Callable
 
@@ -16,44 +17,68 @@ from trainer.errors import LinseedError
 DEBUG = flags.DEFINE_bool("debug", False, "Show the traceback of an error that is otherwise one line.")
 
 
-def run(main: Callable[[Console], None]):
-    """Parses the flags and runs `main(console)`."""
+def run(main: Callable[[Console], None], *, needs: tuple[str, ...]):
+    """Parses the flags, refuses to go on without those in `needs`, and runs `main(console)`."""
 
-    def guarded(argv):
-        _quiet_libraries()
-        console = Console()
+    def parse(argv):
         try:
-            if len(argv) > 1:
-                raise LinseedError(f"unexpected argument '{argv[1]}'; flags look like --config=FILE --workdir=DIR")
-            main(console)
+            rest = flags.FLAGS(argv)
+            for need in needs:
+                hasattr(flags.FLAGS[need].value, "to_dict")  # a config file that failed to load says so when first used
+        except Exception as error:  # absl's own errors, and whatever a config file raises
+            _fail(_flag_error(error), error)
+        missing = [name for name in needs if flags.FLAGS[name].value is None]
+        if missing:
+            _fail(f"--{missing[0]} is missing; the command is {_usage(needs)}")
+        if len(rest) > 1:
+            _fail(f"unexpected argument '{rest[1]}'; the command is {_usage(needs)}")
+        return rest
+
+    def guarded(_):
+        # Our own warnings are shown, the libraries' chatter is not.
+        logging.basicConfig(format="warning: %(message)s", stream=sys.stderr, level=logging.ERROR, force=True)
+        logging.getLogger("trainer").setLevel(logging.WARNING)
+        try:
+            main(Console())
         except (LinseedError, OSError) as error:
-            _report(error)
-            sys.exit(2)
+            _fail(_one_line(error), error)
         except KeyboardInterrupt:
             print("interrupted; run the same command again to go on from the last snapshot", file=sys.stderr)
             sys.exit(130)
 
-    def parse(argv):
-        try:
-            return flags.FLAGS(argv)
-        except (flags.Error, AttributeError, KeyError, ValueError, TypeError, OSError, SyntaxError) as error:
-            _report(error)
-            sys.exit(2)
-
     app.run(guarded, flags_parser=parse)
 
 
-def _report(error):
-    if DEBUG.present and DEBUG.value:
-        raise error
-    text = str(error)
+def _usage(needs):
+    name = sys.modules["__main__"].__spec__.name
+    return f"python -m {name} " + " ".join(f"--{need}={need.upper()}" for need in needs)
+
+
+def _flag_error(error):
+    """What a flag parser's error comes down to. ml_collections wraps the config file's own in a traceback or a repr."""
+    text = str(error.args[0] if isinstance(error, KeyError) else error).strip()
+    missing = re.search(r"No such file or directory:\s+'(.*)'", text)
+    near = re.search(r'Did you mean "(.*)" instead of "(.*)"\?', text)
+    if missing:
+        return f"no config file at {missing[1]}; look into configs/, or check --config"
+    if "Traceback" in text:
+        return text.splitlines()[-1].partition(": ")[2]
+    if near:
+        return f"unknown config key '{near[2]}'; did you mean '{near[1]}'?"
+    if isinstance(error, (AttributeError, KeyError)):
+        return f"unknown config key {text}"
+    return text
+
+
+def _one_line(error):
     if isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT):
-        text = f"the disk is full ({error.filename or 'while saving'}); free some space and run the same command again"
-    print("error: " + " ".join(text.split()), file=sys.stderr)
+        place = f" ({error.filename})" if error.filename else ""
+        return f"the disk is full{place}; free some space and run the same command again, earlier snapshots are intact"
+    return str(error)
 
 
-def _quiet_libraries():
-    """Our own warnings are shown; the libraries' chatter is not."""
-    logging.basicConfig(format="%(message)s", stream=sys.stderr, level=logging.WARNING, force=True)
-    for name in ("orbax", "jax", "absl"):
-        logging.getLogger(name).setLevel(logging.ERROR)
+def _fail(line, error=None):
+    if error is not None and flags.FLAGS.is_parsed() and DEBUG.value:
+        raise error
+    print("error: " + " ".join(line.split()), file=sys.stderr)
+    sys.exit(2)

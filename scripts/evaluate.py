@@ -18,7 +18,6 @@ WHICH = flags.DEFINE_enum(
     "best: the weights that won on validation; latest: the newest parameters; ema: their moving average.",
 )
 SPLIT = flags.DEFINE_enum("split", "val", ["val", "test"], "What to judge on.")
-flags.mark_flags_as_required(["workdir"])
 
 
 def main(console):
@@ -29,4 +28,4 @@ def main(console):
 
 
 if __name__ == "__main__":
-    command.run(main)
+    command.run(main, needs=("workdir",))

@@ -15,7 +15,6 @@ WORKDIR = flags.DEFINE_string("workdir", None, "Folder of this run: snapshots, m
 ON_CONFIG_CHANGE = flags.DEFINE_enum(
     "on_config_change", "refuse", ["refuse", "accept"], "What to do where the workdir holds a run of another config."
 )
-flags.mark_flags_as_required(["config", "workdir"])
 
 
 def main(console):
@@ -33,4 +32,4 @@ def main(console):
 
 
 if __name__ == "__main__":
-    command.run(main)
+    command.run(main, needs=("config", "workdir"))

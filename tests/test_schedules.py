@@ -25,7 +25,7 @@ def test_schedule_is_the_formula(name, warmup):
         np.testing.assert_allclose(schedule(step), expected, atol=1e-6)
 
 
-@pytest.mark.parametrize(("epochs", "steps"), [(0, 0), (1, 16), (0.5, 8), (1e-9, 1), (2.03, 32)])
+@pytest.mark.parametrize(("epochs", "steps"), [(0, 0), (1, 16), (0.5, 8), (1e-9, 0), (2.03, 32)])
 def test_epochs_become_whole_steps(epochs, steps):
     assert epochs_to_steps(epochs, num_examples=1000, batch_size=64) == steps
 

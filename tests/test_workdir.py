@@ -40,7 +40,16 @@ def test_a_workdir_that_cannot_be_made_is_one_line(tmp_path):
             pass
 
 
+def test_before_the_first_snapshot_there_is_nothing_to_protect(tmp_path):
+    config = digits.get_config()
+    workdir_lib.claim(tmp_path, config, on_change="refuse")
+    config.optimizer.lr = 0.5
+    workdir_lib.claim(tmp_path, config, on_change="refuse")
+    assert workdir_lib.read_config(tmp_path).optimizer.lr == 0.5
+
+
 def test_a_workdir_of_another_config_is_refused_with_the_keys(tmp_path):
+    (tmp_path / "checkpoints" / "4").mkdir(parents=True)
     config = digits.get_config()
     workdir_lib.claim(tmp_path, config, on_change="refuse")
     workdir_lib.claim(tmp_path, config, on_change="refuse")
@@ -52,6 +61,7 @@ def test_a_workdir_of_another_config_is_refused_with_the_keys(tmp_path):
 
 
 def test_accepting_a_change_keeps_the_old_config_and_result(tmp_path):
+    (tmp_path / "checkpoints" / "4").mkdir(parents=True)
     config = digits.get_config()
     workdir_lib.claim(tmp_path, config, on_change="refuse")
     (tmp_path / "result.json").write_text("{}")

@@ -11,10 +11,8 @@ from trainer.errors import ConfigError, unknown_name
 
 
 def epochs_to_steps(epochs: float, *, num_examples: int, batch_size: int) -> int:
-    """The whole number of optimiser steps, at least 1 (0 for 0), that is nearest to `epochs` passes over the data."""
-    if epochs == 0:
-        return 0
-    return max(1, round(epochs * num_examples / batch_size))
+    """The whole number of optimiser steps that is nearest to `epochs` passes over the data."""
+    return round(epochs * num_examples / batch_size)
 
 
 def _constant(*, lr, decay_steps):

@@ -74,7 +74,7 @@ def build(config: ml_collections.ConfigDict, workdir: Path) -> Experiment:
     to_steps = functools.partial(
         schedules.epochs_to_steps, num_examples=len(train.labels), batch_size=config.data.batch_size
     )
-    total_steps = to_steps(config.horizon.epochs)
+    total_steps = max(1, to_steps(config.horizon.epochs))
     warmup_steps = to_steps(config.schedule.warmup_epochs)
 
     # Model and optimiser.
@@ -118,7 +118,7 @@ def build(config: ml_collections.ConfigDict, workdir: Path) -> Experiment:
         val=val,
         test=splits.SealedTest(source.open_test, record=workdir / workdir_lib.OPENINGS),
         total_steps=total_steps,
-        eval_every_steps=to_steps(config.eval.every_epochs),
+        eval_every_steps=max(1, to_steps(config.eval.every_epochs)),
         parallel=parallel,
         state=state,
         train_step=parallel.compile(train_step, donate=True),

@@ -37,19 +37,20 @@ def lock(workdir: Path) -> Iterator[None]:
 
 
 def claim(workdir: Path, config: ml_collections.ConfigDict, *, on_change: str):
-    """Writes `config.json`, or makes sure that the one that is there is the same.
+    """Writes `config.json`, or makes sure that the run that is there is of the same config.
 
-    Where it differs: `on_change="refuse"` raises WorkdirError with the differing keys;
-    "accept" keeps the old config and result under numbered names and goes on with the new config.
+    Where it differs and there are snapshots: `on_change="refuse"` raises WorkdirError with the differing
+    keys; "accept" keeps the old config and result under numbered names and goes on with the new config.
     """
     path = workdir / CONFIG
-    if path.exists():
+    if path.exists() and any((workdir / CHECKPOINTS).glob("[0-9]*")):
         changed = config_lib.differences(read_config(workdir), config)
         if not changed:
             return
         if on_change == "refuse":
+            shown = "; ".join(changed[:6]) + (f"; and {len(changed) - 6} more" if len(changed) > 6 else "")
             raise WorkdirError(
-                f"{workdir} holds a run of another config ({'; '.join(changed)}); choose another --workdir, "
+                f"{workdir} holds a run of another config ({shown}); choose another --workdir, "
                 "or continue this one with --on_config_change=accept"
             )
         number = len(list(workdir.glob("config.*.json"))) + 1

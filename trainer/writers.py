@@ -130,9 +130,10 @@ class _Pace:
 
     def left(self) -> str:
         first_step, first_time = self._first
-        if self._step == first_step:
+        if first_step == self._step < self.total_steps:
             return "?"
-        seconds = (time.monotonic() - first_time) / (self._step - first_step) * (self.total_steps - self._step)
+        pace = (time.monotonic() - first_time) / max(1, self._step - first_step)
+        seconds = pace * (self.total_steps - self._step)
         minutes, seconds = divmod(round(seconds), 60)
         hours, minutes = divmod(minutes, 60)
         return f"{hours}:{minutes:02}:{seconds:02}" if hours else f"{minutes}:{seconds:02}"

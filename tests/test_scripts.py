@@ -1,0 +1,104 @@
+"""The commands as a user meets them: one line for what is wrong, a status, earlier work untouched."""
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+
+ROOT = Path(__file__).parent.parent
+TINY = [
+    "--config.model.widths=(4,)",
+    "--config.horizon.epochs=1.0",
+    "--config.schedule.warmup_epochs=0.1",
+    "--config.log_every_steps=10",
+]
+
+
+def command(module, *arguments):
+    return subprocess.run(
+        [sys.executable, "-m", f"scripts.{module}", *arguments], cwd=ROOT, capture_output=True, text=True
+    )
+
+
+def refusal(module, *arguments):
+    done = command(module, *arguments)
+    assert done.returncode == 2, done.stdout + done.stderr
+    lines = done.stderr.strip().splitlines()
+    assert len(lines) == 1 and lines[0].startswith("error: "), done.stderr
+    return lines[0]
+
+
+@pytest.mark.parametrize(
+    ("arguments", "says"),
+    [
+        ([], "--config is missing; the command is python -m scripts.train"),
+        (["--config=configs/digits.py"], "--workdir is missing"),
+        (["--config=configs/nope.py", "--workdir=x"], "no config file at configs/nope.py"),
+        (["--config=configs/digits.py:quik"], "unknown config variant 'quik'; known: quick"),
+        (["--config=configs/digits.py", "--config.optimizer.lrr=1"], "unknown config key 'lrr'; did you mean 'lr'?"),
+        (["--config=configs/digits.py", "--config.nothing.like=1"], "unknown config key 'nothing'"),
+        (["--config=configs/digits.py", "--config.optimizer.lr=abc"], "could not convert string to float: 'abc'"),
+        (["--config=configs/digits.py", "--workdir=x", "extra"], "unexpected argument 'extra'"),
+    ],
+)
+def test_wrong_flags_are_one_line(arguments, says):
+    assert says in refusal("train", *arguments)
+
+
+def test_a_run_then_its_evaluation_then_its_replay(tmp_path):
+    workdir = tmp_path / "run"
+    done = command("train", "--config=configs/digits.py:quick", f"--workdir={workdir}", *TINY)
+    assert done.returncode == 0, done.stderr
+    assert done.stderr == ""
+    for text in ("digits: ", "val loss", "images/s", "left", "result.json", "test opened 1 time"):
+        assert text in done.stdout, done.stdout
+    result = json.loads((workdir / "result.json").read_text())
+
+    judged = json.loads(command("evaluate", f"--workdir={workdir}", "--which=latest", "--split=val").stdout)
+    assert judged["examples"] == result["val"]["examples"]
+    assert judged["test_openings"] == 1
+
+    replay = f"--config=configs/replay.py:{workdir / 'config.json'}"
+    again = command("train", replay, f"--workdir={tmp_path / 'again'}")
+    assert again.returncode == 0, again.stderr
+    assert json.loads((tmp_path / "again" / "result.json").read_text())["params_sha256"] == result["params_sha256"]
+
+    other = ["--config.optimizer.lr=0.5"]
+    said = refusal("train", "--config=configs/digits.py:quick", f"--workdir={workdir}", *TINY, *other)
+    assert "optimizer.lr: 0.003 -> 0.5" in said and "--on_config_change=accept" in said
+    assert json.loads((workdir / "result.json").read_text()) == result
+
+
+def test_bad_data_is_one_line_and_can_be_mended_in_the_same_workdir(tmp_path):
+    """A truncated JPEG is named and counted; `skip` then trains on the rest, under the same workdir."""
+    rng = np.random.default_rng(0)
+    for label in ("cat", "dog"):
+        (tmp_path / "data" / label).mkdir(parents=True)
+        for index in range(12):
+            pixels = rng.integers(0, 256, (8, 8, 3), dtype=np.uint8)
+            Image.fromarray(pixels).save(tmp_path / "data" / label / f"{index}.jpg")
+    bad = tmp_path / "data" / "dog" / "7.jpg"
+    bad.write_bytes(bad.read_bytes()[:300])
+    arguments = [
+        f"--config=configs/cifar10_small.py:quick,root={tmp_path / 'data'}",
+        f"--workdir={tmp_path / 'run'}",
+        "--config.data.source.image_size=16",
+        "--config.model.widths=(4,)",
+        "--config.model.stem_width=4",
+        "--config.data.batch_size=8",
+        "--config.eval.batch_size=8",
+    ]
+    said = refusal("train", *arguments)
+    assert "1 of" in said and "7.jpg" in said and "config.data.source.on_bad_image=skip" in said
+    done = command("train", *arguments, "--config.data.source.on_bad_image=skip")
+    assert done.returncode == 0, done.stderr
+    assert "7.jpg" in done.stdout
+
+
+def test_a_workdir_without_a_run_is_one_line(tmp_path):
+    assert "holds no run" in refusal("evaluate", f"--workdir={tmp_path / 'nowhere'}")
+    assert not (tmp_path / "nowhere").exists()
