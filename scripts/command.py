@@ -35,9 +35,7 @@ def run(main: Callable[[Console], None], *, needs: tuple[str, ...]):
         return rest
 
     def guarded(_):
-        # Our own warnings are shown, the libraries' chatter is not.
-        logging.basicConfig(format="warning: %(message)s", stream=sys.stderr, level=logging.ERROR, force=True)
-        logging.getLogger("trainer").setLevel(logging.WARNING)
+        _show_our_warnings_alone()
         try:
             main(Console())
         except (LinseedError, OSError) as error:
@@ -75,6 +73,23 @@ def _one_line(error):
         place = f" ({error.filename})" if error.filename else ""
         return f"the disk is full{place}; free some space and run the same command again, earlier snapshots are intact"
     return str(error)
+
+
+def _show_our_warnings_alone():
+    """What a library logs or leaves behind is for --debug; a failed save would fill the screen with it."""
+    if DEBUG.value:
+        return
+    handler = logging.StreamHandler(sys.stderr)
+    handler.setFormatter(logging.Formatter("warning: %(message)s"))
+    logging.getLogger("trainer").addHandler(handler)
+    logging.basicConfig(handlers=[logging.NullHandler()], force=True)
+    sys.unraisablehook = _skip_closed_loops
+
+
+def _skip_closed_loops(unraisable):
+    """A save or restore that failed leaves Orbax futures that report to an event loop which is gone by then."""
+    if "Event loop is closed" not in str(unraisable.exc_value):
+        sys.__unraisablehook__(unraisable)
 
 
 def _fail(line, error=None):

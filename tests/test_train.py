@@ -281,3 +281,8 @@ def test_evaluation_before_the_first_snapshot_is_one_line(tmp_path):
 def test_a_batch_that_the_devices_do_not_divide_is_refused(tmp_path):
     with pytest.raises(ConfigError, match="config.data.batch_size=30 does not divide over 4 devices; use 28 or 32"):
         run(tiny(**{"data.batch_size": 30}), tmp_path)
+
+
+def test_a_model_that_does_not_fit_the_images_is_one_line(tmp_path):
+    with pytest.raises(ConfigError, match="config.model 'cnn' does not fit 8x8x3 images: .*fewer widths"):
+        run(tiny(**{"model.widths": (4, 4, 4, 4, 4)}), tmp_path)

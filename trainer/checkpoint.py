@@ -4,6 +4,7 @@ Orbax itself restores a flipped byte without a word, so each snapshot carries a 
 one that does not match, or cannot be read, is moved aside and the one before it is used.
 """
 
+import contextlib
 import json
 import logging
 import math
@@ -76,7 +77,8 @@ class Snapshots:
         return self
 
     def __exit__(self, *exception):
-        self._manager.close()
+        with self._naming_a_full_disk():
+            self._manager.close()
 
     def steps(self) -> list[int]:
         """The steps that have a snapshot, ascending."""
@@ -87,21 +89,20 @@ class Snapshots:
         # A copy: on the CPU device_get may show the device's own buffer, which the next step overwrites.
         state = jax.tree.map(lambda leaf: np.array(leaf, copy=True), jax.device_get(state))
         metric = float(val_accuracy) if math.isfinite(val_accuracy) else -math.inf
-        saved = self._manager.save(
-            step,
-            args=ocp.args.Composite(
-                state=ocp.args.StandardSave(state),
-                progress=ocp.args.JsonSave(progress),
-                checksums=ocp.args.JsonSave({**_checksums(state), _PROGRESS: _checksum_of_json(progress)}),
-            ),
-            metrics={_METRIC: metric},
+        args = ocp.args.Composite(
+            state=ocp.args.StandardSave(state),
+            progress=ocp.args.JsonSave(progress),
+            checksums=ocp.args.JsonSave({**_checksums(state), _PROGRESS: _checksum_of_json(progress)}),
         )
+        with self._naming_a_full_disk():
+            saved = self._manager.save(step, args=args, metrics={_METRIC: metric})
         if not saved:
             raise CheckpointError(f"no snapshot was written at step {step}: {self._directory} has a newer one")
 
     def wait(self):
         """Waits until the last save is on disk."""
-        self._manager.wait_until_finished()
+        with self._naming_a_full_disk():
+            self._manager.wait_until_finished()
 
     def restore_latest(self, like):
         """`(state, progress)` of the newest sound snapshot, or None if there is none. See `_restore`."""
@@ -145,6 +146,19 @@ class Snapshots:
             return self._manager.restore(step, args=ocp.args.Composite(**items))
         except Exception as error:  # Orbax and TensorStore raise many kinds for a damaged file
             raise _DamagedError(f"cannot be read ({_first_line(error)})") from error
+
+    @contextlib.contextmanager
+    def _naming_a_full_disk(self):
+        """Orbax tells of a full disk in many words, and in another error each time, when the save has failed."""
+        try:
+            yield
+        except (OSError, ValueError) as error:
+            if "No space left on device" not in str(error) and "Disk quota exceeded" not in str(error):
+                raise
+            raise CheckpointError(
+                f"the disk of {self._directory} is full; earlier snapshots are sound: free some space and run the same "
+                "command again"
+            ) from error
 
     def _set_aside_torn(self):
         """Moves away snapshots whose metrics cannot be read: they would stop Orbax from opening the others."""

@@ -78,16 +78,20 @@ def build(config: ml_collections.ConfigDict, workdir: Path) -> Experiment:
     warmup_steps = to_steps(config.schedule.warmup_epochs)
 
     # Model and optimiser.
-    model = models.build(
-        **config.model, num_classes=len(source.class_names), dtype=DTYPES[config.precision], axis_name=AXIS
-    )
     schedule_kwargs = {key: value for key, value in config.schedule.items() if key != "warmup_epochs"}
     optimizer_kwargs = {key: value for key, value in config.optimizer.items() if key != "lr"}
     schedule = schedules.make_schedule(
         **schedule_kwargs, lr=config.optimizer.lr, warmup_steps=warmup_steps, total_steps=total_steps
     )
     tx = optim.make_tx(**optimizer_kwargs, schedule=schedule)
-    state = state_lib.create(model, tx, seed=config.seed, image_shape=image_shape, ema=config.ema_decay > 0)
+    try:
+        model = models.build(
+            **config.model, num_classes=len(source.class_names), dtype=DTYPES[config.precision], axis_name=AXIS
+        )
+        state = state_lib.create(model, tx, seed=config.seed, image_shape=image_shape, ema=config.ema_decay > 0)
+    except ValueError as error:
+        size = "x".join(map(str, image_shape))
+        raise ConfigError(f"config.model '{config.model.name}' does not fit {size} images: {error}") from error
 
     # The two steps. Validation and test are judged by the same loss, without label smoothing.
     train_step = make_train_step(
