@@ -20,14 +20,15 @@ _PAGE = jinja2.Environment(autoescape=True).from_string("""<!doctype html>
   body { font: 16px/1.5 system-ui, sans-serif; max-width: 60rem; margin: 2rem auto; padding: 0 1rem; color: #1a1a1a; }
   table { border-collapse: collapse; margin: 1rem 0; }
   th, td { text-align: left; padding: .25rem 1.5rem .25rem 0; border-bottom: 1px solid #ddd; vertical-align: top; }
-  td.figure { text-align: right; font-variant-numeric: tabular-nums; }
+  .figure { text-align: right; font-variant-numeric: tabular-nums; }
   svg { width: 100%; height: auto; }
   code { overflow-wrap: anywhere; }
   pre { background: #f6f6f6; padding: 1rem; overflow: auto; }
 </style>
 <h1>{{ title }}</h1>
 <table>
-  <tr><th>best snapshot (step {{ result.best_step }})</th><th>accuracy</th><th>loss</th><th>examples</th></tr>
+  <tr><th>best snapshot (step {{ result.best_step }})</th><th class="figure">accuracy</th>
+    <th class="figure">loss</th><th class="figure">examples</th></tr>
   {% for split in ("val", "test") %}
   <tr><td>{{ split }}</td><td class="figure">{{ "%.2f %%" | format(100 * result[split].accuracy) }}</td>
     <td class="figure">{{ "%.4f" | format(result[split].loss) }}</td>
@@ -35,6 +36,8 @@ _PAGE = jinja2.Environment(autoescape=True).from_string("""<!doctype html>
   {% endfor %}
 </table>
 {{ curves | safe }}
+<p>Train figures are those of the training batches, with augmentation, dropout and label smoothing, averaged over the
+  steps since the last point; validation figures are plain, of all validation images at that step.</p>
 <table>
   {% for name, value in facts %}<tr><td>{{ name }}</td><td><code>{{ value }}</code></td></tr>
   {% endfor %}
@@ -52,8 +55,7 @@ def draw_curves(records: list[dict], *, best_step: int) -> Figure:
     judged = [record for record in records if "val_accuracy" in record]
     judged_epochs = [record["epoch"] for record in judged]
     for axes, quantity in ((loss, "loss"), (accuracy, "accuracy")):
-        train_label = "train (augmented)"
-        axes.plot(epochs, [record[f"train_{quantity}"] for record in records], color="0.6", label=train_label)
+        axes.plot(epochs, [record[f"train_{quantity}"] for record in records], color="0.6", label="train batches")
         axes.plot(judged_epochs, [r[f"val_{quantity}"] for r in judged], "k--", label="validation")
         axes.set(xlabel="epoch", title=f"{quantity} (nats)" if quantity == "loss" else quantity)
     best = [record for record in judged if record["step"] == best_step]
