@@ -12,9 +12,6 @@ from trainer.checkpoint import Snapshots
 from trainer.errors import CheckpointError
 from trainer.state import TrainState
 
-# A restore that fails leaves futures of Orbax's reader behind, on an event loop that is closed by then.
-pytestmark = pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")
-
 
 def state_at(step, *, size=64):
     rng = np.random.default_rng(step)

@@ -43,20 +43,22 @@ def claim(workdir: Path, config: ml_collections.ConfigDict, *, on_change: str):
     keys; "accept" keeps the old config and result under numbered names and goes on with the new config.
     """
     path = workdir / CONFIG
-    if path.exists() and any((workdir / CHECKPOINTS).glob("[0-9]*")):
+    if path.exists():
         changed = config_lib.differences(read_config(workdir), config)
         if not changed:
             return
-        if on_change == "refuse":
-            shown = "; ".join(changed[:6]) + (f"; and {len(changed) - 6} more" if len(changed) > 6 else "")
-            raise WorkdirError(
-                f"{workdir} holds a run of another config ({shown}); choose another --workdir, "
-                "or continue this one with --on_config_change=accept"
-            )
-        number = len(list(workdir.glob("config.*.json"))) + 1
-        path.rename(workdir / f"config.{number}.json")
-        if (workdir / RESULT).exists():
-            (workdir / RESULT).rename(workdir / f"result.{number}.json")
+        if any((workdir / CHECKPOINTS).glob("[0-9]*")):
+            if on_change == "refuse":
+                shown = "; ".join(changed[:6]) + (f"; and {len(changed) - 6} more" if len(changed) > 6 else "")
+                raise WorkdirError(
+                    f"{workdir} holds a run of another config ({shown}); choose another --workdir, "
+                    "or continue this one with --on_config_change=accept"
+                )
+            number = len(list(workdir.glob("config.*.json"))) + 1
+            path.rename(workdir / f"config.{number}.json")
+            if (workdir / RESULT).exists():
+                (workdir / RESULT).rename(workdir / f"result.{number}.json")
+        (workdir / STATISTICS).unlink(missing_ok=True)
     write_whole(path, config_lib.to_json(config))
 
 

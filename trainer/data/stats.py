@@ -13,7 +13,7 @@ from pathlib import Path
 import numpy as np
 
 from trainer.data.splits import Split
-from trainer.errors import ConfigError, unknown_name
+from trainer.errors import ConfigError, DataError, unknown_name
 
 # How far a config's constants may lie from the data's own before a warning, on the 0..1 scale.
 TOLERANCE = 0.01
@@ -62,10 +62,11 @@ def statistics(
 ) -> dict[str, np.ndarray]:
     """`mean` and `std` for `NORMALIZERS[name]`, on the 0..1 scale, computed from `split` or read from `cache`.
 
-    cache: a JSON file, used where its fingerprint is that of `split`, else written. `mean` and
-    `std` of the config, where not empty, are used instead of the computed ones; a warning says
-    where they lie further than `TOLERANCE` from the data's own. Raises ConfigError for an unknown
-    name or constants that do not fit the channels.
+    cache: the JSON file of this run's statistics, written where it is not there. `mean` and `std` of
+    the config, where not empty, are used instead of the computed ones; a warning says where they lie
+    further than `TOLERANCE` from the data's own. Raises DataError where `cache` is of another split:
+    the data changed under the run. Raises ConfigError for an unknown name or constants that do not
+    fit the channels.
     """
     if name not in NORMALIZERS:
         raise ConfigError(unknown_name("data.normalize", name, NORMALIZERS))
@@ -89,14 +90,28 @@ def statistics(
 
 
 def _cached(split: Split, name: str, cache: Path) -> dict[str, np.ndarray]:
-    marks = {"name": name, "fingerprint": fingerprint(split)}
-    if cache.exists():
-        stored = json.loads(cache.read_text())
-        if all(stored.get(key) == value for key, value in marks.items()):
-            return {key: np.array(stored[key]) for key in ("mean", "std")}
+    found = fingerprint(split)
+    stored = _read(cache)
+    if stored:
+        if stored["fingerprint"] != found:
+            raise DataError(
+                f"the train split is not the one that {cache.parent} began with: {len(split.labels):,} images now, "
+                f"{stored['examples']:,} then, or other pixels or labels; restore the data or choose another --workdir"
+            )
+        return {key: np.array(stored[key]) for key in ("mean", "std")}
     computed = NORMALIZERS[name](split.images)
-    cache.write_text(json.dumps({**marks, **{key: value.tolist() for key, value in computed.items()}}))
+    record = {"fingerprint": found, "examples": len(split.labels)}
+    record.update({key: value.tolist() for key, value in computed.items()})
+    cache.write_text(json.dumps(record))
     return computed
+
+
+def _read(cache):
+    """The record in `cache`, or None where there is none, or a kill left a part of one."""
+    try:
+        return json.loads(cache.read_text())
+    except (FileNotFoundError, ValueError):
+        return None
 
 
 def make_normalize(stats: dict[str, np.ndarray]) -> Callable:
