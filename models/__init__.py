@@ -9,13 +9,32 @@ from typing import Any
 import flax.linen as nn
 import jax.numpy as jnp
 
+from models.alexnet import alexnet
 from models.cnn import cnn
 from models.layers import lookup
-from models.resnet import resnet18, resnet20, resnet32, resnet34, resnet44, resnet50, resnet56, resnet110
+from models.linear import linear
+from models.mlp import mlp
+from models.resnet import (
+    resnet18,
+    resnet20,
+    resnet32,
+    resnet34,
+    resnet44,
+    resnet50,
+    resnet56,
+    resnet101,
+    resnet110,
+    resnet152,
+)
 from models.speednet import speednet
+from models.vgg import vgg11, vgg13, vgg16, vgg19
+from models.wide_resnet import wide_resnet28_10
 
 MODELS = {
+    "alexnet": alexnet,
     "cnn": cnn,
+    "linear": linear,
+    "mlp": mlp,
     "resnet18": resnet18,
     "resnet20": resnet20,
     "resnet32": resnet32,
@@ -23,8 +42,15 @@ MODELS = {
     "resnet44": resnet44,
     "resnet50": resnet50,
     "resnet56": resnet56,
+    "resnet101": resnet101,
     "resnet110": resnet110,
+    "resnet152": resnet152,
     "speednet": speednet,
+    "vgg11": vgg11,
+    "vgg13": vgg13,
+    "vgg16": vgg16,
+    "vgg19": vgg19,
+    "wide_resnet28_10": wide_resnet28_10,
 }
 
 

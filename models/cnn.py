@@ -1,18 +1,25 @@
 """A small convolutional network, for small images and for tests."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from functools import partial
 
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
-from models.layers import batch_norm, kaiming, max_pool_2x2
+from models.layers import ACTIVATIONS, NORMALIZATIONS, Activation, Block, initializer, lookup, max_pool_2x2
 
 
 class Cnn(nn.Module):
-    """One conv-norm-relu block for each width, 2x2 max-pooling between blocks, global mean, dropout, dense."""
+    """One 3x3 conv-norm-activation block for each width, 2x2 max-pooling between blocks, global mean, dropout, dense.
+
+    `kernel_init` is that of the convolutions; the last layer takes LeCun's 1 / fan_in.
+    """
 
     widths: tuple[int, ...]
+    activation: Activation
+    kernel_init: nn.initializers.Initializer
+    normalization: Callable[..., jax.Array]
     dropout: float
     num_classes: int
     dtype: jnp.dtype
@@ -24,29 +31,46 @@ class Cnn(nn.Module):
         for i, width in enumerate(self.widths):
             if i > 0:
                 x = max_pool_2x2(x)
-            x = ConvBlock(width, self.dtype, self.axis_name, name=f"block{i + 1}")(x, train=train)
+            block = Block(
+                weights=partial(nn.Conv, kernel_size=(3, 3), name="conv"),
+                width=width,
+                activation=self.activation,
+                kernel_init=self.kernel_init,
+                normalization=self.normalization,
+                dtype=self.dtype,
+                axis_name=self.axis_name,
+                name=f"block{i + 1}",
+            )
+            x = block(x, train=train)
         x = jnp.mean(x, axis=(1, 2))
         x = nn.Dropout(self.dropout, deterministic=not train)(x)
         return nn.Dense(self.num_classes, dtype=self.dtype, name="head")(x).astype(jnp.float32)
 
 
-class ConvBlock(nn.Module):
-    """3x3 convolution, batch normalisation, ReLU: [B, H, W, C] -> [B, H, W, width]."""
-
-    width: int
-    dtype: jnp.dtype
-    axis_name: str | None
-
-    @nn.compact
-    def __call__(self, x: jax.Array, *, train: bool) -> jax.Array:
-        x = nn.Conv(self.width, (3, 3), use_bias=False, dtype=self.dtype, kernel_init=kaiming, name="conv")(x)
-        return nn.relu(batch_norm(train=train, axis_name=self.axis_name, dtype=self.dtype, name="norm")(x))
-
-
 def cnn(
-    *, widths: Sequence[int], dropout: float, num_classes: int, dtype: jnp.dtype, axis_name: str | None
+    *,
+    widths: Sequence[int],
+    activation: str,
+    init: str,
+    normalization: str,
+    dropout: float,
+    num_classes: int,
+    dtype: jnp.dtype,
+    axis_name: str | None,
 ) -> nn.Module:
-    """Builds `Cnn`. widths: channels of each block; the image is halved between blocks. dropout: rate, in [0, 1)."""
+    """Builds `Cnn`. widths: channels of each block; the image is halved between blocks. dropout: rate, in [0, 1).
+
+    activation, init, normalization: names in the tables of `models.layers`; init may be "auto".
+    """
     if not widths:
         raise ValueError("cnn needs at least one width, e.g. widths=(32, 64)")
-    return Cnn(tuple(widths), dropout, num_classes, dtype, axis_name)
+    return Cnn(
+        widths=tuple(widths),
+        activation=lookup("activation", activation, ACTIVATIONS),
+        kernel_init=initializer(init, activation=activation),
+        normalization=lookup("normalization", normalization, NORMALIZATIONS),
+        dropout=dropout,
+        num_classes=num_classes,
+        dtype=dtype,
+        axis_name=axis_name,
+    )

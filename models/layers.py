@@ -1,15 +1,88 @@
-"""What the families share: initialisers, batch normalisation, a pooling op, the lookup of a name in a table."""
+"""What the families share: activations, initialisers and normalisations by name, and the block that joins them."""
 
 import difflib
-from collections.abc import Mapping
-from typing import Any
+from collections.abc import Callable, Mapping
+from functools import partial
+from typing import Any, NamedTuple
 
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
+
+class Activation(NamedTuple):
+    """A nonlinearity that may need more features than it gives, or parameters of its own.
+
+    build: called in a compact method with the name its parameters go under, if it has any; gives the function
+    float [..., pieces * F] -> [..., F], of the same dtype. pieces: features of the layer before for each one given on.
+    init: what initialiser "auto" stands for, a key of INITIALIZERS.
+    """
+
+    build: Callable[[str], Callable[[jax.Array], jax.Array]]
+    pieces: int
+    init: str
+
+
+def maxout(x: jax.Array) -> jax.Array:
+    """max(w1 x + b1, w2 x + b2) of a layer that gives both: [..., 2 F] -> [..., F] (Goodfellow et al. 2013).
+
+    The first half of the features are the one piece, the second half the other.
+    """
+    return jnp.maximum(*jnp.split(x, 2, axis=-1))
+
+
+def _prelu(name: str) -> nn.PReLU:
+    # He et al. 2015, section 2.1, "channel-shared": one learned slope a layer, at first 0.25 where Flax has 0.01.
+    return nn.PReLU(negative_slope_init=0.25, name=name)
+
+
+def _plain(function: Callable[[jax.Array], jax.Array], /, *, init: str) -> Activation:
+    """An activation of one feature, without parameters."""
+    return Activation(lambda name: function, pieces=1, init=init)
+
+
+# For the rectifiers "auto" is He's variance, 2 / fan_in. It is exact for relu, which hands on half of the second moment
+# of a unit normal (leaky_relu 0.51, prelu 0.53, elu 0.64, gelu 0.43, silu 0.36). sigmoid and tanh, linear near zero,
+# take Glorot's. The larger of two independent unit normals has second moment one, so that maxout takes 1 / fan_in.
+ACTIVATIONS = {
+    "elu": _plain(nn.elu, init="kaiming_normal"),  # x, below zero exp(x) - 1. Clevert et al. 2016
+    "gelu": _plain(partial(nn.gelu, approximate=False), init="kaiming_normal"),  # x Phi(x). Hendrycks and Gimpel 2016
+    "leaky_relu": _plain(partial(nn.leaky_relu, negative_slope=0.1), init="kaiming_normal"),  # max(0.1 x, x)
+    "maxout": Activation(lambda name: maxout, pieces=2, init="lecun_normal"),
+    "prelu": Activation(_prelu, pieces=1, init="kaiming_normal"),  # x, below zero a x with a learned
+    "relu": _plain(nn.relu, init="kaiming_normal"),  # max(0, x)
+    "sigmoid": _plain(nn.sigmoid, init="xavier_uniform"),  # 1 / (1 + exp(-x))
+    "silu": _plain(nn.silu, init="kaiming_normal"),  # x sigmoid(x). Hendrycks and Gimpel 2016
+    "tanh": _plain(nn.tanh, init="xavier_uniform"),
+}
+
+
 # He et al. 2015, "Delving deep into rectifiers", eq. 10: variance 2 / fan_in, which ReLU layers hand on unchanged.
 kaiming = nn.initializers.kaiming_normal()
+
+# Means are zero. fan_in and fan_out count the window of a convolution: height * width * channels. The normal ones are
+# JAX's: cut off at two standard deviations and widened by as much as restores the variance.
+INITIALIZERS = {
+    "kaiming_normal": kaiming,
+    "kaiming_normal_fan_out": nn.initializers.variance_scaling(2.0, "fan_out", "truncated_normal"),  # eq. 14
+    "kaiming_uniform": nn.initializers.kaiming_uniform(),
+    "kaiming_uniform_fan_out": nn.initializers.variance_scaling(2.0, "fan_out", "uniform"),
+    "lecun_normal": nn.initializers.lecun_normal(),  # variance 1 / fan_in. LeCun et al. 1998, "Efficient backprop"
+    # Saxe et al. 2014: orthonormal columns, or rows where there are fewer of them; a window counts as fan_in rows.
+    "orthogonal": nn.initializers.orthogonal(),
+    # Glorot and Bengio 2010, eq. 16: variance 2 / (fan_in + fan_out).
+    "xavier_normal": nn.initializers.xavier_normal(),
+    "xavier_uniform": nn.initializers.xavier_uniform(),
+}
+
+
+def initializer(name: str, *, activation: str) -> nn.initializers.Initializer:
+    """The initialiser `name` of INITIALIZERS; "auto" is the one that fits `activation`, a name in ACTIVATIONS.
+
+    Raises ValueError for unknown names.
+    """
+    fitting = INITIALIZERS[lookup("activation", activation, ACTIVATIONS).init]
+    return lookup("initializer", name, {"auto": fitting, **INITIALIZERS})
 
 
 def batch_norm(
@@ -37,6 +110,72 @@ def batch_norm(
         use_scale=use_scale,
         scale_init=scale_init,
         name=name,
+    )
+
+
+def _batch(x, *, train, axis_name, dtype, name):
+    return batch_norm(train=train, axis_name=axis_name, dtype=dtype, name=name)(x)
+
+
+def _layer(x, *, train, axis_name, dtype, name):
+    # Ba et al. 2016: over all features of an example, which in a feature map are those of every place. Scale and
+    # bias are one per channel, as Wu and He 2018 have it, section 3.1.
+    return nn.GroupNorm(num_groups=1, epsilon=1e-5, dtype=dtype, name=name)(x)
+
+
+def _group(x, *, train, axis_name, dtype, name):
+    # Wu and He 2018, with 16 channels a group: narrow layers are one group, and none has a group of one channel.
+    width = x.shape[-1]
+    size = min(16, width)
+    if width % size:
+        raise ValueError(f"group normalisation takes widths up to 16 and multiples of 16, not {width}")
+    return nn.GroupNorm(num_groups=None, group_size=size, epsilon=1e-5, dtype=dtype, name=name)(x)
+
+
+def _none(x, *, train, axis_name, dtype, name):
+    return x
+
+
+# Called in a compact method: float [B, ..., C] -> the same shape in `dtype`, parameters under `name`. To mean zero and
+# variance one over the stated axes, then a learned scale and bias for each channel.
+NORMALIZATIONS = {"batch": _batch, "group": _group, "layer": _layer, "none": _none}
+
+
+class Block(nn.Module):
+    """Weights, normalisation, activation: float [B, ..., C] -> [B, ..., width].
+
+    weights: makes the layer from its number of features, e.g. nn.Dense, with its own arguments and its name fixed. It
+    has a bias where there is no normalisation to bring one. activation, kernel_init and normalization are values of
+    ACTIVATIONS, INITIALIZERS and NORMALIZATIONS.
+    """
+
+    weights: Callable[..., nn.Module]
+    width: int
+    activation: Activation
+    kernel_init: nn.initializers.Initializer
+    normalization: Callable[..., jax.Array]
+    dtype: jnp.dtype
+    axis_name: str | None
+
+    @nn.compact
+    def __call__(self, x: jax.Array, *, train: bool) -> jax.Array:
+        layer = self.weights(
+            self.width * self.activation.pieces,
+            use_bias=self.normalization is NORMALIZATIONS["none"],
+            dtype=self.dtype,
+            kernel_init=self.kernel_init,
+        )
+        x = self.normalization(layer(x), train=train, axis_name=self.axis_name, dtype=self.dtype, name="norm")
+        return self.activation.build("activation")(x)
+
+
+def conv(features: int, size: int, stride: int, dtype: jnp.dtype, name: str) -> nn.Conv:
+    """A convolution without bias, He's variance: [B, H, W, C] -> [B, ceil(H / stride), ceil(W / stride), features].
+
+    Padded alike on both sides at any stride; "SAME" would shift strided maps by half a pixel.
+    """
+    return nn.Conv(
+        features, (size, size), stride, padding=size // 2, use_bias=False, dtype=dtype, kernel_init=kaiming, name=name
     )
 
 

@@ -1,44 +1,94 @@
 """Every model of the table: its contract, its size, and batch normalisation over devices."""
 
+import functools
 from functools import partial
 
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
 import numpy as np
+import optax
 import pytest
 from jax.sharding import Mesh, PartitionSpec
 
 from models import MODELS, build
-from models.layers import max_pool_2x2
+from models.alexnet import Stem
+from models.layers import ACTIVATIONS, INITIALIZERS, NORMALIZATIONS, max_pool_2x2
 from models.resnet import STEMS, BasicBlock, BottleneckBlock, PlainShortcutBlock
+from models.wide_resnet import PreActivationBlock
 
 NUM_CLASSES = 7
 
+BLOCKS = dict(activation="relu", init="auto", normalization="batch")
+
 # The arguments of those models that take any.
 ARGUMENTS = {
-    "cnn": dict(widths=(4, 6), dropout=0.5),
-    "resnet18": dict(stem="cifar"),
-    "resnet34": dict(stem="cifar"),
-    "resnet50": dict(stem="imagenet"),
+    "alexnet": dict(stem="cifar", dropout=0.5),
+    "cnn": dict(widths=(4, 6), dropout=0.5, **BLOCKS),
+    "mlp": dict(widths=(8, 6), dropout=0.5, **BLOCKS),
+    "resnet18": dict(stem="cifar", drop_path=0.5),
+    "resnet34": dict(stem="cifar", drop_path=0.5),
+    "resnet50": dict(stem="imagenet", drop_path=0.5),
+    "resnet101": dict(stem="imagenet", drop_path=0.5),
+    "resnet152": dict(stem="imagenet", drop_path=0.5),
     "speednet": dict(stem_width=4, widths=(4, 6, 8), logit_scale=0.1),
+    "vgg11": dict(stem="cifar", normalization="batch", dropout=0.5),
+    "vgg13": dict(stem="cifar", normalization="batch", dropout=0.5),
+    "vgg16": dict(stem="cifar", normalization="batch", dropout=0.5),
+    "vgg19": dict(stem="cifar", normalization="batch", dropout=0.5),
+    "wide_resnet28_10": dict(dropout=0.5),
 }
 
-# Parameters as published: exact from the layer shapes in He et al. 2015, rounded in its tables 1 and 6.
-PARAMETERS = {
-    "resnet18": 11_689_512,
-    "resnet34": 21_797_672,
-    "resnet50": 25_557_032,
-    "resnet20": 269_722,
-    "resnet32": 464_154,
-    "resnet44": 658_586,
-    "resnet56": 853_018,
-    "resnet110": 1_727_962,
+# What is run is the same network with fewer or thinner layers; None is the network as it is built.
+SMALLER = {
+    "alexnet": dict(stem=Stem(size=3, stride=1, padding=1, dense_width=6)),
+    "cnn": None,
+    "linear": None,
+    "mlp": None,
+    "resnet18": dict(stage_sizes=(1, 2), width=4),
+    "resnet20": dict(stage_sizes=(1, 2), width=4),
+    "resnet50": dict(stage_sizes=(1, 2), width=2),
+    "speednet": None,
+    "vgg11": dict(stage_sizes=(1, 2), widths=(4, 6), dense_width=8),
+    "wide_resnet28_10": dict(stage_size=1, widths=(16, 8)),
 }
+# The same parts as one of those, only more: their shapes and sizes are checked, and they are not run.
+DEEPER_TWINS = {"resnet32", "resnet34", "resnet44", "resnet56", "resnet101", "resnet110", "resnet152"}
+DEEPER_TWINS |= {"vgg13", "vgg16", "vgg19"}
+STOCHASTIC = [name for name in SMALLER if {"dropout", "drop_path"} & set(ARGUMENTS.get(name, {}))]
+NORMALIZED = sorted(set(SMALLER) - {"alexnet", "linear"})
+
+# Shape of the images, classes and parameters, as published or exact from the layer shapes in the papers, of the network
+# with the arguments in VARIANTS.
+PUBLISHED = {
+    "alexnet": ((224, 224, 3), 1000, 61_100_840),
+    "linear": ((32, 32, 3), 10, 3_072 * 10 + 10),
+    "mlp": ((28, 28, 1), 10, 266_610),  # LeNet-300-100, LeCun et al. 1998
+    "resnet18": ((64, 64, 3), 1000, 11_689_512),
+    "resnet34": ((64, 64, 3), 1000, 21_797_672),
+    "resnet50": ((64, 64, 3), 1000, 25_557_032),
+    "resnet101": ((64, 64, 3), 1000, 44_549_160),
+    "resnet152": ((64, 64, 3), 1000, 60_192_808),
+    "resnet20": ((32, 32, 3), 10, 269_722),
+    "resnet32": ((32, 32, 3), 10, 464_154),
+    "resnet44": ((32, 32, 3), 10, 658_586),
+    "resnet56": ((32, 32, 3), 10, 853_018),
+    "resnet110": ((32, 32, 3), 10, 1_727_962),
+    "vgg11": ((224, 224, 3), 1000, 132_863_336),
+    "vgg13": ((224, 224, 3), 1000, 133_047_848),
+    "vgg16": ((224, 224, 3), 1000, 138_357_544),
+    "vgg19": ((224, 224, 3), 1000, 143_667_240),
+    "wide_resnet28_10": ((32, 32, 3), 10, 36_479_194),
+}
+VARIANTS = {
+    "alexnet": dict(stem="imagenet"),
+    "mlp": dict(widths=(300, 100), normalization="none"),
+    **{f"resnet{depth}": dict(stem="imagenet") for depth in (18, 34, 50, 101, 152)},
+    **{f"vgg{depth}": dict(stem="imagenet", normalization="none") for depth in (11, 13, 16, 19)},
+}
+# Millions of parameters: He et al. 2015, table 6; Simonyan and Zisserman 2014, table 2; Zagoruyko and Komodakis 2016.
 ROUNDED = {"resnet20": 0.27, "resnet32": 0.46, "resnet44": 0.66, "resnet56": 0.85, "resnet110": 1.7}
-# The same blocks as resnet18 and resnet20, only more: their shapes and sizes are checked, and they are not run.
-DEEPER_TWINS = {"resnet32", "resnet34", "resnet44", "resnet56", "resnet110"}
-RUN = sorted(set(MODELS) - DEEPER_TWINS)
+ROUNDED |= {"vgg11": 133, "vgg13": 133, "vgg16": 138, "vgg19": 144, "wide_resnet28_10": 36.5}
 
 
 def _model(name, *, num_classes=NUM_CLASSES, dtype=jnp.float32, axis_name=None, **kwargs):
@@ -46,7 +96,12 @@ def _model(name, *, num_classes=NUM_CLASSES, dtype=jnp.float32, axis_name=None, 
     return build(name, num_classes=num_classes, dtype=dtype, axis_name=axis_name, **kwargs)
 
 
-def _images(*, count=4, size=12):
+def _small(name, **kwargs):
+    model = _model(name, **kwargs)
+    return model.clone(**SMALLER[name]) if SMALLER[name] else model
+
+
+def _images(*, count=4, size=16):
     return jax.random.normal(jax.random.key(1), (count, size, size, 3), jnp.float32)
 
 
@@ -66,26 +121,52 @@ def _any_variables(model, images):
     return jax.tree.map(lambda leaf: fill(leaf.shape), shapes)
 
 
+@functools.cache
+def _published(name):
+    """Shapes of (logits, variables) of the network as published, computed in bfloat16, for four images."""
+    shape, num_classes, _ = PUBLISHED.get(name, ((32, 32, 3), 10, None))
+    model = _model(name, num_classes=num_classes, dtype=jnp.bfloat16, **VARIANTS.get(name, {}))
+    images = jax.ShapeDtypeStruct((4, *shape), jnp.float32)
+    return jax.eval_shape(partial(model.init_with_output, train=False), jax.random.key(0), images)
+
+
 def _count(tree):
     return sum(leaf.size for leaf in jax.tree.leaves(tree))
 
 
-@pytest.mark.parametrize("dtype", [jnp.float32, jnp.bfloat16], ids=["float32", "bfloat16"])
+def test_every_model_is_run_or_is_the_deeper_twin_of_one_that_is():
+    assert set(SMALLER) | DEEPER_TWINS == set(MODELS)
+    assert set(PUBLISHED) == set(MODELS) - {"cnn", "speednet"}
+
+
 @pytest.mark.parametrize("name", sorted(MODELS))
-def test_logits_and_variables_are_float32_in_any_compute_dtype(name, dtype):
-    model = _model(name, dtype=dtype)
-    images = jax.ShapeDtypeStruct((4, 32, 32, 3), jnp.float32)
-    variables = jax.eval_shape(partial(model.init, train=False), jax.random.key(0), images)
-    logits = jax.eval_shape(partial(model.apply, train=False), variables, images)
-    assert logits.shape == (4, NUM_CLASSES)
+def test_logits_and_variables_are_float32_in_bfloat16_computation(name):
+    logits, variables = _published(name)
+    assert logits.shape == (4, PUBLISHED[name][1] if name in PUBLISHED else 10)
     assert logits.dtype == jnp.float32
     assert {leaf.dtype for leaf in jax.tree.leaves(variables)} == {jnp.dtype("float32")}
-    assert set(variables) == {"params", "batch_stats"}
+    normalized = name not in ("alexnet", "linear") and VARIANTS.get(name, {}).get("normalization") != "none"
+    assert set(variables) == ({"params", "batch_stats"} if normalized else {"params"})
+    assert "head" in variables["params"]
 
 
-@pytest.mark.parametrize("name", RUN)
+@pytest.mark.parametrize("name", sorted(SMALLER))
+def test_a_bfloat16_network_is_the_float32_one_but_for_rounding(name):
+    images = _images()
+    variables = _any_variables(_small(name), images)
+    exact, rounded = (
+        jax.jit(partial(_small(name, dtype=dtype).apply, train=False))(variables, images)
+        for dtype in (jnp.float32, jnp.bfloat16)
+    )
+    assert exact.shape == rounded.shape == (4, NUM_CLASSES)
+    assert exact.dtype == rounded.dtype == jnp.float32
+    error = np.linalg.norm(exact - rounded) / np.linalg.norm(exact)
+    assert 0.0 < error < 0.1
+
+
+@pytest.mark.parametrize("name", NORMALIZED)
 def test_training_moves_the_statistics_alike_on_every_device(name):
-    model, images = _model(name, axis_name="batch"), _images()
+    model, images = _small(name, axis_name="batch"), _images()
     variables = _any_variables(model, images)
 
     @jax.jit
@@ -102,25 +183,22 @@ def test_training_moves_the_statistics_alike_on_every_device(name):
         assert not np.array_equal(before, first)
 
 
-@pytest.mark.parametrize("name", RUN)
+@pytest.mark.parametrize("name", sorted(SMALLER))
 def test_evaluation_sees_each_image_alone_and_keeps_the_statistics(name):
-    model, images = _model(name, axis_name="batch"), _images()
+    model, images = _small(name, axis_name="batch"), _images()
     variables = _any_variables(model, images)
     evaluate = jax.jit(partial(model.apply, train=False, mutable=["batch_stats"]))
     logits, updates = evaluate(variables, images)
-    jax.tree.map(np.testing.assert_array_equal, updates["batch_stats"], variables["batch_stats"])
+    jax.tree.map(np.testing.assert_array_equal, dict(updates), {k: v for k, v in variables.items() if k != "params"})
     other_company, _ = evaluate(variables, images.at[1:].multiply(3.0))
     np.testing.assert_array_equal(logits[0], other_company[0])
     assert not np.array_equal(logits[1:], other_company[1:])
 
 
-@pytest.mark.parametrize("name", sorted(PARAMETERS))
+@pytest.mark.parametrize("name", sorted(PUBLISHED))
 def test_parameter_count_is_the_published_one(name):
-    imagenet = name in ("resnet18", "resnet34", "resnet50")
-    model = _model(name, num_classes=1000, stem="imagenet") if imagenet else _model(name, num_classes=10)
-    images = jax.ShapeDtypeStruct((1, 32, 32, 3), jnp.float32)
-    params = jax.eval_shape(partial(model.init, train=False), jax.random.key(0), images)["params"]
-    assert _count(params) == PARAMETERS[name]
+    params = _published(name)[1]["params"]
+    assert _count(params) == PUBLISHED[name][2]
     if name in ROUNDED:
         assert _count(params) / 1e6 == pytest.approx(ROUNDED[name], rel=0.02)
 
@@ -129,14 +207,14 @@ def test_parameter_count_is_the_published_one(name):
 def test_a_residual_block_starts_as_the_identity(block):
     x = nn.relu(jax.random.normal(jax.random.key(0), (2, 6, 6, 8)))
     width = 8 if block is BasicBlock else 2
-    y, _ = block(width, 1, jnp.float32, None).init_with_output(jax.random.key(1), x, train=False)
+    y, _ = block(width, 1, 0.0, jnp.float32, None).init_with_output(jax.random.key(1), x, train=False)
     np.testing.assert_array_equal(y, x)
 
 
 @pytest.mark.parametrize("size", [6, 7])
 def test_a_plain_shortcut_drops_pixels_and_adds_zero_channels(size):
     x = nn.relu(jax.random.normal(jax.random.key(0), (2, size, size, 4)))
-    block = PlainShortcutBlock(6, 2, jnp.float32, None)
+    block = PlainShortcutBlock(6, 2, 0.0, jnp.float32, None)
     variables = _any_variables(block, x)
     # With its last scale and bias at zero a block is its shortcut.
     variables["params"]["norm2"] = jax.tree.map(np.zeros_like, variables["params"]["norm2"])
@@ -158,12 +236,33 @@ def test_strides_come_from_the_stem_and_the_first_block_of_each_later_stage(stem
     assert sizes == {"cifar": [64, 64, 32, 16, 8], "imagenet": [16, 16, 8, 4, 2]}[stem]
 
 
+@pytest.mark.parametrize(
+    ("name", "size", "layers", "sizes"),
+    [
+        ("alexnet", 224, ["conv1", "conv2", "conv3", "conv4", "conv5"], [55, 27, 13, 13, 13]),
+        ("vgg11", 224, [f"stage{i}_block1" for i in range(1, 6)], [224, 112, 56, 28, 14]),
+        (
+            "wide_resnet28_10",
+            32,
+            ["stem"] + [f"stage{i}_block{j}" for i in (1, 2, 3) for j in (1, 4)],
+            [32] * 3 + [16] * 2 + [8] * 2,
+        ),
+    ],
+)
+def test_feature_maps_have_the_published_sizes(name, size, layers, sizes):
+    model = _model(name, **VARIANTS.get(name, {}))
+    apply = partial(model.init_with_output, train=False, capture_intermediates=True, mutable=True)
+    images = jax.ShapeDtypeStruct((1, size, size, 3), jnp.float32)
+    outputs = jax.eval_shape(apply, jax.random.key(0), images)[1]["intermediates"]
+    assert [outputs[layer]["__call__"][0].shape[1] for layer in layers] == sizes
+
+
 @pytest.mark.parametrize("name", ["cnn", "speednet"])
 def test_a_step_on_four_devices_equals_one_device_on_the_whole_batch(name):
     devices = np.array(jax.devices())
     assert len(devices) > 1, "tests/conftest.py sets several CPU devices"
     kwargs = dict(dropout=0.0) if name == "cnn" else {}
-    images = _images(count=4 * len(devices))
+    images = _images(count=4 * len(devices), size=12)
     one, synced = _model(name, **kwargs), _model(name, axis_name="batch", **kwargs)
     variables = _any_variables(one, images)
 
@@ -182,20 +281,121 @@ def test_a_step_on_four_devices_equals_one_device_on_the_whole_batch(name):
     jax.tree.map(partial(np.testing.assert_allclose, rtol=1e-3, atol=1e-4), got, expected)
 
 
-def test_dropout_draws_in_training_only():
-    model, images = _model("cnn"), _images()
+@pytest.mark.parametrize("name", STOCHASTIC)
+def test_training_draws_by_the_key_and_at_rate_zero_asks_for_none(name):
+    model, images = _small(name), _images(count=8)
     variables = _any_variables(model, images)
 
+    @jax.jit
     def logits(seed):
         rngs = {"dropout": jax.random.key(seed)}
         return model.apply(variables, images, train=True, rngs=rngs, mutable=["batch_stats"])[0]
 
     assert np.array_equal(logits(0), logits(0))
     assert not np.array_equal(logits(0), logits(1))
+    rate = "drop_path" if "drop_path" in ARGUMENTS[name] else "dropout"
+    train = partial(model.clone(**{rate: 0.0}).apply, train=True, mutable=["batch_stats"])
+    jax.eval_shape(train, variables, images)
+
+
+def test_drop_path_rises_linearly_to_the_rate_of_the_last_block():
+    rates = []
+
+    def spy(call, args, kwargs, context):
+        if isinstance(context.module, BasicBlock):
+            rates.append(context.module.drop_rate)
+        return call(*args, **kwargs)
+
+    with nn.intercept_methods(spy):
+        jax.eval_shape(partial(_model("resnet18", drop_path=0.4).init, train=False), jax.random.key(0), _images())
+    np.testing.assert_allclose(rates, 0.4 * np.arange(1, 9) / 8)
+
+
+def test_drop_path_drops_the_whole_branch_of_an_example_or_scales_it_up():
+    x = nn.relu(_images(count=64, size=4))
+    block = BasicBlock(3, 1, 0.25, jnp.float32, None)
+    variables = _any_variables(block, x)
+
+    def run(rate):
+        apply = partial(block.clone(drop_rate=rate).apply, train=True, mutable=["batch_stats"])
+        return np.asarray(jax.jit(apply)(variables, x, rngs={"dropout": jax.random.key(0)})[0])
+
+    # The branch is what a block adds to x, wherever the ReLU after the sum lets it through.
+    kept, drawn = run(0.0), run(0.25)
+    through = (kept > 0) & (drawn > 0)
+    scaled = np.isclose(drawn - x, (kept - x) / 0.75, atol=1e-5) | ~through
+    dropped = np.isclose(drawn, x, atol=1e-6)
+    per_example = np.stack([scaled.all(axis=(1, 2, 3)), dropped.all(axis=(1, 2, 3))])
+    assert np.all(per_example.sum(axis=0) == 1)
+    assert 4 <= per_example[1].sum() <= 28  # 16 expected, standard deviation 3.5
+
+
+@pytest.mark.parametrize("width", [4, 6])
+def test_a_pre_activation_block_adds_to_x_or_to_a_projection(width):
+    x = _images(count=2, size=7)
+    x = jnp.concatenate([x, x[..., :1]], axis=-1)
+    stride = 1 if width == 4 else 2
+    block = PreActivationBlock(width, stride, 0.0, jnp.float32, None)
+    variables = _any_variables(block, x)
+    assert ("shortcut_conv" in variables["params"]) == (width != 4)
+    variables["params"]["conv2"]["kernel"] *= 0.0
+    y = jax.jit(partial(block.apply, train=False))(variables, x)
+    if width == 4:
+        np.testing.assert_array_equal(y, x)
+    else:
+        # Running mean and variance, scale and bias are ones.
+        relu = np.maximum(0.0, (np.asarray(x) - 1.0) / np.sqrt(1.0 + 1e-5) + 1.0)
+        expected = relu[:, ::2, ::2] @ variables["params"]["shortcut_conv"]["kernel"][0, 0]
+        np.testing.assert_allclose(y, expected, rtol=1e-4, atol=1e-5)
+
+
+def test_the_linear_classifier_is_wx_plus_b_and_starts_at_a_guess():
+    model, images = _model("linear"), _images()
+    logits, variables = jax.jit(partial(model.init_with_output, train=False))(jax.random.key(0), images)
+    labels = np.arange(4)
+    np.testing.assert_allclose(optax.softmax_cross_entropy_with_integer_labels(logits, labels), np.log(NUM_CLASSES))
+    margins = np.maximum(0.0, logits - np.take_along_axis(np.asarray(logits), labels[:, None], 1) + 1.0)
+    np.testing.assert_array_equal(margins.sum(axis=1) - 1.0, NUM_CLASSES - 1.0)
+    variables = _any_variables(model, images)
+    kernel, bias = variables["params"]["head"]["kernel"], variables["params"]["head"]["bias"]
+    logits = jax.jit(partial(model.apply, train=True))(variables, images)
+    np.testing.assert_allclose(logits, np.asarray(images).reshape(4, -1) @ kernel + bias, rtol=1e-4, atol=1e-4)
+
+
+def test_cnn_names_its_parameters_by_block():
+    params = jax.eval_shape(partial(_model("cnn").init, train=False), jax.random.key(0), _images())["params"]
+    assert jax.tree.map(lambda leaf: leaf.shape, params) == {
+        "block1": {"conv": {"kernel": (3, 3, 3, 4)}, "norm": {"scale": (4,), "bias": (4,)}},
+        "block2": {"conv": {"kernel": (3, 3, 4, 6)}, "norm": {"scale": (6,), "bias": (6,)}},
+        "head": {"kernel": (6, NUM_CLASSES), "bias": (NUM_CLASSES,)},
+    }
+
+
+@pytest.mark.parametrize("name", ["cnn", "mlp"])
+def test_activation_initialiser_and_normalisation_are_chosen_by_name(name):
+    for activation in ACTIVATIONS:
+        assert _model(name, activation=activation).activation is ACTIVATIONS[activation]
+    for init in INITIALIZERS:
+        assert _model(name, init=init).kernel_init is INITIALIZERS[init]
+    assert _model(name, activation="tanh").kernel_init is INITIALIZERS["xavier_uniform"]
+    for normalization in NORMALIZATIONS:
+        assert _model(name, normalization=normalization).normalization is NORMALIZATIONS[normalization]
+
+
+@pytest.mark.parametrize("name", ["cnn", "mlp"])
+@pytest.mark.parametrize("normalization", sorted(NORMALIZATIONS))
+@pytest.mark.parametrize("activation", ["maxout", "prelu"])
+def test_any_block_choice_builds_a_network(name, activation, normalization):
+    model = _model(name, activation=activation, normalization=normalization, widths=(8, 16))
+    init = partial(model.init_with_output, train=False)
+    logits, variables = jax.eval_shape(init, jax.random.key(0), _images())
+    assert logits.shape == (4, NUM_CLASSES)
+    assert set(variables) == ({"params", "batch_stats"} if normalization == "batch" else {"params"})
 
 
 def test_a_list_of_widths_is_as_good_as_a_tuple():
     assert _model("cnn", widths=[4, 6]) == _model("cnn", widths=(4, 6))
+    assert _model("mlp", widths=[4, 6]) == _model("mlp", widths=(4, 6))
     assert _model("speednet", widths=[4, 6]) == _model("speednet", widths=(4, 6))
 
 
@@ -207,9 +407,19 @@ def test_max_pooling_is_the_maximum_of_each_2x2_window(size):
     np.testing.assert_array_equal(max_pool_2x2(jnp.asarray(x)), windows.max(axis=(2, 4)))
 
 
-def test_too_many_widths_for_the_image_say_so():
+def test_images_too_small_for_the_network_say_so():
     with pytest.raises(ValueError, match="fewer widths or larger images"):
         _any_variables(_model("cnn", widths=(2,) * 5), _images(size=8))
+    with pytest.raises(ValueError, match="larger images"):
+        _any_variables(_model("vgg11"), _images(size=31))
+    with pytest.raises(ValueError, match="stem='cifar' or larger images"):
+        _any_variables(_model("alexnet", stem="imagenet"), _images(size=62))
+
+
+@pytest.mark.parametrize("name", ["cnn", "mlp"])
+def test_no_widths_are_refused(name):
+    with pytest.raises(ValueError, match=f"{name} needs at least one width"):
+        _model(name, widths=())
 
 
 def test_unknown_names_list_the_known_and_the_nearest():
@@ -217,6 +427,17 @@ def test_unknown_names_list_the_known_and_the_nearest():
         _model("resnet81")
     with pytest.raises(ValueError, match="unknown stem 'cifra'; did you mean 'cifar'.*imagenet"):
         _model("resnet18", stem="cifra")
+    for name in ("alexnet", "vgg16"):
+        with pytest.raises(ValueError, match="unknown stem 'imagnet'; did you mean 'imagenet'"):
+            _model(name, stem="imagnet")
+    for name in ("cnn", "mlp"):
+        with pytest.raises(ValueError, match="unknown activation 'rely'; did you mean 'relu'"):
+            _model(name, activation="rely")
+        with pytest.raises(ValueError, match="unknown initializer 'atuo'; did you mean 'auto'"):
+            _model(name, init="atuo")
+    for name in ("cnn", "mlp", "vgg16"):
+        with pytest.raises(ValueError, match="unknown normalization 'bach'; did you mean 'batch'"):
+            _model(name, normalization="bach")
 
 
 def test_a_misspelt_argument_is_an_error():

@@ -34,7 +34,21 @@ def check_none(found, unit):
     np.testing.assert_array_equal(found, unit)
 
 
-CHECKS = {"channel_mean_std": check_channel_mean_std, "none": check_none}
+def check_channel_mean(found, unit):
+    np.testing.assert_allclose(found, unit - unit.mean((0, 1, 2)), atol=1e-6)
+
+
+def check_mean_image(found, unit):
+    np.testing.assert_allclose(found, unit - unit.mean(0), atol=1e-6)
+    np.testing.assert_allclose(found.mean(0), 0, atol=1e-6)
+
+
+CHECKS = {
+    "channel_mean": check_channel_mean,
+    "channel_mean_std": check_channel_mean_std,
+    "mean_image": check_mean_image,
+    "none": check_none,
+}
 
 
 @pytest.mark.parametrize("channels", [1, 3])
@@ -49,6 +63,14 @@ def test_a_flat_channel_stays_finite(tmp_path):
     split = Split(np.full((4, 2, 2, 1), 77, np.uint8), np.zeros(4, np.int32))
     found, _ = normalized(split, "channel_mean_std", tmp_path)
     np.testing.assert_allclose(found, 0, atol=1e-4)
+
+
+@pytest.mark.parametrize("name", sorted(stats.NORMALIZERS))
+def test_statistics_come_back_from_the_cache_bit_for_bit(name, tmp_path):
+    first, again = (statistics(random_split(), name, tmp_path) for _ in range(2))
+    for key in ("mean", "std"):
+        np.testing.assert_array_equal(first[key], again[key])
+    assert first["mean"].shape == ((6, 5, 3) if name == "mean_image" else (3,))
 
 
 def test_statistics_of_a_run_are_computed_once(tmp_path, monkeypatch):
@@ -106,4 +128,4 @@ def test_constants_that_do_not_fit_the_channels_are_refused(tmp_path):
 
 def test_an_unknown_normalizer_names_the_nearest(tmp_path):
     with pytest.raises(ConfigError, match="did you mean 'channel_mean_std'"):
-        statistics(random_split(), "channel_mean", tmp_path)
+        statistics(random_split(), "channel_mean_sd", tmp_path)

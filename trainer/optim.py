@@ -1,69 +1,267 @@
 """Optimisers: chains of Optax links, each named after its role.
 
-An entry of `OPTIMIZERS` returns the links between clipping and the learning
-rate. `make_tx` puts the chain together with its schedule, so that the rate in
-the optimiser state is the rate that was applied.
+An entry of `OPTIMIZERS` returns a `Recipe`: its links, and where they stand. `make_tx` puts the chain
+together with its schedule, so that the rate in the optimiser state is the rate that was applied.
+
+Every chain is updated in one way, whatever it needs:
+
+    tx.update(grads, opt_state, params, value=loss, grad=grads, value_fn=value_fn, grad_fn=grad_fn)
+
+value: the mean loss of the batch at `params`, with regularisers, float32, the same on all devices; for `lbfgs` and the
+schedule `plateau`. grad: `grads` again, before anything was done to it. value_fn: params -> value, on the same
+batch with the same draws, differentiable (its gradient too averaged over devices); for `lbfgs`. grad_fn: params ->
+grads, likewise; for `sam`. What a chain does not need it ignores, and a function that is not called costs nothing.
 """
 
+import functools
+from collections.abc import Sequence
+from typing import Any, NamedTuple
+
 import jax
+import jax.numpy as jnp
 import optax
 
+from trainer import links
+from trainer import rules as rules_lib
 from trainer.errors import ConfigError, unknown_name
 
 
-def decay_mask(params):
-    """True for the leaves that weight decay acts on: those with two or more axes.
+class Recipe(NamedTuple):
+    """The links of an optimiser, (name, transformation) each, by where they stand in the chain of `make_tx`."""
 
-    Biases and the scales of normalisation layers are vectors, and are spared.
-    """
-    return jax.tree.map(lambda leaf: leaf.ndim > 1, params)
-
-
-def _coupled_decay(weight_decay):
-    # Coupled L2: the decay is part of the gradient, so it enters the momentum.
-    return ("weight_decay", optax.add_decayed_weights(weight_decay, decay_mask))
+    links: tuple = ()  # between clipping and the learning rate
+    first: tuple = ()  # before clipping
+    last: tuple = ()  # after the learning rate
+    average: tuple = ()  # (name, (tx, schedule) -> tx): around all of these
 
 
-def _sgd(*, weight_decay):
+def _decay(rules, weight_decay):
+    return ("weight_decay", links.add_decay(weight_decay, rules))
+
+
+# Entries are named (rules, *, parameters of the config). Decay is coupled, L2 in the gradient, where it stands
+# before the scaling, and decoupled (Loshchilov and Hutter 2019), times the learning rate, where it stands after.
+
+
+def _sgd(rules, *, weight_decay):
     # x -= lr g
-    return (_coupled_decay(weight_decay),)
+    return Recipe((_decay(rules, weight_decay),))
 
 
-def _momentum(*, momentum, weight_decay):
+def _momentum(rules, *, momentum, weight_decay):
     # v = rho v + g; x -= lr v. Sutskever et al. 2013.
-    return (_coupled_decay(weight_decay), ("momentum", optax.trace(momentum)))
+    return Recipe((_decay(rules, weight_decay), ("momentum", optax.trace(momentum))))
 
 
-def _nesterov(*, momentum, weight_decay):
+def _nesterov(rules, *, momentum, weight_decay):
     # v = rho v + g; x -= lr (g + rho v). Sutskever et al. 2013, in the form of PyTorch and Optax.
-    return (_coupled_decay(weight_decay), ("momentum", optax.trace(momentum, nesterov=True)))
+    return Recipe((_decay(rules, weight_decay), ("momentum", optax.trace(momentum, nesterov=True))))
 
 
-def _adamw(*, b1, b2, eps, weight_decay):
-    # Decoupled: the decay is added after the scaling. Loshchilov and Hutter 2019.
-    return (
-        ("adam", optax.scale_by_adam(b1, b2, eps)),
-        ("weight_decay", optax.add_decayed_weights(weight_decay, decay_mask)),
+def _adagrad(rules, *, eps, weight_decay):
+    # s += g^2; x -= lr g / (sqrt(s) + eps). Duchi et al. 2011.
+    return Recipe((_decay(rules, weight_decay), ("adagrad", links.scale_by_adagrad(eps))))
+
+
+def _rmsprop(rules, *, decay, eps, weight_decay):
+    # s = d s + (1 - d) g^2; x -= lr g / (sqrt(s) + eps). Tieleman and Hinton 2012. Optax's default has eps in the root.
+    rms = optax.scale_by_rms(decay, eps, eps_in_sqrt=False)
+    return Recipe((_decay(rules, weight_decay), ("rmsprop", rms)))
+
+
+def _adam(rules, *, b1, b2, eps, weight_decay):
+    # m^ and v^, the bias-corrected moments; x -= lr m^ / (sqrt(v^) + eps). Kingma and Ba 2015.
+    return Recipe((_decay(rules, weight_decay), ("adam", optax.scale_by_adam(b1, b2, eps))))
+
+
+def _adam_uncorrected(rules, *, b1, b2, eps, weight_decay):
+    # The lecture's "almost" Adam: x -= lr m / (sqrt(v) + eps). Its first step is (1 - b1) / sqrt(1 - b2) that of Adam.
+    return Recipe((_decay(rules, weight_decay), ("adam", links.scale_by_uncorrected_adam(b1, b2, eps))))
+
+
+def _nadam(rules, *, b1, b2, eps, weight_decay):
+    # Adam with m^ = b1 m / (1 - b1^(t+1)) + (1 - b1) g / (1 - b1^t). Dozat 2016, with a constant b1.
+    return Recipe((_decay(rules, weight_decay), ("adam", optax.scale_by_adam(b1, b2, eps, nesterov=True))))
+
+
+def _adamw(rules, *, b1, b2, eps, weight_decay):
+    # Adam, decoupled decay. Loshchilov and Hutter 2019.
+    return Recipe((("adam", optax.scale_by_adam(b1, b2, eps)), _decay(rules, weight_decay)))
+
+
+def _lion(rules, *, b1, b2, weight_decay):
+    # x -= lr (sign(b1 m + (1 - b1) g) + decay x); m = b2 m + (1 - b2) g. Chen et al. 2023.
+    return Recipe((("lion", optax.scale_by_lion(b1, b2)), _decay(rules, weight_decay)))
+
+
+def _lamb(rules, *, b1, b2, eps, weight_decay):
+    # u = Adam's update + decay x; x -= lr |x| / |u| u, norms by layer. You et al. 2020. Biases and scales: ratio 1.
+    adam, trust = optax.scale_by_adam(b1, b2, eps), optax.masked(optax.scale_by_trust_ratio(), rules_lib.decay_mask)
+    return Recipe((("adam", adam), _decay(rules, weight_decay), ("trust_ratio", trust)))
+
+
+def _lars(rules, *, momentum, trust_coefficient, weight_decay):
+    # u = g + decay x; v = rho v + c |x| / |u| u; x -= lr v, norms by layer, ratio 1 for biases and scales. You et al.
+    # 2017. The paper, and optax.lars, have lr inside v, which differs while lr changes; here it is as in `momentum`.
+    trust = optax.scale_by_trust_ratio(trust_coefficient=trust_coefficient)
+    trust = ("trust_ratio", optax.masked(trust, rules_lib.decay_mask))
+    return Recipe((_decay(rules, weight_decay), trust, ("momentum", optax.trace(momentum))))
+
+
+def _adafactor(rules, *, decay_rate, clip_threshold, min_dim_size_to_factor, weight_decay):
+    # u = g / sqrt(v), v a running mean of g^2 with rate 1 - t^-decay_rate, kept as a row and a column mean where two
+    # axes reach min_dim_size_to_factor; u /= max(1, rms(u) / clip_threshold); x -= lr (max(1e-3, rms(x)) u + decay x).
+    # Shazeer and Stern 2018. optax.adafactor does not multiply decay by lr.
+    factored = optax.scale_by_factored_rms(decay_rate=decay_rate, min_dim_size_to_factor=min_dim_size_to_factor)
+    return Recipe(
+        (
+            ("adafactor", factored),
+            ("update_clip", optax.clip_by_block_rms(clip_threshold)),
+            ("parameter_scale", optax.scale_by_param_block_rms()),
+            _decay(rules, weight_decay),
+        )
     )
 
 
-OPTIMIZERS = {"adamw": _adamw, "momentum": _momentum, "nesterov": _nesterov, "sgd": _sgd}
+def _muon(rules, *, momentum, b1, b2, eps, adam_params, weight_decay):
+    # Nesterov momentum made orthogonal by five Newton-Schulz steps, for the parameters that decay, conv kernels as
+    # matrices [H W I, O]; Adam for biases, scales and those whose path the regex adam_params matches, such as
+    # "head/.*" ("" for none). Jordan 2024, with Liu et al.'s factor 0.2 sqrt(max(fan_in, fan_out)) (2025), which gives
+    # both parts updates of one size, so that they share a rate.
+    return Recipe((("muon", links.scale_by_muon(momentum, b1, b2, eps, adam_params)), _decay(rules, weight_decay)))
 
 
-def make_tx(name: str, *, schedule: optax.Schedule, clip_norm: float, **kwargs) -> optax.GradientTransformation:
-    """The chain clip -> `OPTIMIZERS[name]` -> learning rate.
+def _sam(rules, *, rho, momentum, weight_decay):
+    # Momentum SGD on the gradient at x + rho g / |g|. Foret et al. 2021; needs grad_fn, and costs a second gradient.
+    ascent = ("sam", links.sharpness_aware(rho))
+    return Recipe((_decay(rules, weight_decay), ("momentum", optax.trace(momentum))), first=(ascent,))
 
-    `schedule` maps the number of updates made so far to the rate. `clip_norm` is the largest
-    global L2 norm of a gradient, before decay; 0 does not clip. `kwargs` go to the entry.
-    Raises ConfigError for an unknown name.
+
+def _lookahead(rules, *, momentum, sync_steps, slow_rate, weight_decay):
+    # Momentum SGD; every sync_steps updates slow += slow_rate (x - slow), x = slow. Zhang et al. 2019. Our own link:
+    # optax.lookahead changes the structure of the parameters.
+    slow = ("lookahead", links.lookahead(sync_steps, slow_rate))
+    return Recipe((_decay(rules, weight_decay), ("momentum", optax.trace(momentum))), last=(slow,))
+
+
+def _schedule_free(rules, *, b1, b2, eps, weight_decay):
+    # AdamW without its first moment moves z; gradients are taken at y = (1 - b1) z + b1 x, where x is the mean of z
+    # with weights lr^2. Defazio et al. 2024. The params are y; evaluate x, `evaluated_params`. Constant schedule with
+    # warm-up. BatchNorm's statistics are those of y.
+    if b1 == 0:
+        raise ConfigError("config.optimizer.b1 of 'schedule_free' should be above 0: it mixes the average in")
+    rms = optax.scale_by_rms(b2, eps, eps_in_sqrt=False, bias_correction=True)
+    average = ("schedule_free", functools.partial(links.schedule_free, b1=b1))
+    return Recipe((("adam", rms), _decay(rules, weight_decay)), average=average)
+
+
+def _lbfgs(rules, *, memory_size, max_linesearch_steps):
+    # x -= lr s H g: H from the last memory_size updates (Liu and Nocedal 1989), s from a line search that meets the
+    # strong Wolfe conditions (Nocedal and Wright, algorithms 3.5 and 3.6). As optax.lbfgs; lr = 1 is the plain method.
+    # Full batch, no dropout, no augmentation; decay is a regulariser, part of the value: needs value, grad, value_fn.
+    del rules
+    return Recipe(
+        (("lbfgs", optax.scale_by_lbfgs(memory_size)),),
+        last=(("line_search", links.line_search(max_linesearch_steps)),),
+    )
+
+
+OPTIMIZERS = {
+    "adafactor": _adafactor,
+    "adagrad": _adagrad,
+    "adam": _adam,
+    "adam_uncorrected": _adam_uncorrected,
+    "adamw": _adamw,
+    "lamb": _lamb,
+    "lars": _lars,
+    "lbfgs": _lbfgs,
+    "lion": _lion,
+    "lookahead": _lookahead,
+    "momentum": _momentum,
+    "muon": _muon,
+    "nadam": _nadam,
+    "nesterov": _nesterov,
+    "rmsprop": _rmsprop,
+    "sam": _sam,
+    "schedule_free": _schedule_free,
+    "sgd": _sgd,
+}
+
+# Gradient clipping, before decay: threshold -> link.
+CLIPS = {
+    "adaptive": optax.adaptive_grad_clip,  # |g| <= threshold max(|x|, 1e-3), by output unit: Brock et al. 2021
+    "global_norm": optax.clip_by_global_norm,  # L2 norm of the whole gradient: Pascanu et al. 2013
+    "value": optax.clip,  # each element
+}
+
+
+def make_tx(
+    name: str,
+    *,
+    schedule: optax.Schedule | optax.schedules.StatefulSchedule,
+    clip_norm: float,
+    clip: str = "global_norm",
+    rules: Sequence[str] = rules_lib.DEFAULT_RULES,
+    **kwargs,
+) -> optax.GradientTransformationExtraArgs:
+    """The chain clip -> `OPTIMIZERS[name]` -> rules -> learning rate.
+
+    schedule: the number of updates made so far -> rate, or a stateful one. clip_norm: the threshold of
+    `CLIPS[clip]`; 0 does not clip. rules: per-parameter rules (`trainer.rules`), whose fit to the
+    parameters is checked by `init`; a frozen parameter adds nothing to the gradient's norm. kwargs: the entry's.
+    Raises ConfigError for an unknown name and for what cannot be combined.
     """
     if name not in OPTIMIZERS:
         raise ConfigError(unknown_name("optimizer", name, OPTIMIZERS))
-    clip = (("clip", optax.clip_by_global_norm(clip_norm)),) if clip_norm else ()
-    scale = optax.inject_hyperparams(optax.scale_by_learning_rate)(learning_rate=schedule)
-    return optax.named_chain(*clip, *OPTIMIZERS[name](**kwargs), ("learning_rate", scale))
+    if clip not in CLIPS:
+        raise ConfigError(unknown_name("clip", clip, CLIPS))
+    if name == "lbfgs" and (clip_norm or rules_lib.any_lr(rules)):
+        raise ConfigError(
+            "'lbfgs' needs the gradient as it is; set config.optimizer.clip_norm to 0 and no lr in the rules"
+        )
+    recipe = OPTIMIZERS[name](rules, **kwargs)
+    if recipe.average and isinstance(schedule, optax.schedules.StatefulSchedule):
+        raise ConfigError(f"'{name}' cannot follow the schedule 'plateau'; choose 'constant'")
+    # Frozen parameters stay out of norms and moments from the first link on; the last link makes it exact.
+    frozen = links.freeze(rules) if rules_lib.any_frozen(rules) else None
+    rate = optax.inject_hyperparams(optax.scale_by_learning_rate)(learning_rate=schedule)
+    chain = (
+        *((("frozen_gradients", frozen),) if frozen and recipe.first else ()),
+        *recipe.first,
+        *((("frozen", frozen),) if frozen else ()),
+        *((("clip", CLIPS[clip](clip_norm)),) if clip_norm else ()),
+        *recipe.links,
+        *((("rules", links.scale_by_rules(rules)),) if rules_lib.any_lr(rules) else ()),
+        ("learning_rate", rate),
+        *recipe.last,
+    )
+    if recipe.average:
+        role, wrap = recipe.average
+        chain = ((role, wrap(optax.named_chain(*chain), schedule)),)
+    tx = optax.named_chain(*chain, *((("frozen_updates", frozen),) if frozen else ()))
+
+    def init(params):
+        rules_lib.assign(rules, params)
+        return tx.init(params)
+
+    return optax.GradientTransformationExtraArgs(init, tx.update)
 
 
 def applied_lr(opt_state) -> jax.Array:
-    """The learning rate (float32 scalar) of the update that produced `opt_state`."""
-    return opt_state["learning_rate"].hyperparams["learning_rate"]
+    """The learning rate (float32 scalar) of the update that produced `opt_state`; a line search's step is a factor."""
+    averaged = "schedule_free" in opt_state
+    states = opt_state["schedule_free"].base_optimizer_state if averaged else opt_state
+    rate = states["learning_rate"].hyperparams["learning_rate"]
+    return rate * states["line_search"].learning_rate if "line_search" in states else rate
+
+
+def evaluated_params(opt_state, params: Any) -> Any:
+    """The parameters to judge: the average of `schedule_free`, the slow ones of `lookahead`, else `params`."""
+    if "schedule_free" in opt_state:
+        state = opt_state["schedule_free"]
+        average = optax.contrib.schedule_free_eval_params(state, params)
+        # Where y is z, so is x: what is frozen stays exact.
+        return jax.tree.map(lambda x, y, z: jnp.where(y == z, y, x), average, params, state.z)
+    if "lookahead" in opt_state:
+        return opt_state["lookahead"].slow
+    return params

@@ -49,7 +49,23 @@ def _channel_mean_std(images):
     return {"mean": mean, "std": np.maximum(std, 1 / 255)}  # a flat channel is centred, not divided by zero
 
 
-NORMALIZERS = {"channel_mean_std": _channel_mean_std, "none": _none}
+def _channel_mean(images):
+    mean, _ = channel_moments(images)
+    return {"mean": mean, "std": np.ones(images.shape[-1])}
+
+
+def _mean_image(images):
+    # The lecture's H x W x C mean, on the 0..1 scale; subtracted by place, after augmentation has moved the image.
+    total = images.sum(axis=0, dtype=np.uint64)
+    return {"mean": total / (255.0 * len(images)), "std": np.ones(images.shape[-1])}
+
+
+NORMALIZERS = {
+    "channel_mean": _channel_mean,
+    "channel_mean_std": _channel_mean_std,
+    "mean_image": _mean_image,
+    "none": _none,
+}
 
 
 def statistics(

@@ -1,0 +1,88 @@
+"""Every parameter is matched by exactly one rule; what does not fit is refused in one line."""
+
+import jax.numpy as jnp
+import pytest
+
+from trainer.errors import ConfigError
+from trainer.rules import DEFAULT_RULES, Rule, assign, decay_mask, decay_multipliers, lr_multipliers, parse
+
+PARAMS = {
+    "attention": {"query": {"kernel": jnp.ones((4, 2, 2)), "bias": jnp.ones((2, 2))}},
+    "head": {"kernel": jnp.ones((4, 3)), "bias": jnp.ones(3)},
+    "stem": {"conv": {"kernel": jnp.ones((3, 3, 1, 4))}, "norm": {"scale": jnp.ones(4), "bias": jnp.ones(4)}},
+}
+
+
+@pytest.mark.parametrize(
+    ("text", "rule"),
+    [
+        ("rest:", Rule("rest", 1.0, None, False)),
+        ("head/.*: lr=0.1", Rule("head/.*", 0.1, None, False)),
+        ("(?:stem|head)/.*: lr = 2, decay=0", Rule("(?:stem|head)/.*", 2.0, 0.0, False)),
+        ("stem/.*:frozen", Rule("stem/.*", 1.0, None, True)),
+    ],
+)
+def test_a_rule_is_read_as_written(text, rule):
+    assert parse(text) == rule
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("head/.*", "should read 'pattern: settings'"),
+        (": lr=1", "should read 'pattern: settings'"),
+        ("head/(: lr=1", "is no regular expression"),
+        ("head: lr=-1", "at least 0"),
+        ("head: lr=nan", "at least 0"),
+        ("head: lr=inf", "at least 0"),
+        ("head: lr=fast", "at least 0"),
+        ("head: lr=0", "write frozen"),
+        ("head: lr=1, lr=2", "gives lr twice"),
+        ("head: frozen, lr=2", "neither lr nor decay"),
+        ("head: freeze", "should be lr=NUMBER, decay=NUMBER or frozen"),
+        ("head: momentum=0.9", "should be lr=NUMBER, decay=NUMBER or frozen"),
+    ],
+)
+def test_a_rule_that_does_not_read_is_refused_in_one_line(text, message):
+    with pytest.raises(ConfigError, match=message) as error:
+        parse(text)
+    assert "\n" not in str(error.value)
+
+
+def test_by_default_all_train_alike_and_biases_and_scales_do_not_decay():
+    assert lr_multipliers(DEFAULT_RULES, PARAMS)["head"] == {"kernel": 1.0, "bias": 1.0}
+    assert decay_mask(PARAMS) == {
+        "attention": {"query": {"kernel": True, "bias": False}},  # a bias of two axes
+        "head": {"kernel": True, "bias": False},
+        "stem": {"conv": {"kernel": True}, "norm": {"scale": False, "bias": False}},
+    }
+    assert decay_multipliers(DEFAULT_RULES, PARAMS)["stem"] == {"conv": {"kernel": 1}, "norm": {"scale": 0, "bias": 0}}
+
+
+def test_rules_reach_what_their_pattern_matches_whole():
+    rules = ("head/.*: lr=0.1, decay=2", "stem/.*: frozen", "rest: decay=0.5")
+    assert lr_multipliers(rules, PARAMS) == {
+        "attention": {"query": {"kernel": 1.0, "bias": 1.0}},
+        "head": {"kernel": 0.1, "bias": 0.1},
+        "stem": {"conv": {"kernel": 0.0}, "norm": {"scale": 0.0, "bias": 0.0}},
+    }
+    # A decay that is named holds for biases too; one that is not leaves them out.
+    assert decay_multipliers(rules, PARAMS)["head"] == {"kernel": 2.0, "bias": 2.0}
+    assert decay_multipliers(rules, PARAMS)["stem"]["conv"] == {"kernel": 0.0}
+    assert decay_multipliers(("head/.*: lr=0.1", "rest:"), PARAMS)["head"] == {"kernel": 1.0, "bias": 0.0}
+
+
+@pytest.mark.parametrize(
+    ("rules", "message"),
+    [
+        ((), "no rule matches attention/query/bias, attention/query/kernel, head/bias and 4 more; add 'rest:'"),
+        (("head: lr=2", "rest:"), "the rule 'head' matches no parameter; there are attention/query/bias,"),
+        ((".*:", "head/.*: lr=2"), r"more than one rule matches head/bias, head/kernel \('.\*' and 'head/.\*'\)"),
+        ((".*:", "rest: lr=2"), "the rule 'rest' matches no parameter"),
+        (("rest:", "rest: lr=2"), "two rules have the pattern 'rest'"),
+    ],
+)
+def test_rules_that_do_not_fit_are_refused_in_one_line(rules, message):
+    with pytest.raises(ConfigError, match=message) as error:
+        assign(rules, PARAMS)
+    assert "\n" not in str(error.value)

@@ -1,0 +1,157 @@
+"""Per-parameter rules: learning-rate and decay multipliers and frozen weights, by regex over the path.
+
+A rule is a string, `"pattern: settings"`. The pattern must match the whole '/'-joined path of a
+parameter (`re.fullmatch`), or is `rest`: all parameters that no other rule matches. The settings,
+comma-separated, are `lr=0.1` and `decay=0` (multipliers) or `frozen`; none leaves things as they are:
+
+    ("stem/.*: frozen", "head/.*: lr=10", "rest:")
+
+Every parameter must be matched by exactly one rule, and every rule must match something. Where a rule
+does not name `decay`, it is 1, and 0 for biases and the scales of normalisation layers.
+"""
+
+import math
+import re
+from collections.abc import Sequence
+from typing import NamedTuple
+
+import jax
+
+from trainer.errors import ConfigError
+
+REST = "rest"
+DEFAULT_RULES = (f"{REST}:",)
+
+
+class Rule(NamedTuple):
+    """One rule. lr, decay: multipliers, at least 0; decay None stands for the default of the leaf."""
+
+    pattern: str
+    lr: float
+    decay: float | None
+    frozen: bool
+
+
+def compile_pattern(pattern: str, *, key: str) -> re.Pattern:
+    """`re.compile`; ConfigError, with the config's `key`, for what is no regex."""
+    try:
+        return re.compile(pattern)
+    except re.error as error:
+        raise ConfigError(f"{key}: {pattern!r} is no regular expression: {error}") from None
+
+
+def parse(rule: str) -> Rule:
+    """`"pattern: settings"` as a Rule. Raises ConfigError, one line."""
+    pattern, colon, settings = rule.rpartition(":")
+    pattern = pattern.strip()
+    if not colon or not pattern:
+        raise ConfigError(f"rule {rule!r} should read 'pattern: settings', such as 'head/.*: lr=0.1'")
+    compile_pattern(pattern, key=f"rule {rule!r}")
+    values = {}
+    for setting in filter(None, map(str.strip, settings.split(","))):
+        name, _, value = (part.strip() for part in setting.partition("="))
+        if name in values:
+            raise ConfigError(f"rule {rule!r} gives {name} twice")
+        if setting == "frozen":
+            values[name] = True
+        elif name in ("lr", "decay"):
+            values[name] = _multiplier(value, rule)
+        else:
+            raise ConfigError(f"rule {rule!r}: {setting!r} should be lr=NUMBER, decay=NUMBER or frozen")
+    if values.get("lr") == 0:
+        raise ConfigError(f"rule {rule!r}: lr=0 trains nothing; write frozen")
+    if "frozen" in values and len(values) > 1:
+        raise ConfigError(f"rule {rule!r}: what is frozen takes neither lr nor decay")
+    return Rule(pattern, values.get("lr", 1.0), values.get("decay"), "frozen" in values)
+
+
+def _multiplier(text, rule):
+    try:
+        value = float(text)
+    except ValueError:
+        value = math.nan
+    if not 0 <= value < math.inf:
+        raise ConfigError(f"rule {rule!r}: {text!r} should be a number, at least 0")
+    return value
+
+
+def paths(params) -> list[str]:
+    """The '/'-joined path of each leaf, in the order of `jax.tree.leaves`."""
+    flat, _ = jax.tree_util.tree_flatten_with_path(params)
+    return [jax.tree_util.keystr(path, simple=True, separator="/") for path, _ in flat]
+
+
+def decay_mask(params):
+    """True for the leaves that weight decay acts on by default.
+
+    Spared are vectors and scalars, and leaves called `bias` or `scale`: an attention layer's biases have two axes.
+    """
+    spared = [path.rsplit("/", 1)[-1] in ("bias", "scale") for path in paths(params)]
+    leaves, tree = jax.tree.flatten(params)
+    return tree.unflatten([leaf.ndim > 1 and not spare for leaf, spare in zip(leaves, spared, strict=True)])
+
+
+def assign(rules: Sequence[str], params) -> list[Rule]:
+    """The rule of each leaf of `params`, in the order of `jax.tree.leaves`.
+
+    Raises ConfigError, one line: for a leaf that no rule or more than one matches, for a rule that matches
+    nothing, for two rules with one pattern.
+    """
+    parsed = [parse(rule) for rule in rules]
+    patterns = [rule.pattern for rule in parsed]
+    for pattern in patterns:
+        if patterns.count(pattern) > 1:
+            raise ConfigError(f"two rules have the pattern {pattern!r}; keep one")
+    names = paths(params)
+    matched = {name: [rule for rule in parsed if rule.pattern != REST and _matches(rule, name)] for name in names}
+    rest = [rule for rule in parsed if rule.pattern == REST]
+    matched = {name: found or rest for name, found in matched.items()}
+    twice = [name for name, found in matched.items() if len(found) > 1]
+    if twice:
+        both = " and ".join(repr(rule.pattern) for rule in matched[twice[0]][:2])
+        raise ConfigError(
+            f"more than one rule matches {_few(twice)} ({both}); narrow one, or write '{REST}:' for what is left over"
+        )
+    missed = [name for name, found in matched.items() if not found]
+    if missed:
+        raise ConfigError(f"no rule matches {_few(missed)}; add '{REST}:' for what is left over")
+    used = {found[0].pattern for found in matched.values()}
+    for pattern in patterns:
+        if pattern not in used:
+            raise ConfigError(f"the rule {pattern!r} matches no parameter; there are {_few(names)}")
+    return [matched[name][0] for name in names]
+
+
+def _matches(rule, name):
+    return re.fullmatch(rule.pattern, name) is not None
+
+
+def _few(names, shown=3):
+    more = f" and {len(names) - shown} more" if len(names) > shown else ""
+    return ", ".join(names[:shown]) + more
+
+
+def lr_multipliers(rules: Sequence[str], params):
+    """The learning-rate multiplier of each leaf, a tree of floats; 0 where frozen."""
+    found = [0.0 if rule.frozen else rule.lr for rule in assign(rules, params)]
+    return jax.tree.structure(params).unflatten(found)
+
+
+def decay_multipliers(rules: Sequence[str], params):
+    """The decay multiplier of each leaf, a tree of floats; 0 where frozen."""
+    default = jax.tree.leaves(decay_mask(params))
+    found = [
+        0.0 if rule.frozen else float(decays) if rule.decay is None else rule.decay
+        for rule, decays in zip(assign(rules, params), default, strict=True)
+    ]
+    return jax.tree.structure(params).unflatten(found)
+
+
+def any_frozen(rules: Sequence[str]) -> bool:
+    """Whether a rule freezes parameters."""
+    return any(parse(rule).frozen for rule in rules)
+
+
+def any_lr(rules: Sequence[str]) -> bool:
+    """Whether a rule changes a learning rate."""
+    return any(parse(rule).lr != 1.0 for rule in rules)
