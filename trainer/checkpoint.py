@@ -5,6 +5,7 @@ one that does not match, or cannot be read, is moved aside and the one before it
 """
 
 import contextlib
+import errno
 import json
 import logging
 import math
@@ -21,6 +22,7 @@ from trainer.errors import CheckpointError
 
 _METRIC = "val_accuracy"
 _PROGRESS = "progress"  # its key among the checksums
+_PASSING = (errno.EACCES, errno.EIO, errno.EMFILE, errno.ENFILE, errno.ENOMEM, errno.EPERM)
 
 
 def _checksums(tree) -> dict[str, list]:
@@ -105,11 +107,15 @@ class Snapshots:
             self._manager.wait_until_finished()
 
     def restore_latest(self, like):
-        """`(state, progress)` of the newest sound snapshot, or None if there is none. See `_restore`."""
+        """`(state, progress)` of the newest sound snapshot, or None where none was ever saved.
+
+        like: a state of the same structure, of host arrays. Raises CheckpointError where all are damaged,
+        or where they are of another model.
+        """
         return self._first_sound(like, lambda: max(self.steps()))
 
     def restore_best(self, like):
-        """`(state, progress)` of the sound snapshot that is best on validation, or None if there is none."""
+        """`(state, progress)` of the sound snapshot that is best on validation; else as `restore_latest`."""
         return self._first_sound(like, lambda: self._manager.best_step() or max(self.steps()))
 
     def _first_sound(self, like, choose):
@@ -120,6 +126,11 @@ class Snapshots:
             except _DamagedError as error:
                 self._set_aside(step, str(error))
                 self._manager.reload()
+        if self._damaged.exists():
+            raise CheckpointError(
+                f"every snapshot in {self._directory} was damaged and is now in {self._damaged}; mend and move one "
+                "back, or remove that folder to train anew"
+            )
         return None
 
     def _restore(self, step, like):
@@ -144,7 +155,13 @@ class Snapshots:
     def _read(self, step, **items):
         try:
             return self._manager.restore(step, args=ocp.args.Composite(**items))
+        except (MemoryError, PermissionError):
+            raise
         except Exception as error:  # Orbax and TensorStore raise many kinds for a damaged file
+            if _is_passing(error):
+                raise CheckpointError(
+                    f"the snapshot of step {step} cannot be read now: {_first_line(error)}"
+                ) from error
             raise _DamagedError(f"cannot be read ({_first_line(error)})") from error
 
     @contextlib.contextmanager
@@ -168,6 +185,8 @@ class Snapshots:
             try:
                 json.loads((folder / "metrics" / "metrics").read_text())[_METRIC]
             except (OSError, ValueError, KeyError, TypeError) as error:
+                if _is_passing(error):
+                    raise
                 self._set_aside(int(folder.name), f"its metrics cannot be read ({_first_line(error)})")
 
     def _set_aside(self, step, reason):
@@ -175,6 +194,17 @@ class Snapshots:
         target = self._damaged / f"{step}-{len(list(self._damaged.iterdir()))}"
         (self._directory / str(step)).rename(target)
         logging.getLogger(__name__).warning("snapshot of step %d is damaged: %s; moved to %s", step, reason, target)
+
+
+def _is_passing(error: BaseException | None) -> bool:
+    """Whether the machine, not the file, is why a read failed: no memory, no handles, no permission, a bad disk."""
+    while error is not None:
+        if isinstance(error, OSError) and error.errno in _PASSING:
+            return True
+        if any(f"[os_error_code='{code}']" in str(error) for code in _PASSING):
+            return True
+        error = error.__cause__ or error.__context__
+    return False
 
 
 def _first_line(error: Exception) -> str:
