@@ -97,9 +97,16 @@ def lose_the_weights(folder):
 
 
 def change_the_progress(folder):
-    path = folder / "progress" / "metadata"
+    path = folder / "record" / "metadata"
     text = path.read_text()
-    path.write_text(text.replace(folder.name, "7"))
+    path.write_text(text.replace(f'"evaluations": {folder.name}', '"evaluations": 7'))
+    assert path.read_text() != text
+
+
+def change_a_shape_in_the_record(folder):
+    path = folder / "record" / "metadata"
+    text = path.read_text()
+    path.write_text(text.replace("64", "32", 1))
     assert path.read_text() != text
 
 
@@ -117,6 +124,7 @@ DAMAGES = [
     truncate_the_weights,
     lose_the_weights,
     change_the_progress,
+    change_a_shape_in_the_record,
     tear_the_metrics,
     empty_the_folder,
 ]

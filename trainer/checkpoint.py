@@ -21,7 +21,6 @@ from orbax.checkpoint import checkpoint_managers
 from trainer.errors import CheckpointError
 
 _METRIC = "val_accuracy"
-_PROGRESS = "progress"  # its key among the checksums
 _PASSING = (errno.EACCES, errno.EIO, errno.EMFILE, errno.ENFILE, errno.ENOMEM, errno.EPERM)
 
 
@@ -43,6 +42,12 @@ def _checksum_of_json(value) -> int:
     return zlib.crc32(json.dumps(value, sort_keys=True).encode())
 
 
+def _sealed(progress, arrays):
+    """The record that is saved beside the state, with a checksum over itself."""
+    record = {"progress": progress, "arrays": arrays}
+    return {**record, "crc32": _checksum_of_json(record)}
+
+
 class _DamagedError(Exception):
     """A snapshot that is not what was saved."""
 
@@ -60,7 +65,7 @@ class Snapshots:
         self._set_aside_torn()
         self._manager = ocp.CheckpointManager(
             self._directory,
-            item_names=("state", "progress", "checksums"),
+            item_names=("state", "record"),
             options=ocp.CheckpointManagerOptions(
                 best_fn=lambda metrics: metrics[_METRIC],
                 best_mode="max",
@@ -92,9 +97,7 @@ class Snapshots:
         state = jax.tree.map(lambda leaf: np.array(leaf, copy=True), jax.device_get(state))
         metric = float(val_accuracy) if math.isfinite(val_accuracy) else -math.inf
         args = ocp.args.Composite(
-            state=ocp.args.StandardSave(state),
-            progress=ocp.args.JsonSave(progress),
-            checksums=ocp.args.JsonSave({**_checksums(state), _PROGRESS: _checksum_of_json(progress)}),
+            state=ocp.args.StandardSave(state), record=ocp.args.JsonSave(_sealed(progress, _checksums(state)))
         )
         with self._naming_a_full_disk():
             saved = self._manager.save(step, args=args, metrics={_METRIC: metric})
@@ -135,10 +138,10 @@ class Snapshots:
 
     def _restore(self, step, like):
         """Reads one snapshot and checks every array; `like` is a state of host arrays with the same structure."""
-        notes = self._read(step, progress=ocp.args.JsonRestore(), checksums=ocp.args.JsonRestore())
-        if notes.checksums.get(_PROGRESS) != _checksum_of_json(notes.progress):
-            raise _DamagedError("checksum of the progress record does not match")
-        expected = {path: entry for path, entry in notes.checksums.items() if path != _PROGRESS}
+        record = self._read(step, record=ocp.args.JsonRestore()).record
+        if record != _sealed(record.get("progress"), record.get("arrays")):
+            raise _DamagedError("checksum of its record does not match")
+        expected = record["arrays"]
         if _shapes(expected) != _shapes(_checksums(like)):
             odd = sorted(path for path, _ in _shapes(expected) ^ _shapes(_checksums(like)))[0]
             raise CheckpointError(
@@ -150,7 +153,7 @@ class Snapshots:
         for path in sorted(expected):
             if found.get(path) != expected[path]:
                 raise _DamagedError(f"checksum of {path} does not match")
-        return state, notes.progress
+        return state, record["progress"]
 
     def _read(self, step, **items):
         try:
