@@ -92,7 +92,7 @@ def test_a_config_file_opens_with_what_it_is_and_its_command(name):
         (dict(seed=None), "config.seed is missing"),
         (dict(optimizer__b2=None), "config.optimizer.b2 is missing"),
         (dict(model__name=None), "config.model.name is missing; known: cnn"),
-        (dict(schedule__warmup_epochs=40.0), "config.schedule.warmup_epochs=40 is as long as the run"),
+        (dict(schedule__warmup_epochs=30.0), "config.schedule.warmup_epochs=30 is as long as the run"),
         (dict(data__mean=(0.5,)), "go together"),
         (dict(data__mean=(0.5,), data__std=(0.0,)), "should be above 0"),
         (dict(data__mean=(0.5,), data__std=(0.1,), data__normalize="none"), "need config.data.normalize"),

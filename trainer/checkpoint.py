@@ -93,8 +93,7 @@ class Snapshots:
 
     def save(self, state, *, step: int, progress: dict[str, Any], val_accuracy: float):
         """Begins to save; returns once `state` may be overwritten. Raises what an earlier save failed with."""
-        # A copy: on the CPU device_get may show the device's own buffer, which the next step overwrites.
-        state = jax.tree.map(lambda leaf: np.array(leaf, copy=True), jax.device_get(state))
+        state = jax.device_get(state)  # on the CPU perhaps the device's own buffer; Orbax copies before it returns
         metric = float(val_accuracy) if math.isfinite(val_accuracy) else -math.inf
         args = ocp.args.Composite(
             state=ocp.args.StandardSave(state), record=ocp.args.JsonSave(_sealed(progress, _checksums(state)))
