@@ -8,6 +8,11 @@ import json
 import ml_collections
 
 
-def get_config(path):
+def get_config(path=""):
+    if not path:
+        raise ValueError("replay needs the config to run: --config=configs/replay.py:WORKDIR/config.json")
     with open(path) as file:
-        return ml_collections.ConfigDict(json.load(file))
+        try:
+            return ml_collections.ConfigDict(json.load(file))
+        except (ValueError, TypeError, AttributeError):
+            raise ValueError(f"{path} is not the config.json of a run; check the path after the colon") from None

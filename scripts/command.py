@@ -27,7 +27,7 @@ def run(main: Callable[[Console], None], *, needs: tuple[str, ...]):
                 hasattr(flags.FLAGS[need].value, "to_dict")  # a config file that failed to load says so when first used
         except Exception as error:  # absl's own errors, and whatever a config file raises
             _fail(_flag_error(error), error)
-        missing = [name for name in needs if flags.FLAGS[name].value is None]
+        missing = [name for name in needs if flags.FLAGS[name].value in (None, "")]
         if missing:
             _fail(f"--{missing[0]} is missing; the command is {_usage(needs)}")
         if len(rest) > 1:
@@ -40,6 +40,8 @@ def run(main: Callable[[Console], None], *, needs: tuple[str, ...]):
             main(Console())
         except (LinseedError, OSError) as error:
             _fail(_one_line(error), error)
+        except MemoryError as error:
+            _fail("out of memory; lower config.data.batch_size, config.eval.batch_size or the image size", error)
         except KeyboardInterrupt:
             print("interrupted; run the same command again to go on from the last snapshot", file=sys.stderr)
             sys.exit(130)
@@ -60,7 +62,8 @@ def _flag_error(error):
     if missing:
         return f"no config file at {missing[1]}; look into configs/, or check --config"
     if "Traceback" in text:
-        return text.splitlines()[-1].partition(": ")[2]
+        last = text.splitlines()[-1]
+        return last.partition("Error: ")[2] or f"the config file fails with {last}; look into it, or check --config"
     if near:
         return f"unknown config key '{near[2]}'; did you mean '{near[1]}'?"
     if isinstance(error, (AttributeError, KeyError)):

@@ -1,5 +1,6 @@
 """Snapshots: what is kept, what comes back, and what happens to one that is damaged."""
 
+import errno
 import json
 import logging
 import math
@@ -96,9 +97,16 @@ def lose_the_weights(folder):
 
 
 def change_the_progress(folder):
-    path = folder / "progress" / "metadata"
+    path = folder / "record" / "metadata"
     text = path.read_text()
-    path.write_text(text.replace(folder.name, "7"))
+    path.write_text(text.replace(f'"evaluations": {folder.name}', '"evaluations": 7'))
+    assert path.read_text() != text
+
+
+def change_a_shape_in_the_record(folder):
+    path = folder / "record" / "metadata"
+    text = path.read_text()
+    path.write_text(text.replace("64", "32", 1))
     assert path.read_text() != text
 
 
@@ -116,6 +124,7 @@ DAMAGES = [
     truncate_the_weights,
     lose_the_weights,
     change_the_progress,
+    change_a_shape_in_the_record,
     tear_the_metrics,
     empty_the_folder,
 ]
@@ -161,3 +170,45 @@ def test_a_step_that_is_not_newer_is_an_error_not_a_silence(tmp_path):
 def test_metrics_on_disk_are_plain_json(tmp_path):
     save_all(tmp_path / "checkpoints", [0.5])
     assert json.loads((tmp_path / "checkpoints" / "1" / "metrics" / "metrics").read_text()) == {"val_accuracy": 0.5}
+
+
+@pytest.mark.parametrize("damage", DAMAGES)
+def test_where_all_are_damaged_the_run_stops_and_says_where_they_are(tmp_path, damage):
+    save_all(tmp_path / "checkpoints", [0.5])
+    damage(tmp_path / "checkpoints" / "1")
+    with Snapshots(tmp_path / "checkpoints", keep_latest=1) as snapshots:
+        with pytest.raises(
+            CheckpointError, match="every snapshot in .* was damaged and is now in .*damaged_checkpoints"
+        ):
+            snapshots.restore_latest(state_at(0))
+
+
+@pytest.mark.parametrize("code", ["EMFILE", "EIO"])
+def test_a_read_that_the_machine_failed_costs_no_snapshot(tmp_path, monkeypatch, code):
+    save_all(tmp_path / "checkpoints", [0.5, 0.9])
+    with Snapshots(tmp_path / "checkpoints", keep_latest=1) as snapshots:
+
+        def fail(*_, **__):
+            raise ValueError("while reading") from OSError(getattr(errno, code), "no")
+
+        monkeypatch.setattr(snapshots._manager, "restore", fail)
+        with pytest.raises(CheckpointError, match="cannot be read now"):
+            snapshots.restore_latest(state_at(0))
+        assert snapshots.steps() == [2]
+
+
+def test_a_full_disk_is_named_and_earlier_snapshots_stay(tmp_path, monkeypatch):
+    """The words are those that Orbax was seen to use on a full tmpfs."""
+    save_all(tmp_path / "checkpoints", [0.5])
+    with Snapshots(tmp_path / "checkpoints", keep_latest=1) as snapshots:
+
+        def fail():
+            raise ValueError(
+                "RESOURCE_EXHAUSTED: Failed to write 4 bytes: No space left on device [os_error_code='28']"
+            )
+
+        with monkeypatch.context() as patched:
+            patched.setattr(snapshots._manager, "wait_until_finished", fail)
+            with pytest.raises(CheckpointError, match="the disk of .* is full; earlier snapshots are sound: free some"):
+                snapshots.wait()
+        assert_is_step(snapshots.restore_latest(state_at(0)), 1)

@@ -1,6 +1,8 @@
 """What a config may say: every wrong one is refused in one line that names the cure."""
 
 import importlib
+import inspect
+import json
 from pathlib import Path
 
 import ml_collections
@@ -78,6 +80,8 @@ def test_a_config_file_opens_with_what_it_is_and_its_command(name):
         (dict(parallel__backend="pjit"), "should be one of"),
         (dict(data__batch_size=0), "config.data.batch_size=0 should be a whole number, at least 1"),
         (dict(data__batch_size=True), "whole number"),
+        (dict(data__batch_size=10**12), "at most"),
+        (dict(horizon__epochs=1e308), "in (0, 1e+06]"),
         (dict(optimizer__lr=-0.1), "config.optimizer.lr=-0.1 should be in (0, inf)"),
         (dict(optimizer__lr=float("nan")), "should be a number in (0, inf)"),
         (dict(optimizer__b1=1.0), "config.optimizer.b1=1.0 should be in [0, 1)"),
@@ -88,7 +92,7 @@ def test_a_config_file_opens_with_what_it_is_and_its_command(name):
         (dict(seed=None), "config.seed is missing"),
         (dict(optimizer__b2=None), "config.optimizer.b2 is missing"),
         (dict(model__name=None), "config.model.name is missing; known: cnn"),
-        (dict(schedule__warmup_epochs=40.0), "config.schedule.warmup_epochs=40 is as long as the run"),
+        (dict(schedule__warmup_epochs=30.0), "config.schedule.warmup_epochs=30 is as long as the run"),
         (dict(data__mean=(0.5,)), "go together"),
         (dict(data__mean=(0.5,), data__std=(0.0,)), "should be above 0"),
         (dict(data__mean=(0.5,), data__std=(0.1,), data__normalize="none"), "need config.data.normalize"),
@@ -108,7 +112,7 @@ def test_a_whole_section_missing_is_refused():
 
 def test_json_brings_back_what_ran():
     config = digits.get_config()
-    again = config_lib.from_json(config_lib.to_json(config))
+    again = ml_collections.ConfigDict(json.loads(config_lib.to_json(config)))
     config_lib.validate(again, models=models.MODELS)
     assert config_lib.to_json(again) == config_lib.to_json(config)
     assert config_lib.sha256(again) == config_lib.sha256(config)
@@ -130,8 +134,6 @@ def test_variants_are_parsed_and_unknown_ones_refused():
 
 def test_every_numeric_parameter_of_every_entry_has_a_range():
     """A new entry whose parameter has no range would be checked by nobody."""
-    import inspect
-
     for section, table in {**config_lib.TABLES, "model": models.MODELS}.items():
         for name, builder in table.items():
             for parameter in inspect.signature(builder).parameters.values():

@@ -27,7 +27,7 @@ def test_every_example_counts_once(devices, batch_size, count):
     parallel = DataParallel("pmap", devices=jax.devices()[:devices])
     compiled = parallel.compile(eval_step, donate=False)
     weights = parallel.replicate(np.float32(128))
-    found = evaluate(compiled, weights, split, batch_size=batch_size, parallel=parallel)
+    found = evaluate(weights, split, eval_step=compiled, batch_size=batch_size, parallel=parallel)
     score = split.images.mean(axis=(1, 2, 3))
     assert found["examples"] == count
     assert found["accuracy"] == pytest.approx(np.mean((score > 128) == split.labels))

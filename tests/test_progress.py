@@ -6,7 +6,7 @@ from trainer.progress import Progress
 
 
 def after(accuracies, *, min_delta=0.0):
-    progress = Progress()
+    progress = Progress(fingerprint="", num_devices=1)
     for step, accuracy in enumerate(accuracies, start=1):
         progress = progress.evaluated(step, {"accuracy": accuracy}, min_delta=min_delta)
     return progress
@@ -21,6 +21,7 @@ def after(accuracies, *, min_delta=0.0):
         ([0.3, 0.2, 0.1], 0.0, 1, 2),
         ([0.3, 0.3, 0.3], 0.0, 3, 2),
         ([0.30, 0.31, 0.32], 0.05, 3, 2),
+        ([0.30, 0.33, 0.36, 0.39], 0.05, 4, 1),  # small gains add up
         ([0.3, 0.1, 0.4, 0.2], 0.0, 3, 1),
     ],
 )

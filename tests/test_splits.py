@@ -76,3 +76,12 @@ def test_each_opening_of_test_is_written_down_before_it_is_read(tmp_path):
     assert sealed.openings == SealedTest(open_test, record=record).openings == 2
     entries = [json.loads(line) for line in record.read_text().splitlines()]
     assert [(e["by"], e["which"], e["step"]) for e in entries] == [("train", "best", 7), ("evaluate", "latest", 9)]
+
+
+def test_an_opening_after_a_torn_line_still_counts(tmp_path):
+    record = tmp_path / "openings.jsonl"
+    record.write_text('{"time": "20')
+    sealed = SealedTest(lambda: None, record=record)
+    sealed.open(by="train", which="best", step=1)
+    assert sealed.openings == 2
+    assert json.loads(record.read_text().splitlines()[-1])["step"] == 1

@@ -1,5 +1,6 @@
 """The whole way of the data: config to result, resumed, stopped, refused."""
 
+import dataclasses
 import json
 import logging
 import signal
@@ -14,10 +15,11 @@ import numpy as np
 import pytest
 
 from configs import digits
-from trainer import train, writers
+from trainer import losses, train, writers
 from trainer import workdir as workdir_lib
-from trainer.data import splits
-from trainer.errors import CheckpointError, ConfigError, NonFiniteError, WorkdirError
+from trainer.data import sources
+from trainer.errors import CheckpointError, ConfigError, DataError, NonFiniteError, WorkdirError
+from trainer.parallel import DataParallel
 
 ROOT = Path(__file__).parent.parent
 
@@ -165,16 +167,24 @@ def test_early_stopping_counts_across_a_resume_and_says_why(tmp_path):
 
 
 def test_test_is_opened_once_after_the_last_step_with_the_best_weights(tmp_path, monkeypatch):
-    openings = []
-    opening = splits.SealedTest.open
+    """Counted where the pixels are read, in the source, so that no way past the seal goes unseen."""
+    reads = []
+    load = sources.load
 
-    def watched(self, **kwargs):
-        openings.append((kwargs, [record["step"] for record in records(tmp_path)][-1]))
-        return opening(self, **kwargs)
+    def watched(**kwargs):
+        source = load(**kwargs)
 
-    monkeypatch.setattr(splits.SealedTest, "open", watched)
+        def open_test():
+            reads.append(records(tmp_path)[-1]["step"])
+            return source.open_test()
+
+        return dataclasses.replace(source, open_test=open_test)
+
+    monkeypatch.setattr(sources, "load", watched)
     result = run(tiny(), tmp_path)
-    assert openings == [({"by": "train", "which": "best", "step": result["best_step"]}, 24)]
+    assert reads == [24]
+    (opening,) = map(json.loads, (tmp_path / "test_openings.jsonl").read_text().splitlines())
+    assert (opening["by"], opening["which"], opening["step"]) == ("train", "best", result["best_step"])
 
 
 def test_one_device_and_four_agree(straight, tmp_path, monkeypatch):
@@ -184,6 +194,7 @@ def test_one_device_and_four_agree(straight, tmp_path, monkeypatch):
     devices = train.jax.devices
     monkeypatch.setattr(train.jax, "devices", lambda: devices()[:1])
     run(config, tmp_path / "one")
+    assert run(config, tmp_path / "one")["devices"] == ["cpu"]
     for four, one in zip(records(tmp_path / "four"), records(tmp_path / "one"), strict=True):
         assert four["train_loss"] == pytest.approx(one["train_loss"], rel=1e-4)
         assert four["val_loss"] == pytest.approx(one["val_loss"], rel=1e-4) if "val_loss" in one else True
@@ -200,19 +211,100 @@ def test_another_config_is_refused_unless_told_to(straight, tmp_path):
     assert "resuming after step 4" in killer.said
 
 
-def test_a_workdir_of_another_model_keeps_its_snapshots(straight, tmp_path):
+@pytest.mark.parametrize(
+    ("change", "says"),
+    [
+        ({"model.widths": (4, 12)}, "is of another model or optimizer .*use a new --workdir"),
+        ({"data.split_seed": 1}, "train and validation splits are not those that this run began with"),
+        ({"data.val_fraction": 0.3}, "train and validation splits are not those"),
+        ({"data.source.seed": 7}, "train and validation splits are not those"),
+    ],
+)
+def test_a_change_that_cannot_be_accepted_leaves_the_run_as_it_was(straight, tmp_path, change, says):
+    """Other splits would train on what the first part was measured on; the first command then still goes on."""
     with pytest.raises(Stop):
         run(tiny(), tmp_path, writer=Killer(6))
-    with pytest.raises(CheckpointError, match="another model or optimizer .*use a new --workdir"):
-        run(tiny(**{"model.widths": (4, 12)}), tmp_path, on_config_change="accept")
-    assert (tmp_path / "checkpoints" / "4").exists()
+    with pytest.raises((CheckpointError, DataError), match=says):
+        run(tiny(**change), tmp_path, on_config_change="accept")
+    assert run(tiny(), tmp_path)["params_sha256"] == straight[0]["params_sha256"]
 
 
-@pytest.mark.parametrize("after", [False, True])
-def test_a_non_finite_loss_stops_the_run_and_names_the_window(tmp_path, monkeypatch, after):
+def test_data_that_changed_under_a_run_is_refused(tmp_path, monkeypatch):
+    with pytest.raises(Stop):
+        run(tiny(), tmp_path, writer=Killer(6))
+    load = sources.load
+
+    def changed(**kwargs):
+        source = load(**kwargs)
+        source.train.images[3] ^= 1
+        return source
+
+    monkeypatch.setattr(sources, "load", changed)
+    with pytest.raises(DataError, match="not those that this run began with; restore the data"):
+        run(tiny(), tmp_path)
+    with pytest.raises(DataError, match="not those that this run began with; restore the data"):
+        train.evaluate_snapshot(tmp_path, which="best", split="val")
+
+
+def test_a_kill_between_the_last_step_and_the_result_loses_nothing(straight, tmp_path, monkeypatch):
+    def kill(*_, **__):
+        raise Stop
+
+    with monkeypatch.context() as patched:
+        patched.setattr(train.result_lib, "assemble", kill)
+        with pytest.raises(Stop):
+            run(tiny(), tmp_path)
+    with monkeypatch.context() as patched:
+        patched.setattr(train.report, "write", kill)
+        with pytest.raises(Stop):
+            run(tiny(), tmp_path)
+    assert not (tmp_path / "report.html").exists()
+    result = run(tiny(), tmp_path)
+    assert result["params_sha256"] == straight[0]["params_sha256"] and result["test"] == straight[0]["test"]
+    assert result["test_openings"] == 2  # the truth: it was opened for the attempt that died, too
+    assert (tmp_path / "report.html").exists()
+
+
+def test_a_second_run_in_a_workdir_in_use_is_refused(tmp_path):
+    with workdir_lib.lock(tmp_path), pytest.raises(WorkdirError, match="another run is using"):
+        run(tiny(), tmp_path)
+
+
+def test_the_loop_gives_up_the_old_state_and_moves_nothing_behind_our_back(tmp_path, monkeypatch):
+    donations = []
+    compile_ = DataParallel.compile
+
+    def watched(self, fn, *, donate):
+        donations.append((fn.__name__, donate))
+        return compile_(self, fn, donate=donate)
+
+    monkeypatch.setattr(DataParallel, "compile", watched)
+    monkeypatch.setattr(DataParallel, "shard", lambda self, batch: {k: self._cut(v) for k, v in batch.items()})
+    with pytest.raises(Exception, match="Disallowed host-to-device transfer"):
+        run(tiny(), tmp_path)
+    assert sorted(donations) == [("eval_step", False), ("train_step", True)]
+
+
+def test_validation_and_test_are_measured_without_label_smoothing(tmp_path, monkeypatch):
+    seen = []
+    make_loss = losses.make_loss
+    monkeypatch.setattr(losses, "make_loss", lambda name, **kwargs: seen.append(kwargs) or make_loss(name, **kwargs))
+    run(tiny(**{"horizon.epochs": 1.0, "schedule.warmup_epochs": 0.0}), tmp_path)
+    assert seen == [{"label_smoothing": 0.1}, {"label_smoothing": 0.0}]
+
+
+@pytest.mark.parametrize(
+    ("bad_step", "window", "kept"),
+    [
+        (2, "steps 1 to 3", "there is no snapshot yet"),
+        (4, "steps 4 to 4", "there is no snapshot yet"),  # the window that an evaluation closes
+        (8, "steps 7 to 8", "the snapshot of step 4 is sound"),
+        (9, "steps 9 to 9", "the snapshot of step 8 is sound"),
+    ],
+)
+def test_a_non_finite_loss_stops_the_run_and_names_the_window(tmp_path, monkeypatch, bad_step, window, kept):
     """A label that no class has stands for whatever makes a loss NaN."""
-    bad_step = 9 if after else 2
-    batch_of, make_loss = train.pipeline.train_batch, train.losses.make_loss
+    batch_of, make_loss = train.pipeline.train_batch, losses.make_loss
 
     def poisoned_batch(split, step, **kwargs):
         batch = batch_of(split, step, **kwargs)
@@ -225,11 +317,20 @@ def test_a_non_finite_loss_stops_the_run_and_names_the_window(tmp_path, monkeypa
         return lambda logits, labels: jnp.where(labels == 99, jnp.nan, loss(logits, labels))
 
     monkeypatch.setattr(train.pipeline, "train_batch", poisoned_batch)
-    monkeypatch.setattr(train.losses, "make_loss", poisoned_loss)
-    window = "9 .logged window: steps 9 to 9" if after else "2 .logged window: steps 1 to 3"
-    good = "the snapshot of step 8 is sound" if after else "there is no snapshot yet"
-    with pytest.raises(NonFiniteError, match=f"non-finite at step {window}.*{good}"):
+    monkeypatch.setattr(losses, "make_loss", poisoned_loss)
+    with pytest.raises(NonFiniteError, match=f"of step {bad_step} is not finite .logged window: {window}.; {kept}"):
         run(tiny(), tmp_path)
+    assert not (tmp_path / "result.json").exists()
+    assert max([record["step"] for record in records(tmp_path)], default=0) < bad_step
+    saved = [int(path.name) for path in (tmp_path / "checkpoints").iterdir() if path.name.isdigit()]
+    assert max(saved, default=0) < bad_step
+
+
+def test_parameters_that_blew_up_are_neither_saved_nor_called_a_result(tmp_path):
+    """One step, whose loss and gradient are finite and whose parameters are not of this world."""
+    config = tiny(**{"optimizer.lr": 1e30, "horizon.epochs": 0.25, "schedule.warmup_epochs": 0.0})
+    with pytest.raises(NonFiniteError, match="there is no snapshot yet. Lower config.optimizer.lr"):
+        run(config, tmp_path)
     assert not (tmp_path / "result.json").exists()
 
 
@@ -278,9 +379,20 @@ def test_evaluation_before_the_first_snapshot_is_one_line(tmp_path):
         train.evaluate_snapshot(tmp_path, which="best", split="val")
 
 
-def test_a_batch_that_the_devices_do_not_divide_is_refused(tmp_path):
-    with pytest.raises(ConfigError, match="config.data.batch_size=30 does not divide over 4 devices; use 28 or 32"):
-        run(tiny(**{"data.batch_size": 30}), tmp_path)
+@pytest.mark.parametrize("key", ["data.batch_size", "eval.batch_size"])
+def test_a_batch_that_the_devices_do_not_divide_is_refused(tmp_path, key):
+    with pytest.raises(ConfigError, match=f"config.{key}=30 does not divide over 4 devices; use 28 or 32"):
+        run(tiny(**{key: 30}), tmp_path)
+
+
+def test_going_on_with_another_number_of_devices_is_said(tmp_path, monkeypatch):
+    with pytest.raises(Stop):
+        run(tiny(), tmp_path, writer=Killer(6))
+    devices = train.jax.devices
+    monkeypatch.setattr(train.jax, "devices", lambda: devices()[:2])
+    killer = Killer(-1)
+    assert run(tiny(), tmp_path, writer=killer)["steps"] == 24
+    assert any("began on 4 devices and goes on with 2" in line for line in killer.said)
 
 
 def test_a_model_that_does_not_fit_the_images_is_one_line(tmp_path):

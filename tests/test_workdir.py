@@ -40,41 +40,80 @@ def test_a_workdir_that_cannot_be_made_is_one_line(tmp_path):
             pass
 
 
+def begun(workdir, *, snapshot=True):
+    """A workdir with the digits config, and perhaps a snapshot."""
+    config = digits.get_config()
+    workdir_lib.write_config(workdir, config)
+    if snapshot:
+        (workdir / "checkpoints" / "4").mkdir(parents=True)
+    return config
+
+
+def test_a_new_folder_and_the_same_config_pass(tmp_path):
+    assert workdir_lib.check_config(tmp_path, digits.get_config(), on_change="refuse") == []
+    config = begun(tmp_path)
+    assert workdir_lib.check_config(tmp_path, config, on_change="refuse") == []
+
+
 def test_before_the_first_snapshot_there_is_nothing_to_protect(tmp_path):
-    config = digits.get_config()
-    workdir_lib.claim(tmp_path, config, on_change="refuse")
+    config = begun(tmp_path, snapshot=False)
     config.optimizer.lr = 0.5
-    workdir_lib.claim(tmp_path, config, on_change="refuse")
-    assert workdir_lib.read_config(tmp_path).optimizer.lr == 0.5
+    assert workdir_lib.check_config(tmp_path, config, on_change="refuse") == ["optimizer.lr: 0.003 -> 0.5"]
 
 
-def test_a_workdir_of_another_config_is_refused_with_the_keys(tmp_path):
-    (tmp_path / "checkpoints" / "4").mkdir(parents=True)
-    config = digits.get_config()
-    workdir_lib.claim(tmp_path, config, on_change="refuse")
-    workdir_lib.claim(tmp_path, config, on_change="refuse")
+@pytest.mark.parametrize("kept", ["snapshot", "result"])
+def test_a_workdir_of_another_config_is_refused_with_the_keys(tmp_path, kept):
+    config = begun(tmp_path, snapshot=kept == "snapshot")
+    if kept == "result":
+        (tmp_path / "result.json").write_text("{}")
     before = (tmp_path / "config.json").read_bytes()
     config.optimizer.lr = 0.5
     with pytest.raises(WorkdirError, match=r"optimizer.lr: 0.003 -> 0.5.*--on_config_change=accept"):
-        workdir_lib.claim(tmp_path, config, on_change="refuse")
+        workdir_lib.check_config(tmp_path, config, on_change="refuse")
+    assert workdir_lib.check_config(tmp_path, config, on_change="accept")
     assert (tmp_path / "config.json").read_bytes() == before
 
 
-def test_accepting_a_change_keeps_the_old_config_and_result(tmp_path):
-    (tmp_path / "checkpoints" / "4").mkdir(parents=True)
-    config = digits.get_config()
-    workdir_lib.claim(tmp_path, config, on_change="refuse")
+def test_an_accepted_change_keeps_the_old_config_and_result(tmp_path):
+    config = begun(tmp_path)
     (tmp_path / "result.json").write_text("{}")
     config.optimizer.lr = 0.5
-    workdir_lib.claim(tmp_path, config, on_change="accept")
+    workdir_lib.write_config(tmp_path, config)
     assert workdir_lib.read_config(tmp_path).optimizer.lr == 0.5
     assert "0.003" in (tmp_path / "config.1.json").read_text()
     assert (tmp_path / "result.1.json").exists() and workdir_lib.read_result(tmp_path) is None
 
 
-@pytest.mark.parametrize("text", [None, '{"seed": '])
+@pytest.mark.parametrize("call", ["copyfile", "write_whole"])
+def test_a_kill_while_the_config_is_replaced_leaves_the_old_one(tmp_path, monkeypatch, call):
+    config = begun(tmp_path)
+    config.optimizer.lr = 0.5
+
+    def kill(*_):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(workdir_lib.shutil if call == "copyfile" else workdir_lib, call, kill)
+    with pytest.raises(KeyboardInterrupt):
+        workdir_lib.write_config(tmp_path, config)
+    assert workdir_lib.read_config(tmp_path).optimizer.lr == 0.003
+
+
+@pytest.mark.parametrize("name", ["result.json", "metrics.jsonl"])
+def test_files_of_a_run_without_its_config_are_not_taken_over(tmp_path, name):
+    (tmp_path / name).write_text("{}")
+    with pytest.raises(WorkdirError, match="holds files of a run and no config.json; choose another --workdir"):
+        workdir_lib.check_config(tmp_path, digits.get_config(), on_change="accept")
+
+
+@pytest.mark.parametrize("text", [None, '{"seed": ', "[]", '{"somebody": "else"}', "\x00"])
 def test_a_workdir_without_a_sound_config_is_one_line(tmp_path, text):
     if text:
         (tmp_path / "config.json").write_text(text)
-    with pytest.raises(WorkdirError, match="holds no run|is damaged"):
+    with pytest.raises(WorkdirError, match="holds no run|is damaged|is not the config of a run"):
         workdir_lib.read_config(tmp_path)
+
+
+def test_a_torn_result_is_one_line(tmp_path):
+    (tmp_path / "result.json").write_text('{"best_st')
+    with pytest.raises(WorkdirError, match="result.json is damaged"):
+        workdir_lib.read_result(tmp_path)

@@ -29,7 +29,7 @@ def test_records_come_back_as_written(tmp_path):
 
 def test_resuming_drops_what_will_be_made_again_and_a_torn_last_line(tmp_path):
     path = tmp_path / "metrics.jsonl"
-    path.write_text("".join(json.dumps({"step": step}) + "\n" for step in (5, 10, 15, 20)) + '{"step": 2')
+    path.write_text("".join(json.dumps({"step": step}) + "\n" for step in (5, 10, 15, 20)) + 'null\n[1]\n{"step": 2')
     log = writers.JsonLines(path, resume_step=10)
     log.write({"step": 15})
     log.close()

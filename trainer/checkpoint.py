@@ -5,6 +5,7 @@ one that does not match, or cannot be read, is moved aside and the one before it
 """
 
 import contextlib
+import errno
 import json
 import logging
 import math
@@ -20,7 +21,7 @@ from orbax.checkpoint import checkpoint_managers
 from trainer.errors import CheckpointError
 
 _METRIC = "val_accuracy"
-_PROGRESS = "progress"  # its key among the checksums
+_PASSING = (errno.EACCES, errno.EIO, errno.EMFILE, errno.ENFILE, errno.ENOMEM, errno.EPERM)
 
 
 def _checksums(tree) -> dict[str, list]:
@@ -41,6 +42,12 @@ def _checksum_of_json(value) -> int:
     return zlib.crc32(json.dumps(value, sort_keys=True).encode())
 
 
+def _sealed(progress, arrays):
+    """The record that is saved beside the state, with a checksum over itself."""
+    record = {"progress": progress, "arrays": arrays}
+    return {**record, "crc32": _checksum_of_json(record)}
+
+
 class _DamagedError(Exception):
     """A snapshot that is not what was saved."""
 
@@ -58,7 +65,7 @@ class Snapshots:
         self._set_aside_torn()
         self._manager = ocp.CheckpointManager(
             self._directory,
-            item_names=("state", "progress", "checksums"),
+            item_names=("state", "record"),
             options=ocp.CheckpointManagerOptions(
                 best_fn=lambda metrics: metrics[_METRIC],
                 best_mode="max",
@@ -86,13 +93,10 @@ class Snapshots:
 
     def save(self, state, *, step: int, progress: dict[str, Any], val_accuracy: float):
         """Begins to save; returns once `state` may be overwritten. Raises what an earlier save failed with."""
-        # A copy: on the CPU device_get may show the device's own buffer, which the next step overwrites.
-        state = jax.tree.map(lambda leaf: np.array(leaf, copy=True), jax.device_get(state))
+        state = jax.device_get(state)  # on the CPU perhaps the device's own buffer; Orbax copies before it returns
         metric = float(val_accuracy) if math.isfinite(val_accuracy) else -math.inf
         args = ocp.args.Composite(
-            state=ocp.args.StandardSave(state),
-            progress=ocp.args.JsonSave(progress),
-            checksums=ocp.args.JsonSave({**_checksums(state), _PROGRESS: _checksum_of_json(progress)}),
+            state=ocp.args.StandardSave(state), record=ocp.args.JsonSave(_sealed(progress, _checksums(state)))
         )
         with self._naming_a_full_disk():
             saved = self._manager.save(step, args=args, metrics={_METRIC: metric})
@@ -105,11 +109,15 @@ class Snapshots:
             self._manager.wait_until_finished()
 
     def restore_latest(self, like):
-        """`(state, progress)` of the newest sound snapshot, or None if there is none. See `_restore`."""
+        """`(state, progress)` of the newest sound snapshot, or None where none was ever saved.
+
+        like: a state of the same structure, of host arrays. Raises CheckpointError where all are damaged,
+        or where they are of another model.
+        """
         return self._first_sound(like, lambda: max(self.steps()))
 
     def restore_best(self, like):
-        """`(state, progress)` of the sound snapshot that is best on validation, or None if there is none."""
+        """`(state, progress)` of the sound snapshot that is best on validation; else as `restore_latest`."""
         return self._first_sound(like, lambda: self._manager.best_step() or max(self.steps()))
 
     def _first_sound(self, like, choose):
@@ -120,14 +128,19 @@ class Snapshots:
             except _DamagedError as error:
                 self._set_aside(step, str(error))
                 self._manager.reload()
+        if self._damaged.exists():
+            raise CheckpointError(
+                f"every snapshot in {self._directory} was damaged and is now in {self._damaged}; mend and move one "
+                "back, or remove that folder to train anew"
+            )
         return None
 
     def _restore(self, step, like):
         """Reads one snapshot and checks every array; `like` is a state of host arrays with the same structure."""
-        notes = self._read(step, progress=ocp.args.JsonRestore(), checksums=ocp.args.JsonRestore())
-        if notes.checksums.get(_PROGRESS) != _checksum_of_json(notes.progress):
-            raise _DamagedError("checksum of the progress record does not match")
-        expected = {path: entry for path, entry in notes.checksums.items() if path != _PROGRESS}
+        record = self._read(step, record=ocp.args.JsonRestore()).record
+        if record != _sealed(record.get("progress"), record.get("arrays")):
+            raise _DamagedError("checksum of its record does not match")
+        expected = record["arrays"]
         if _shapes(expected) != _shapes(_checksums(like)):
             odd = sorted(path for path, _ in _shapes(expected) ^ _shapes(_checksums(like)))[0]
             raise CheckpointError(
@@ -139,12 +152,18 @@ class Snapshots:
         for path in sorted(expected):
             if found.get(path) != expected[path]:
                 raise _DamagedError(f"checksum of {path} does not match")
-        return state, notes.progress
+        return state, record["progress"]
 
     def _read(self, step, **items):
         try:
             return self._manager.restore(step, args=ocp.args.Composite(**items))
+        except (MemoryError, PermissionError):
+            raise
         except Exception as error:  # Orbax and TensorStore raise many kinds for a damaged file
+            if _is_passing(error):
+                raise CheckpointError(
+                    f"the snapshot of step {step} cannot be read now: {_first_line(error)}"
+                ) from error
             raise _DamagedError(f"cannot be read ({_first_line(error)})") from error
 
     @contextlib.contextmanager
@@ -168,6 +187,8 @@ class Snapshots:
             try:
                 json.loads((folder / "metrics" / "metrics").read_text())[_METRIC]
             except (OSError, ValueError, KeyError, TypeError) as error:
+                if _is_passing(error):
+                    raise
                 self._set_aside(int(folder.name), f"its metrics cannot be read ({_first_line(error)})")
 
     def _set_aside(self, step, reason):
@@ -175,6 +196,17 @@ class Snapshots:
         target = self._damaged / f"{step}-{len(list(self._damaged.iterdir()))}"
         (self._directory / str(step)).rename(target)
         logging.getLogger(__name__).warning("snapshot of step %d is damaged: %s; moved to %s", step, reason, target)
+
+
+def _is_passing(error: BaseException | None) -> bool:
+    """Whether the machine, not the file, is why a read failed: no memory, no handles, no permission, a bad disk."""
+    while error is not None:
+        if isinstance(error, OSError) and error.errno in _PASSING:
+            return True
+        if any(f"[os_error_code='{code}']" in str(error) for code in _PASSING):
+            return True
+        error = error.__cause__ or error.__context__
+    return False
 
 
 def _first_line(error: Exception) -> str:

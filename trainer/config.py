@@ -72,7 +72,7 @@ FIELDS: dict[str, Check] = {
     "seed": _integer(0, 2**31 - 1),
     "precision": _one_of("float32", "bfloat16"),
     "parallel.backend": _one_of(*BACKENDS),
-    "data.batch_size": _integer(1),
+    "data.batch_size": _integer(1, 2**20),
     "data.val_fraction": _number(0, 1, above=True, below=True),
     "data.split_seed": _integer(0, 2**31 - 1),
     "data.augment": _text,
@@ -81,12 +81,12 @@ FIELDS: dict[str, Check] = {
     "data.std": _numbers,
     "optimizer.lr": _number(0, above=True),
     "optimizer.clip_norm": _number(0),
-    "schedule.warmup_epochs": _number(0),
-    "horizon.epochs": _number(0, above=True),
+    "schedule.warmup_epochs": _number(0, 1e6),
+    "horizon.epochs": _number(0, 1e6, above=True),
     "label_smoothing": _number(0, 1, below=True),
     "ema_decay": _number(0, 1, below=True),
-    "eval.every_epochs": _number(0, above=True),
-    "eval.batch_size": _integer(1),
+    "eval.every_epochs": _number(0, 1e6, above=True),
+    "eval.batch_size": _integer(1, 2**20),
     "early_stopping.patience": _integer(0),
     "early_stopping.min_delta": _number(0),
     "checkpoint.keep_latest": _integer(1),
@@ -195,11 +195,6 @@ def _flatten(config: Mapping, prefix: str = "") -> Iterator[tuple[str, Any]]:
 def to_json(config: ml_collections.ConfigDict) -> str:
     """The config as canonical JSON: sorted keys, tuples as lists."""
     return json.dumps(config.to_dict(), indent=2, sort_keys=True)
-
-
-def from_json(text: str) -> ml_collections.ConfigDict:
-    """The config that `to_json` wrote, with lists where it had tuples."""
-    return ml_collections.ConfigDict(json.loads(text))
 
 
 def sha256(config: ml_collections.ConfigDict) -> str:

@@ -11,11 +11,11 @@ from trainer.parallel import DataParallel
 
 
 def evaluate(
-    eval_step: Callable, weights, split: Split, *, batch_size: int, parallel: DataParallel
+    weights, split: Split, *, eval_step: Callable, batch_size: int, parallel: DataParallel
 ) -> dict[str, float]:
     """`loss` (nats), `accuracy` (0..1) and `examples` of `weights` on `split`.
 
-    eval_step: compiled by `parallel`, (weights, batch) -> sums. weights: replicated over the devices.
+    weights: replicated over the devices. eval_step: compiled by `parallel`, (weights, batch) -> sums.
     The sums stay on the device until the last batch is under way.
     """
     batches = pipeline.eval_batches(split, batch_size=batch_size)

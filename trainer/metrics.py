@@ -15,7 +15,7 @@ def masked_sums(*, losses: jax.Array, logits: jax.Array, labels: jax.Array, mask
     """Sums over the examples whose mask is 1.
 
     losses, mask: float32 [B]; logits: float32 [B, C]; labels: int32 [B]. Returns float32
-    scalars `loss`, `correct`, `examples`. A padded example counts nowhere, even if its loss is NaN.
+    scalars `loss`, `correct`, `examples`. A padded example enters no sum, even if its loss is NaN.
     """
     real = mask > 0
     correct = jnp.argmax(logits, axis=-1) == labels
@@ -49,8 +49,8 @@ def summarize(step_metrics: list[Mapping[str, np.ndarray]]) -> dict[str, float]:
 
 
 def first_non_finite(step_metrics: list[Mapping[str, np.ndarray]]) -> int | None:
-    """The index of the first step whose loss or gradient is NaN or infinite, or None."""
+    """The index of the first step whose loss, gradient or update is NaN or infinite, or None."""
     for index, entry in enumerate(step_metrics):
-        if not (np.isfinite(entry["loss"]) and np.isfinite(entry["grad_norm"])):
+        if not all(np.isfinite(entry[key]) for key in ("loss", "grad_norm", "update_ratio")):
             return index
     return None

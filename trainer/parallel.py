@@ -14,13 +14,13 @@ from trainer.errors import ConfigError, unknown_name
 AXIS = "batch"
 
 
-def _pmap(fn, mesh, donate):
+def _pmap(fn, *, mesh, donate):
     return jax.pmap(
         fn, axis_name=AXIS, in_axes=(None, 0), out_axes=None, devices=list(mesh.devices.flat), donate_argnums=donate
     )
 
 
-def _shard_map(fn, mesh, donate):
+def _shard_map(fn, *, mesh, donate):
     specs = dict(in_specs=(PartitionSpec(), PartitionSpec(AXIS)), out_specs=PartitionSpec())
     return jax.jit(jax.shard_map(fn, mesh=mesh, **specs), donate_argnums=donate)
 
@@ -49,7 +49,7 @@ class DataParallel:
 
     def compile(self, fn, *, donate: bool):
         """Compiles `fn(replicated, sharded) -> replicated`; `donate` gives up the first argument's buffers."""
-        return BACKENDS[self._backend](fn, self._mesh, (0,) if donate else ())
+        return BACKENDS[self._backend](fn, mesh=self._mesh, donate=(0,) if donate else ())
 
     def replicate(self, tree):
         """A copy of each array of `tree` on every device."""

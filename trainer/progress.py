@@ -1,4 +1,4 @@
-"""What the loop remembers besides the state: the best evaluation so far, early stopping, the clock."""
+"""What the loop remembers besides the state: the data it began with, the best evaluation, early stopping, the clock."""
 
 import dataclasses
 from typing import Any
@@ -8,30 +8,36 @@ from typing import Any
 class Progress:
     """Saved with every snapshot, as JSON.
 
-    val: the evaluation at this step (`accuracy`, `loss`, `examples`). best_step, best_accuracy: the
-    best so far, the later one of equals. stale_evaluations: how many in a row brought nothing better.
-    seconds: of all parts of the run, start-up and evaluation included. timed_images,
-    timed_seconds: of the steps alone, without those that waited for the compiler.
+    fingerprint: of the train and validation splits. num_devices: how many the run began on. val: the
+    evaluation at this step (`accuracy`, `loss`, `examples`). best_step, best_accuracy: the best so far,
+    the later one of equals. mark_accuracy: what the next evaluation has to beat by `min_delta`, and
+    stale_evaluations: how many in a row did not. seconds: of all parts of the run, start-up and
+    evaluation included. timed_images, timed_seconds: of the steps alone, without those that waited
+    for the compiler.
     """
 
+    fingerprint: str
+    num_devices: int
     val: dict[str, float] = dataclasses.field(default_factory=dict)
     best_step: int = 0
     best_accuracy: float = -1.0
+    mark_accuracy: float = -1.0
     stale_evaluations: int = 0
     seconds: float = 0.0
     timed_images: int = 0
     timed_seconds: float = 0.0
 
     def evaluated(self, step: int, val: dict[str, float], *, min_delta: float) -> "Progress":
-        """After an evaluation: better is more than `min_delta` (accuracy, 0..1) above the best so far."""
-        better = val["accuracy"] > self.best_accuracy + min_delta or not self.best_step
-        best = val["accuracy"] >= self.best_accuracy
+        """After an evaluation. Small gains add up: the mark moves only when it is beaten by more than `min_delta`."""
+        accuracy = val["accuracy"]
+        beaten = not self.best_step or accuracy > self.mark_accuracy + min_delta
         return dataclasses.replace(
             self,
             val=val,
-            best_step=step if best else self.best_step,
-            best_accuracy=max(val["accuracy"], self.best_accuracy),
-            stale_evaluations=0 if better else self.stale_evaluations + 1,
+            best_step=step if accuracy >= self.best_accuracy else self.best_step,
+            best_accuracy=max(accuracy, self.best_accuracy),
+            mark_accuracy=accuracy if beaten else self.mark_accuracy,
+            stale_evaluations=0 if beaten else self.stale_evaluations + 1,
         )
 
     def timed(self, *, images: int, seconds: float) -> "Progress":

@@ -3,6 +3,7 @@
 import contextlib
 import fcntl
 import json
+import shutil
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -36,46 +37,67 @@ def lock(workdir: Path) -> Iterator[None]:
         yield
 
 
-def claim(workdir: Path, config: ml_collections.ConfigDict, *, on_change: str):
-    """Writes `config.json`, or makes sure that the run that is there is of the same config.
+def check_config(workdir: Path, config: ml_collections.ConfigDict, *, on_change: str) -> list[str]:
+    """The keys in which `config` differs from that of the run in `workdir`, "key: old -> new"; [] for a new folder.
 
-    Where it differs and there are snapshots: `on_change="refuse"` raises WorkdirError with the differing
-    keys; "accept" keeps the old config and result under numbered names and goes on with the new config.
+    Where they differ and there is something to lose, `on_change="refuse"` raises WorkdirError; "accept" lets
+    it pass. Raises WorkdirError too for a folder that holds files of these names and is no run of ours.
+    """
+    holds_a_run = (workdir / RESULT).exists() or any((workdir / CHECKPOINTS).glob("[0-9]*"))
+    if not (workdir / CONFIG).exists():
+        if holds_a_run or (workdir / METRICS).exists():
+            raise WorkdirError(f"{workdir} holds files of a run and no {CONFIG}; choose another --workdir")
+        return []
+    changed = config_lib.differences(read_config(workdir), config)
+    if changed and holds_a_run and on_change == "refuse":
+        shown = "; ".join(changed[:6]) + (f"; and {len(changed) - 6} more" if len(changed) > 6 else "")
+        raise WorkdirError(
+            f"{workdir} holds a run of another config ({shown}); choose another --workdir, "
+            "or continue this one with --on_config_change=accept"
+        )
+    return changed
+
+
+def write_config(workdir: Path, config: ml_collections.ConfigDict):
+    """Makes `config` the run's own; another that is there, and its result, stay under numbered names.
+
+    A kill at any moment leaves a `config.json`: the old one, which can be continued, or the new one.
     """
     path = workdir / CONFIG
-    if path.exists():
-        changed = config_lib.differences(read_config(workdir), config)
-        if not changed:
-            return
-        if any((workdir / CHECKPOINTS).glob("[0-9]*")):
-            if on_change == "refuse":
-                shown = "; ".join(changed[:6]) + (f"; and {len(changed) - 6} more" if len(changed) > 6 else "")
-                raise WorkdirError(
-                    f"{workdir} holds a run of another config ({shown}); choose another --workdir, "
-                    "or continue this one with --on_config_change=accept"
-                )
-            number = len(list(workdir.glob("config.*.json"))) + 1
-            path.rename(workdir / f"config.{number}.json")
-            if (workdir / RESULT).exists():
-                (workdir / RESULT).rename(workdir / f"result.{number}.json")
-        (workdir / STATISTICS).unlink(missing_ok=True)
+    if path.exists() and config_lib.differences(read_config(workdir), config):
+        number = len(list(workdir.glob("config.*.json"))) + 1
+        if (workdir / RESULT).exists():
+            (workdir / RESULT).rename(workdir / f"result.{number}.json")
+        shutil.copyfile(path, workdir / f"config.{number}.json")
     write_whole(path, config_lib.to_json(config))
 
 
 def read_config(workdir: Path) -> ml_collections.ConfigDict:
     """The config that ran in `workdir`. Raises WorkdirError where there is none."""
-    try:
-        return config_lib.from_json((workdir / CONFIG).read_text())
-    except FileNotFoundError as error:
-        raise WorkdirError(f"{workdir} holds no run: there is no {CONFIG}; train first, or check --workdir") from error
-    except ValueError as error:
-        raise WorkdirError(f"{workdir / CONFIG} is damaged ({error}); choose another --workdir") from error
+    values = _read_json(workdir / CONFIG)
+    if values is None:
+        raise WorkdirError(f"{workdir} holds no run: there is no {CONFIG}; train first, or check --workdir")
+    if "model" not in values or "optimizer" not in values:
+        raise WorkdirError(f"{workdir / CONFIG} is not the config of a run; choose another --workdir")
+    return ml_collections.ConfigDict(values)
 
 
 def read_result(workdir: Path) -> dict | None:
     """The result of a finished run, or None."""
-    path = workdir / RESULT
-    return json.loads(path.read_text()) if path.exists() else None
+    return _read_json(workdir / RESULT)
+
+
+def _read_json(path):
+    """The JSON object in `path`, or None where there is no such file."""
+    try:
+        values = json.loads(path.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        return None
+    except (ValueError, RecursionError) as error:
+        raise WorkdirError(f"{path} is damaged ({error}); restore it, or choose another --workdir") from error
+    if not isinstance(values, dict):
+        raise WorkdirError(f"{path} is damaged (no JSON object); restore it, or choose another --workdir")
+    return values
 
 
 def write_whole(path: Path, text: str):

@@ -12,16 +12,16 @@ from rich.console import Console
 from rich.progress import BarColumn, Progress, TextColumn
 from rich.table import Table
 
+from trainer import workdir as workdir_lib
+
 
 class JsonLines:
     """`metrics.jsonl`: one JSON object a line, one line a logged step, flushed as it is written."""
 
     def __init__(self, path: Path, *, resume_step: int):
         """Opens `path`, first dropping the records after `resume_step`: the run is about to make them again."""
-        kept = [line for line in _sound_lines(path) if json.loads(line)["step"] <= resume_step]
-        temporary = path.with_suffix(".tmp")
-        temporary.write_text("".join(kept))
-        temporary.replace(path)
+        kept = [record for record in read_records(path) if record["step"] <= resume_step]
+        workdir_lib.write_whole(path, "".join(json.dumps(record) + "\n" for record in kept))
         self._file = path.open("a")
 
     def write(self, record: dict):
@@ -32,22 +32,17 @@ class JsonLines:
         self._file.close()
 
 
-def _sound_lines(path):
-    """The lines of `path` that are whole; a kill may have cut the last."""
-    if not path.exists():
-        return
-    for line in path.read_text().splitlines(keepends=True):
+def read_records(path: Path) -> list[dict]:
+    """The records of a `metrics.jsonl`, in order; what is no record, such as a line that a kill cut, is left out."""
+    records = []
+    for line in path.read_text(errors="replace").splitlines() if path.exists() else ():
         try:
-            json.loads(line)
+            record = json.loads(line)
         except ValueError:
             continue
-        if line.endswith("\n"):
-            yield line
-
-
-def read_records(path: Path) -> list[dict]:
-    """The records of a `metrics.jsonl`, in order."""
-    return [json.loads(line) for line in _sound_lines(path)]
+        if isinstance(record, dict) and isinstance(record.get("step"), int):
+            records.append(record)
+    return records
 
 
 class Quiet:

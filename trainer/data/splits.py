@@ -1,6 +1,7 @@
 """Stratified splits, and the seal on the test split."""
 
 import json
+import os
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -76,6 +77,12 @@ class SealedTest:
     def open(self, *, by: str, which: str, step: int) -> Split:
         """Opens the test split. `by`: the command; `which`, `step`: the weights that will be judged."""
         entry = {"time": time.strftime("%Y-%m-%dT%H:%M:%S%z"), "by": by, "which": which, "step": step}
-        with self._record.open("a") as file:
-            file.write(json.dumps(entry) + "\n")
+        with self._record.open("a+b") as file:
+            if file.tell():
+                file.seek(-1, os.SEEK_END)
+                if file.read(1) != b"\n":  # a kill cut the line before
+                    file.write(b"\n")
+            file.write(json.dumps(entry).encode() + b"\n")
+            file.flush()
+            os.fsync(file.fileno())
         return self._open_test()

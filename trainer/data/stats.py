@@ -13,17 +13,19 @@ from pathlib import Path
 import numpy as np
 
 from trainer.data.splits import Split
-from trainer.errors import ConfigError, DataError, unknown_name
+from trainer.errors import ConfigError, unknown_name
 
 # How far a config's constants may lie from the data's own before a warning, on the 0..1 scale.
 TOLERANCE = 0.01
 
 
-def fingerprint(split: Split) -> str:
-    """sha256 of the shape, pixels and labels of `split`."""
-    digest = hashlib.sha256(repr((split.images.shape, split.labels.shape)).encode())
-    digest.update(np.ascontiguousarray(split.images))
-    digest.update(np.ascontiguousarray(split.labels))
+def fingerprint(*splits: Split) -> str:
+    """sha256 of the shapes, pixels and labels of `splits`."""
+    digest = hashlib.sha256()
+    for split in splits:
+        digest.update(repr((split.images.shape, split.labels.shape)).encode())
+        digest.update(np.ascontiguousarray(split.images))
+        digest.update(np.ascontiguousarray(split.labels))
     return digest.hexdigest()
 
 
@@ -78,11 +80,10 @@ def statistics(
 ) -> dict[str, np.ndarray]:
     """`mean` and `std` for `NORMALIZERS[name]`, on the 0..1 scale, computed from `split` or read from `cache`.
 
-    cache: the JSON file of this run's statistics, written where it is not there. `mean` and `std` of
-    the config, where not empty, are used instead of the computed ones; a warning says where they lie
-    further than `TOLERANCE` from the data's own. Raises DataError where `cache` is of another split:
-    the data changed under the run. Raises ConfigError for an unknown name or constants that do not
-    fit the channels.
+    cache: a JSON file, used where it is of `name` and of the very images of `split`, else written anew.
+    `mean` and `std` of the config, where not empty, are used instead of the computed ones; a warning
+    says where they lie further than `TOLERANCE` from the data's own. Raises ConfigError for an unknown
+    name or constants that do not fit the channels.
     """
     if name not in NORMALIZERS:
         raise ConfigError(unknown_name("data.normalize", name, NORMALIZERS))
@@ -93,41 +94,33 @@ def statistics(
     if len(mean) != channels or len(std) != channels:
         raise ConfigError(f"data.mean and data.std need {channels} numbers each, one a channel, or none at all: ()")
     given = {"mean": np.array(mean, np.float64), "std": np.array(std, np.float64)}
-    own = _channel_mean_std(split.images) if name == "none" else computed
     for key, value in given.items():
-        if np.abs(value - own[key]).max() > TOLERANCE:
+        if np.abs(value - computed[key]).max() > TOLERANCE:
             logging.getLogger(__name__).warning(
                 "data.%s=%s is not the train split's %s; set it to () to use the data's own",
                 key,
                 np.round(value, 4).tolist(),
-                np.round(own[key], 4).tolist(),
+                np.round(computed[key], 4).tolist(),
             )
     return given
 
 
 def _cached(split: Split, name: str, cache: Path) -> dict[str, np.ndarray]:
-    found = fingerprint(split)
+    marks = {"name": name, "fingerprint": fingerprint(split)}
     stored = _read(cache)
-    if stored:
-        if stored["fingerprint"] != found:
-            raise DataError(
-                f"the train split is not the one that {cache.parent} began with: {len(split.labels):,} images now, "
-                f"{stored['examples']:,} then, or other pixels or labels; restore the data or choose another --workdir"
-            )
+    if all(stored.get(key) == value for key, value in marks.items()):
         return {key: np.array(stored[key]) for key in ("mean", "std")}
     computed = NORMALIZERS[name](split.images)
-    record = {"fingerprint": found, "examples": len(split.labels)}
-    record.update({key: value.tolist() for key, value in computed.items()})
-    cache.write_text(json.dumps(record))
+    cache.write_text(json.dumps({**marks, **{key: value.tolist() for key, value in computed.items()}}))
     return computed
 
 
 def _read(cache):
-    """The record in `cache`, or None where there is none, or a kill left a part of one."""
+    """The record in `cache`, or {} where there is none or a kill left a part of one."""
     try:
-        return json.loads(cache.read_text())
-    except (FileNotFoundError, ValueError):
-        return None
+        return dict(json.loads(cache.read_text()))
+    except (FileNotFoundError, ValueError, TypeError):
+        return {}
 
 
 def make_normalize(stats: dict[str, np.ndarray]) -> Callable:
