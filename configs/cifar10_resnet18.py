@@ -32,13 +32,24 @@ def get_config(variant=""):
     )
 
     # Model.
-    config.model = dict(name="resnet18", stem="cifar")
+    config.model = dict(name="resnet18", stem="cifar", drop_path=0.0)
 
     # Optimiser. `lr` is the peak of the schedule, for this batch size.
-    config.optimizer = dict(name="nesterov", lr=0.4, momentum=0.9, weight_decay=5e-4, clip_norm=1.0)
+    config.optimizer = dict(
+        name="nesterov",
+        lr=0.4,
+        momentum=0.9,
+        weight_decay=5e-4,
+        clip="global_norm",
+        clip_norm=1.0,
+        rules=("rest:",),
+        lr_per_batch=0,
+    )
     config.schedule = dict(name="cosine", warmup_epochs=2.0)
     config.horizon = dict(epochs=60.0)
+    config.accumulation_parts = 1
     config.loss = dict(name="softmax")
+    config.regularizer = dict(name="none")
     config.label_smoothing = 0.1
     config.ema_decay = 0.0
 

@@ -35,10 +35,21 @@ def get_config(variant=""):
     config.model = dict(name="speednet", stem_width=24, widths=(32, 128, 128), logit_scale=1 / 9)
 
     # Optimiser. `lr` is the peak of the schedule, for this batch size.
-    config.optimizer = dict(name="nesterov", lr=0.2, momentum=0.9, weight_decay=5e-4, clip_norm=0.0)
+    config.optimizer = dict(
+        name="nesterov",
+        lr=0.2,
+        momentum=0.9,
+        weight_decay=5e-4,
+        clip="global_norm",
+        clip_norm=0.0,
+        rules=("rest:",),
+        lr_per_batch=0,
+    )
     config.schedule = dict(name="cosine", warmup_epochs=1.0)
     config.horizon = dict(epochs=11.0)
+    config.accumulation_parts = 1
     config.loss = dict(name="softmax")
+    config.regularizer = dict(name="none")
     config.label_smoothing = 0.1
     config.ema_decay = 0.0
 

@@ -32,13 +32,28 @@ def get_config(variant=""):
     )
 
     # Model.
-    config.model = dict(name="cnn", widths=(64, 128, 128), dropout=0.3)
+    config.model = dict(
+        name="cnn", widths=(64, 128, 128), activation="relu", init="auto", normalization="batch", dropout=0.3
+    )
 
     # Optimiser. `lr` is the peak of the schedule, for this batch size.
-    config.optimizer = dict(name="adamw", lr=3e-3, b1=0.9, b2=0.999, eps=1e-8, weight_decay=1e-2, clip_norm=1.0)
+    config.optimizer = dict(
+        name="adamw",
+        lr=3e-3,
+        b1=0.9,
+        b2=0.999,
+        eps=1e-8,
+        weight_decay=1e-2,
+        clip="global_norm",
+        clip_norm=1.0,
+        rules=("rest:",),
+        lr_per_batch=0,
+    )
     config.schedule = dict(name="cosine", warmup_epochs=2.0)
     config.horizon = dict(epochs=30.0)
+    config.accumulation_parts = 1
     config.loss = dict(name="softmax")
+    config.regularizer = dict(name="none")
     config.label_smoothing = 0.1
     config.ema_decay = 0.99
 

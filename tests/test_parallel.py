@@ -35,11 +35,13 @@ def test_a_donated_state_is_given_up(backend):
 
 def test_a_batch_that_the_devices_do_not_divide_is_refused_with_the_nearest_that_works():
     parallel = DataParallel("pmap", devices=jax.devices()[:4])
-    parallel.check_divides(64, key="config.data.batch_size")
+    parallel.check_divides(64, key="config.data.batch_size", parts=2)
     with pytest.raises(ConfigError, match=r"config.data.batch_size=50 does not divide over 4 devices; use 48 or 52"):
-        parallel.check_divides(50, key="config.data.batch_size")
+        parallel.check_divides(50, key="config.data.batch_size", parts=1)
     with pytest.raises(ConfigError, match="use 4$"):
-        parallel.check_divides(3, key="config.eval.batch_size")
+        parallel.check_divides(3, key="config.eval.batch_size", parts=1)
+    with pytest.raises(ConfigError, match="over 4 devices in 3 parts each; use 60 or 72"):
+        parallel.check_divides(64, key="config.data.batch_size", parts=3)
 
 
 def test_an_unknown_backend_names_the_nearest():

@@ -10,7 +10,17 @@ from trainer import optim, state
 
 
 def create(*, seed=0, ema=False):
-    model = models.build("cnn", widths=(4,), dropout=0.1, num_classes=3, dtype=jnp.float32, axis_name="batch")
+    model = models.build(
+        "cnn",
+        widths=(4,),
+        activation="relu",
+        init="auto",
+        normalization="batch",
+        dropout=0.1,
+        num_classes=3,
+        dtype=jnp.float32,
+        axis_name="batch",
+    )
     tx = optim.make_tx("adamw", schedule=lambda _: 0.1, clip_norm=0.0, b1=0.9, b2=0.9, eps=1e-8, weight_decay=0.0)
     return state.create(model, tx, seed=seed, image_shape=(8, 8, 1), ema=ema)
 

@@ -11,14 +11,18 @@ from trainer import losses, optim, schedules
 from trainer import state as state_lib
 from trainer.data.augment import make_augment
 from trainer.parallel import AXIS, BACKENDS, DataParallel
+from trainer.regularizers import make_regularizer
 from trainer.step import image_keys, make_eval_step, make_train_step, moving_average
 
 BATCH, CLASSES, SHAPE = 16, 3, (8, 8, 3)
+CNN = dict(activation="relu", init="auto", normalization="batch")
 
 
 @pytest.fixture(scope="module")
 def model():
-    return models.build("cnn", widths=(4, 8), dropout=0.0, num_classes=CLASSES, dtype=jnp.float32, axis_name=AXIS)
+    return models.build(
+        "cnn", **CNN, widths=(4, 8), dropout=0.0, num_classes=CLASSES, dtype=jnp.float32, axis_name=AXIS
+    )
 
 
 @pytest.fixture(scope="module")
@@ -43,8 +47,10 @@ def train_step_of(model, tx, *, augment="", ema_decay=0.0):
         model=model,
         tx=tx,
         loss=losses.make_loss("softmax", label_smoothing=0.1),
+        regularizer=make_regularizer("none", rules=("rest:",)),
         augment=make_augment(augment),
         normalize=lambda images: (images - 0.5) / 0.25,
+        accumulation_parts=1,
         ema_decay=ema_decay,
     )
 
@@ -211,7 +217,7 @@ def test_evaluation_does_not_count_padding(model, tx, devices):
 
 def test_bfloat16_computes_low_and_keeps_state_high(tx):
     def metrics_of(dtype):
-        model = models.build("cnn", widths=(4,), dropout=0.0, num_classes=CLASSES, dtype=dtype, axis_name=AXIS)
+        model = models.build("cnn", **CNN, widths=(4,), dropout=0.0, num_classes=CLASSES, dtype=dtype, axis_name=AXIS)
         state, metrics, _, _ = run_steps(model, tx, backend="pmap", devices=2)
         assert {leaf.dtype for leaf in jax.tree.leaves((state.params, state.model_state))} == {np.dtype("float32")}
         return metrics["loss"] / metrics["examples"]

@@ -17,7 +17,7 @@ import pytest
 from configs import digits
 from trainer import losses, train, writers
 from trainer import workdir as workdir_lib
-from trainer.data import sources
+from trainer.data import pipeline, sources
 from trainer.errors import CheckpointError, ConfigError, DataError, NonFiniteError, WorkdirError
 from trainer.parallel import DataParallel
 
@@ -304,7 +304,7 @@ def test_validation_and_test_are_measured_without_label_smoothing(tmp_path, monk
 )
 def test_a_non_finite_loss_stops_the_run_and_names_the_window(tmp_path, monkeypatch, bad_step, window, kept):
     """A label that no class has stands for whatever makes a loss NaN."""
-    batch_of, make_loss = train.pipeline.train_batch, losses.make_loss
+    batch_of, make_loss = pipeline.train_batch, losses.make_loss
 
     def poisoned_batch(split, step, **kwargs):
         batch = batch_of(split, step, **kwargs)
@@ -316,7 +316,7 @@ def test_a_non_finite_loss_stops_the_run_and_names_the_window(tmp_path, monkeypa
         loss = make_loss(name, **kwargs)
         return lambda logits, labels: jnp.where(labels == 99, jnp.nan, loss(logits, labels))
 
-    monkeypatch.setattr(train.pipeline, "train_batch", poisoned_batch)
+    monkeypatch.setattr(pipeline, "train_batch", poisoned_batch)
     monkeypatch.setattr(losses, "make_loss", poisoned_loss)
     with pytest.raises(NonFiniteError, match=f"of step {bad_step} is not finite .logged window: {window}.; {kept}"):
         run(tiny(), tmp_path)

@@ -14,14 +14,18 @@ from typing import Any
 
 import ml_collections
 
+from trainer import rules
 from trainer.data import augment
 from trainer.data.sources import SOURCES
 from trainer.data.stats import NORMALIZERS
 from trainer.errors import ConfigError, unknown_name
 from trainer.losses import LOSSES
-from trainer.optim import OPTIMIZERS
+from trainer.optim import CLIPS, OPTIMIZERS
 from trainer.parallel import BACKENDS
-from trainer.schedules import SCHEDULES
+from trainer.regularizers import REGULARIZERS
+from trainer.schedules import SCHEDULES, UNITS
+
+_LONGEST = 1e12  # the longest duration, in any unit
 
 # A check returns what the value should have been, or None if it is right.
 Check = Callable[[Any], str | None]
@@ -63,6 +67,19 @@ def _numbers(value):
     return None if ok else "a tuple of numbers, () for none"
 
 
+def _rules(value):
+    if not isinstance(value, (tuple, list)) or not value or not all(isinstance(rule, str) for rule in value):
+        return "a tuple of strings such as ('rest:',)"
+    for rule in value:
+        rules.parse(rule)
+    return None
+
+
+def _milestones(value):
+    ok = isinstance(value, (tuple, list)) and value and all(_number(0)(item) is None for item in value)
+    return None if ok else "a tuple of numbers, each at least 0"
+
+
 def _widths(value):
     ok = isinstance(value, (tuple, list)) and value and all(_integer(1)(item) is None for item in value)
     return None if ok else "a tuple of whole numbers, each at least 1"
@@ -72,7 +89,7 @@ FIELDS: dict[str, Check] = {
     "seed": _integer(0, 2**31 - 1),
     "precision": _one_of("float32", "bfloat16"),
     "parallel.backend": _one_of(*BACKENDS),
-    "data.batch_size": _integer(1, 2**20),
+    "data.batch_size": _integer(0, 2**20),  # 0: all of the train split, in one batch
     "data.val_fraction": _number(0, 1, above=True, below=True),
     "data.split_seed": _integer(0, 2**31 - 1),
     "data.augment": _text,
@@ -81,11 +98,15 @@ FIELDS: dict[str, Check] = {
     "data.std": _numbers,
     "optimizer.lr": _number(0, above=True),
     "optimizer.clip_norm": _number(0),
-    "schedule.warmup_epochs": _number(0, 1e6),
-    "horizon.epochs": _number(0, 1e6, above=True),
+    "optimizer.clip": _one_of(*CLIPS),
+    "optimizer.lr_per_batch": _integer(0),
+    "optimizer.rules": _rules,
+    "schedule.warmup_steps": _number(0, _LONGEST),
+    "horizon.steps": _number(0, _LONGEST, above=True),
+    "accumulation_parts": _integer(1),
     "label_smoothing": _number(0, 1, below=True),
     "ema_decay": _number(0, 1, below=True),
-    "eval.every_epochs": _number(0, 1e6, above=True),
+    "eval.every_steps": _number(0, _LONGEST, above=True),
     "eval.batch_size": _integer(1, 2**20),
     "early_stopping.patience": _integer(0),
     "early_stopping.min_delta": _number(0),
@@ -94,30 +115,69 @@ FIELDS: dict[str, Check] = {
 }
 
 PARAMETERS: dict[str, Check] = {
+    "activation": _one_of("elu", "gelu", "leaky_relu", "maxout", "prelu", "relu", "sigmoid", "silu", "tanh"),
+    "adam_params": _text,
+    "at_steps": _milestones,
     "b1": _number(0, 1, below=True),
     "b2": _number(0, 1, below=True),
+    "beta": _number(0),
     "channels": _integer(1),
+    "class_weights": _numbers,
+    "clip_threshold": _number(0, above=True),
+    "cycle_factor": _number(1),
+    "cycle_steps": _number(0, _LONGEST, above=True),
     "data_dir": _text,
     "dataset": _text,
+    "decay": _number(0, 1, above=True),
+    "decay_rate": _number(0, 1, above=True),
+    "div_factor": _number(0, above=True),
+    "drop_path": _number(0, 1, below=True),
     "dropout": _number(0, 1, below=True),
     "eps": _number(0, above=True),
+    "factor": _number(0, 1, above=True, below=True),
+    "final_div_factor": _number(0, above=True),
     "image_size": _integer(0),
+    "init": _one_of(
+        "auto",
+        "kaiming_normal",
+        "kaiming_normal_fan_out",
+        "kaiming_uniform",
+        "kaiming_uniform_fan_out",
+        "lecun_normal",
+        "orthogonal",
+        "xavier_normal",
+        "xavier_uniform",
+    ),
     "logit_scale": _number(0, above=True),
+    "max_linesearch_steps": _integer(1),
+    "memory_size": _integer(1),
+    "min_dim_size_to_factor": _integer(1),
     "momentum": _number(0, 1, below=True),
+    "normalization": _one_of("batch", "group", "layer", "none"),
     "num_classes": _integer(2),
     "num_examples": _integer(1),
     "on_bad_image": _one_of("error", "skip"),
     "path": _text,
+    "patience": _integer(1),
+    "rho": _number(0, above=True),
+    "rise_steps": _number(0, _LONGEST, above=True),
     "root": _text,
+    "rtol": _number(0, above=True),
     "seed": _integer(0, 2**31 - 1),
+    "slow_rate": _number(0, 1, above=True),
     "split_seed": _integer(0, 2**31 - 1),
     "stem": _one_of("cifar", "imagenet"),
     "stem_width": _integer(1),
+    "strength": _number(0),
+    "sync_steps": _integer(1),
     "test_fraction": _number(0, 1, above=True, below=True),
     "test_split": _text,
+    "timescale_steps": _number(0, _LONGEST, above=True),
     "train_split": _text,
+    "trust_coefficient": _number(0, above=True),
     "weight_decay": _number(0),
     "widths": _widths,
+    "window_steps": _number(0, _LONGEST, above=True),
 }
 
 # Parts: the section, and the table its name comes from. Models are handed to `validate`.
@@ -125,13 +185,17 @@ TABLES: dict[str, Mapping[str, Callable]] = {
     "data.source": SOURCES,
     "loss": LOSSES,
     "optimizer": OPTIMIZERS,
+    "regularizer": REGULARIZERS,
     "schedule": SCHEDULES,
 }
+
+# Sections whose keys ending in steps may end in any other unit: `warmup_epochs`, `at_percent`.
+DURATIONS = ("eval", "horizon", "schedule")
 
 # What the loop supplies, and a config therefore does not.
 SUPPLIED = {
     "model": ("num_classes", "dtype", "axis_name"),
-    "schedule": ("lr", "decay_steps"),
+    "schedule": ("lr", "warmup_steps", "decay_steps"),
     "loss": ("label_smoothing",),
 }
 
@@ -156,31 +220,50 @@ def validate(config: Mapping, *, models: Mapping[str, Callable]):
                 checks[f"{section}.{parameter.name}"] = PARAMETERS[parameter.name]
                 if parameter.default is parameter.empty:
                     required.add(f"{section}.{parameter.name}")
-    for key in values:
-        if key not in checks:
-            raise ConfigError(unknown_name("config key", key, checks))
-    for key in sorted(required - values.keys()):
-        raise ConfigError(f"config.{key} is missing")
+    seen = {}
     for key, value in values.items():
-        wanted = checks[key](value)
+        canonical = _in_steps(key)
+        if canonical not in checks:
+            raise ConfigError(unknown_name("config key", key, checks))
+        if canonical in seen:
+            raise ConfigError(f"config.{seen[canonical]} and config.{key} are one duration; keep one of them")
+        seen[canonical] = key
+        wanted = checks[canonical](value)
         if wanted:
             raise ConfigError(f"config.{key}={value!r} should be {wanted}")
+    for key in sorted(required - seen.keys()):
+        unit = f", or in another unit ({', '.join(UNITS)})" if key != key.removesuffix("steps") else ""
+        raise ConfigError(f"config.{key} is missing{unit if key.split('.')[0] in DURATIONS else ''}")
     augment.parse(values["data.augment"])
     _check_together(values)
 
 
 def _check_together(values):
-    if values["schedule.warmup_epochs"] >= values["horizon.epochs"]:
-        raise ConfigError(
-            f"config.schedule.warmup_epochs={values['schedule.warmup_epochs']:g} is as long as the run, "
-            f"config.horizon.epochs={values['horizon.epochs']:g}; lower it"
-        )
+    for unit in UNITS:
+        warmup, horizon = values.get(f"schedule.warmup_{unit}"), values.get(f"horizon.{unit}")
+        if warmup is not None and horizon is not None and warmup >= horizon:
+            raise ConfigError(
+                f"config.schedule.warmup_{unit}={warmup:g} is as long as the run, config.horizon.{unit}={horizon:g}; "
+                "lower it"
+            )
+    full_batch = values["data.batch_size"] == 0
+    if values["optimizer.name"] == "lbfgs" and not full_batch:
+        raise ConfigError("config.optimizer.name='lbfgs' needs the whole loss; set config.data.batch_size=0")
+    if values["optimizer.name"] == "lbfgs" and values["data.augment"]:
+        raise ConfigError("config.optimizer.name='lbfgs' needs the same loss each step; set config.data.augment=''")
     if bool(values["data.mean"]) != bool(values["data.std"]):
         raise ConfigError("config.data.mean and config.data.std go together; give both, or () for both")
     if values["data.mean"] and values["data.normalize"] != "channel_mean_std":
         raise ConfigError("config.data.mean and config.data.std need config.data.normalize='channel_mean_std'")
     if any(std <= 0 for std in values["data.std"]):
         raise ConfigError(f"config.data.std={values['data.std']!r} should be above 0")
+
+
+def _in_steps(key):
+    """`schedule.warmup_epochs` as `schedule.warmup_steps`: the key under which a duration is checked."""
+    section, _, name = key.partition(".")
+    unit = name.rpartition("_")[2]
+    return key.removesuffix(unit) + "steps" if section in DURATIONS and unit in UNITS else key
 
 
 def _flatten(config: Mapping, prefix: str = "") -> Iterator[tuple[str, Any]]:

@@ -255,13 +255,18 @@ def applied_lr(opt_state) -> jax.Array:
     return rate * states["line_search"].learning_rate if "line_search" in states else rate
 
 
+@jax.jit
+def _schedule_free_average(state, params):
+    average = optax.contrib.schedule_free_eval_params(state, params)
+    # Where y is z, so is x: what is frozen stays exact.
+    return jax.tree.map(lambda x, y, z: jnp.where(y == z, y, x), average, params, state.z)
+
+
 def evaluated_params(opt_state, params: Any) -> Any:
     """The parameters to judge: the average of `schedule_free`, the slow ones of `lookahead`, else `params`."""
     if "schedule_free" in opt_state:
         state = opt_state["schedule_free"]
-        average = optax.contrib.schedule_free_eval_params(state, params)
-        # Where y is z, so is x: what is frozen stays exact.
-        return jax.tree.map(lambda x, y, z: jnp.where(y == z, y, x), average, params, state.z)
+        return _schedule_free_average(state, params)
     if "lookahead" in opt_state:
         return opt_state["lookahead"].slow
     return params

@@ -62,13 +62,14 @@ class DataParallel:
         """
         return jax.device_put(jax.tree.map(self._cut, batch), self._sharded)
 
-    def check_divides(self, batch_size: int, *, key: str):
-        """Raises ConfigError unless the devices divide `batch_size`, the value of config key `key`."""
-        devices = self.num_devices
-        if batch_size % devices:
-            below = batch_size // devices * devices
-            near = f"{below} or {below + devices}" if below else str(devices)
-            raise ConfigError(f"{key}={batch_size} does not divide over {devices} devices; use {near}")
+    def check_divides(self, batch_size: int, *, key: str, parts: int):
+        """Raises ConfigError unless `batch_size`, of config key `key`, falls into `parts` equal parts a device."""
+        pieces = self.num_devices * parts
+        if batch_size % pieces:
+            below = batch_size // pieces * pieces
+            near = f"{below} or {below + pieces}" if below else str(pieces)
+            each = f" in {parts} parts each" if parts > 1 else ""
+            raise ConfigError(f"{key}={batch_size} does not divide over {self.num_devices} devices{each}; use {near}")
 
     def _cut(self, array):
         if self._backend == "pmap":  # pmap wants the devices as an axis of their own

@@ -8,6 +8,8 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 
+from trainer import optim
+
 
 @flax.struct.dataclass
 class TrainState:
@@ -54,5 +56,8 @@ def create(
 
 
 def evaluated_weights(state: TrainState) -> dict[str, Any]:
-    """{"params", "model_state"} that validation judges: the moving average where there is one."""
-    return state.ema or {"params": state.params, "model_state": state.model_state}
+    """{"params", "model_state"} that validation judges: an average, where there is one."""
+    return state.ema or {
+        "params": optim.evaluated_params(state.opt_state, state.params),
+        "model_state": state.model_state,
+    }

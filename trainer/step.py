@@ -12,6 +12,7 @@ import jax.numpy as jnp
 import optax
 
 from trainer import metrics, optim
+from trainer.accumulation import accumulate
 from trainer.parallel import AXIS
 
 
@@ -35,53 +36,86 @@ def moving_average(average, current, *, decay: float, step: jax.Array):
 def make_train_step(
     *,
     model,
-    tx: optax.GradientTransformation,
+    tx: optax.GradientTransformationExtraArgs,
     loss: Callable,
+    regularizer: Callable,
     augment: Callable,
     normalize: Callable,
+    accumulation_parts: int,
     ema_decay: float,
 ) -> Callable:
     """`train_step(state, batch) -> (state, metrics)`.
 
-    loss: (logits [B, C], labels [B]) -> [B]. augment: (keys [B], images [B, H, W, C] in 0..1) ->
-    same. normalize: images -> same. The gradient is that of the mean loss over the real examples
-    of the global batch. `metrics` are sums over those examples (see `metrics.masked_sums`), and
-    `grad_norm` (L2, before clipping), `update_ratio` (L2 of the update over L2 of the parameters), `lr`.
+    loss: (logits [B, C], labels [B]) -> [B]. regularizer: params -> scalar, added to the mean loss. augment:
+    (keys [B], images [B, H, W, C] in 0..1) -> same. normalize: images -> same. The gradient is that of the mean loss
+    over the real examples of the global batch, worked through in `accumulation_parts` pieces a device. `metrics` are
+    sums over those examples (see `metrics.masked_sums`), and `grad_norm` (L2, before clipping), `update_ratio` (L2
+    of the update over L2 of the parameters), `lr`.
     """
 
     def train_step(state, batch):
-        labels, mask = batch["label"], batch["mask"]
         key = jax.random.fold_in(jax.random.wrap_key_data(state.rng), state.step)
         augment_key, dropout_key = jax.random.split(key)
-        images = augment(image_keys(augment_key, len(labels)), to_unit(batch["image"]))
-        images = normalize(images)
         dropout_key = jax.random.fold_in(dropout_key, jax.lax.axis_index(AXIS))
-        examples = jax.lax.pmean(jnp.sum(mask), AXIS)
+        images = augment(image_keys(augment_key, len(batch["label"])), to_unit(batch["image"]))
+        batch = {"image": normalize(images), "label": batch["label"], "mask": batch["mask"]}
+        examples = jax.lax.pmean(jnp.sum(batch["mask"]), AXIS)
 
-        def mean_loss(params):
+        def mean_loss(params, model_state, piece, index):
+            """This piece's share of the mean loss of this device; its sum over pieces and mean over devices count."""
             logits, model_state = model.apply(
-                {"params": params, **state.model_state},
-                images,
+                {"params": params, **model_state},
+                piece["image"],
                 train=True,
-                rngs={"dropout": dropout_key},
-                mutable=list(state.model_state),
+                rngs={"dropout": jax.random.fold_in(dropout_key, index) if accumulation_parts > 1 else dropout_key},
+                mutable=list(model_state),
             )
-            losses = loss(logits, labels)
-            sums = metrics.masked_sums(losses=losses, logits=logits, labels=labels, mask=mask)
+            sums = metrics.masked_sums(
+                losses=loss(logits, piece["label"]), logits=logits, labels=piece["label"], mask=piece["mask"]
+            )
             return sums["loss"] / examples, (sums, model_state)
 
-        # Cast first: each device then has a gradient of its own, and the pmean below is the only sum over devices.
-        params = jax.lax.pcast(state.params, AXIS, to="varying")
-        grads, (sums, model_state) = jax.grad(mean_loss, has_aux=True)(params)
-        grads = jax.lax.pmean(grads, AXIS)
-        updates, opt_state = tx.update(grads, state.opt_state, state.params)
+        def evaluate(params):
+            """The regularised loss at `params` and its gradient, the same on all devices; and sums and model state."""
+            # Cast first: each device then has a gradient of its own, and the pmean below is the only sum over devices.
+            local = jax.lax.pcast(params, AXIS, to="varying")
+
+            def piece_gradient(model_state, piece, index):
+                grads, (sums, model_state) = jax.grad(mean_loss, has_aux=True)(local, model_state, piece, index)
+                return model_state, (grads, sums)
+
+            model_state, (grads, sums) = accumulate(piece_gradient, state.model_state, batch, parts=accumulation_parts)
+            penalty, penalty_grads = jax.value_and_grad(regularizer)(params)
+            grads = jax.tree.map(jnp.add, jax.lax.pmean(grads, AXIS), penalty_grads)
+            sums = jax.lax.psum(sums, AXIS)
+            return sums["loss"] / sums["examples"] + penalty, grads, sums, model_state
+
+        # Line searches and the like ask for the loss elsewhere. What is not called is not computed.
+        @jax.custom_vjp
+        def value_fn(params):
+            return evaluate(params)[0]
+
+        value_fn.defvjp(
+            lambda params: evaluate(params)[:2], lambda grads, scale: (jax.tree.map(lambda g: scale * g, grads),)
+        )
+
+        value, grads, sums, model_state = evaluate(state.params)
+        updates, opt_state = tx.update(
+            grads,
+            state.opt_state,
+            state.params,
+            value=value,
+            grad=grads,
+            value_fn=value_fn,
+            grad_fn=lambda params: evaluate(params)[1],
+        )
         params = optax.apply_updates(state.params, updates)
         ema = state.ema
         if ema:
             current = {"params": params, "model_state": model_state}
             ema = moving_average(ema, current, decay=ema_decay, step=state.step)
         step_metrics = {
-            **jax.lax.psum(sums, AXIS),
+            **sums,
             "grad_norm": optax.tree.norm(grads),
             "update_ratio": optax.tree.norm(updates) / optax.tree.norm(state.params),
             "lr": optim.applied_lr(opt_state),

@@ -21,7 +21,6 @@ from trainer import result as result_lib
 from trainer import state as state_lib
 from trainer import workdir as workdir_lib
 from trainer.checkpoint import Snapshots
-from trainer.data import pipeline
 from trainer.errors import CheckpointError, ConfigError, DataError, NonFiniteError
 from trainer.experiment import build
 from trainer.progress import Progress
@@ -99,8 +98,8 @@ def _check_same_data(experiment, progress):
 
 def _train(config, experiment, *, state, progress, snapshots, log, writer, started):
     """The loop. Returns the final state (on the devices) and progress."""
-    train, parallel, total_steps = experiment.train, experiment.parallel, experiment.total_steps
-    batch_size = config.data.batch_size
+    parallel, total_steps, batch_size = experiment.parallel, experiment.total_steps, experiment.batch_size
+    num_examples = len(experiment.train.labels)
     step = window_start = int(state.step)
     seconds_before = progress.seconds
     state = parallel.replicate(state)
@@ -108,8 +107,7 @@ def _train(config, experiment, *, state, progress, snapshots, log, writer, start
     writer.start(step=step, total_steps=total_steps)
     with jax.transfer_guard("disallow"):
         while step < total_steps and not _is_stale(config, progress):
-            batch = pipeline.train_batch(train, step, seed=config.seed, batch_size=batch_size)
-            state, step_metrics = experiment.train_step(state, parallel.shard(batch))
+            state, step_metrics = experiment.train_step(state, parallel.shard(experiment.train_batch(step)))
             window.append(step_metrics)
             step += 1
             writer.advance(step)
@@ -123,7 +121,7 @@ def _train(config, experiment, *, state, progress, snapshots, log, writer, start
             if bad is not None:
                 what = f"the loss, the gradient or the update of step {window_start + bad + 1}"
                 raise _non_finite(what, window=(window_start + 1, step), snapshots=snapshots)
-            record = {"step": step, "epoch": step * batch_size / len(train.labels), **metrics.summarize(window)}
+            record = {"step": step, "epoch": step * batch_size / num_examples, **metrics.summarize(window)}
             if window_began is not None:
                 images, seconds = len(window) * batch_size, time.monotonic() - window_began
                 record["images_per_second"] = images / seconds

@@ -34,6 +34,12 @@ def train_batch(split: Split, step: int, *, seed: int, batch_size: int) -> dict[
     return {"image": split.images[index], "label": split.labels[index], "mask": np.ones(batch_size, np.float32)}
 
 
+def full_batch(split: Split, *, multiple: int) -> dict[str, np.ndarray]:
+    """All of `split` as one batch, padded to a multiple of `multiple`; for optimisers that want the whole loss."""
+    size = -(-len(split.labels) // multiple) * multiple
+    return next(eval_batches(split, batch_size=size))
+
+
 def eval_batches(split: Split, *, batch_size: int) -> Iterator[dict[str, np.ndarray]]:
     """Every example of `split` once, in order; the last batch is padded with zeros whose mask is 0."""
     for start in range(0, len(split.labels), batch_size):
