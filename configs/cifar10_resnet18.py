@@ -26,6 +26,7 @@ def get_config(variant=""):
         split_seed=0,
         batch_size=512,
         augment="pad_crop(4)|flip_lr(0.5)|color_jitter(0.2, 0.2, 0.2)",
+        mix=dict(name="none"),
         normalize="channel_mean_std",
         mean=(),
         std=(),

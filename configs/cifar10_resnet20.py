@@ -27,6 +27,7 @@ def get_config(variant=""):
         split_seed=0,
         batch_size=128,
         augment="pad_crop(4)|flip_lr(0.5)",
+        mix=dict(name="none"),
         normalize="channel_mean_std",
         mean=(),
         std=(),

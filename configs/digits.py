@@ -26,6 +26,7 @@ def get_config(variant=""):
         split_seed=0,
         batch_size=32,
         augment="pad_crop(1)",
+        mix=dict(name="none"),
         normalize="channel_mean_std",
         mean=(),
         std=(),

@@ -11,32 +11,44 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from PIL import Image, ImageEnhance
+from PIL import Image, ImageEnhance, ImageOps
 
 from trainer.data.augment import OPS, Op, colour, make_augment, parse
-from trainer.data.augment.geometry import pad_crop
 from trainer.data.augment.parse import signature, usage
 from trainer.errors import ConfigError, DataError
 
-BATCH, HEIGHT, WIDTH = 16, 6, 8  # not square, so that a swapped axis shows
+# Not square, so that a swapped axis shows; more than 256 pixels, or there is nothing to equalize.
+BATCH, HEIGHT, WIDTH = 16, 16, 18
 
 
-def numeric_parameters(name):
-    parameters = signature(OPS[name]).parameters.values()
-    return [p for p in parameters if typing.get_origin(p.annotation) is not typing.Literal]
+# Ops whose every setting changes the image: published mixtures of ops without a strength.
+NEVER_IDENTITY = {"augmix", "autoaugment", "trivialaugment"}
 
 
 def op_string(name, value):
-    """The op with every numeric argument set to `value(kind, range)`, the named choices left at their default."""
-    arguments = (f"{p.name}={value(*typing.get_args(p.annotation))}" for p in numeric_parameters(name))
+    """The op with every number set to `value(name, kind, range)`; of named choices the default, or the first."""
+    arguments = []
+    for p in signature(OPS[name]).parameters.values():
+        if typing.get_origin(p.annotation) is typing.Annotated:
+            arguments.append(f"{p.name}={value(p.name, *typing.get_args(p.annotation))}")
+        elif p.default is p.empty:
+            arguments.append(f"{p.name}={typing.get_args(p.annotation)[0]!r}")
     return f"{name}({', '.join(arguments)})"
 
 
 def typical(name):
-    """Values well inside their ranges: half of a bounded one, else 2 (integers) or 0.5."""
-    return op_string(
-        name, lambda kind, range: range.high / 2 if math.isfinite(range.high) else 2 if kind is int else 0.5
-    )
+    """Values well inside their ranges: half of a bounded one, else 2 (integers) or 0.5 above the lowest."""
+
+    def value(_, kind, range):
+        return kind(range.high / 2) if math.isfinite(range.high) else range.low + (2 if kind is int else 0.5)
+
+    return op_string(name, value)
+
+
+def weakest(name):
+    """The lowest value of each argument, except that a crop keeps the whole area in whatever shape."""
+    kept = {"min_area": 1.0, "max_aspect": 2.0}
+    return op_string(name, lambda argument, kind, range: kept.get(argument, range.low))
 
 
 # Compiling is nearly all the time these tests take, so: once each, and without LLVM's optimiser.
@@ -48,8 +60,15 @@ def compiled(spec):
     return fast_jit(make_augment(spec))
 
 
-adjust_brightness, adjust_contrast, adjust_saturation, adjust_hue = map(
-    fast_jit, (colour.adjust_brightness, colour.adjust_contrast, colour.adjust_saturation, colour.adjust_hue)
+adjust_brightness, adjust_contrast, adjust_saturation, adjust_sharpness, adjust_hue = map(
+    fast_jit,
+    (
+        colour.adjust_brightness,
+        colour.adjust_contrast,
+        colour.adjust_saturation,
+        colour.adjust_sharpness,
+        colour.adjust_hue,
+    ),
 )
 
 
@@ -81,10 +100,10 @@ def test_shape_and_dtype_are_kept_and_values_stay_in_0_1(name):
     assert np.min(out) >= 0.0 and np.max(out) <= 1.0
 
 
-@pytest.mark.parametrize("name", sorted(OPS))
+@pytest.mark.parametrize("name", sorted(OPS.keys() - NEVER_IDENTITY))
 def test_zero_strength_is_the_identity(name):
-    out = compiled(op_string(name, lambda kind, range: range.low))(keys(), images())
-    np.testing.assert_allclose(out, images(), atol=1e-6)
+    out = compiled(weakest(name))(keys(), images())
+    np.testing.assert_allclose(out, images(), atol=1e-5)
 
 
 @pytest.mark.parametrize("name", sorted(OPS))
@@ -112,7 +131,6 @@ def test_an_images_draw_does_not_depend_on_its_place_in_the_batch(name):
 @pytest.mark.parametrize("name", sorted(OPS))
 def test_the_signature_of_each_op_says_how_to_write_it(name):
     assert list(inspect.signature(OPS[name]).parameters)[:2] == ["key", "image"]
-    assert numeric_parameters(name)
     [op] = parse(typical(name))
     assert op.name == name and list(op.arguments) == list(signature(OPS[name]).parameters)
 
@@ -121,11 +139,11 @@ def test_the_signature_of_each_op_says_how_to_write_it(name):
 
 
 def test_a_batch_equals_its_images_one_by_one():
-    augment = compiled("|".join(map(typical, sorted(OPS))))
+    augment = compiled("pad_crop(2)|rotate(15)|shear(0.1)|flip_lr(0.5)|color_jitter(0.5, 0.5, 0.5)|cutout(5)")
     whole = augment(keys(), images())
     for i in range(BATCH):
         alone = augment(keys()[i : i + 1], images()[i : i + 1])
-        np.testing.assert_allclose(alone[0], whole[i], atol=1e-5)
+        np.testing.assert_allclose(alone[0], whole[i], atol=1e-4)
 
 
 @pytest.mark.parametrize("spec", ["", "  \n "])
@@ -215,6 +233,7 @@ def picture():
         (adjust_brightness, ImageEnhance.Brightness),
         (adjust_contrast, ImageEnhance.Contrast),
         (adjust_saturation, ImageEnhance.Color),
+        (adjust_sharpness, ImageEnhance.Sharpness),
     ],
 )
 def test_adjustments_agree_with_pillow(adjust, enhance, factor):
@@ -224,6 +243,44 @@ def test_adjustments_agree_with_pillow(adjust, enhance, factor):
     assert np.max(np.abs(np.round(ours) - pillow)) <= 1.0
     if factor == 1.0:
         np.testing.assert_allclose(ours, pillow, atol=1e-4)
+
+
+POINT_OPS = {
+    "autocontrast": (colour.autocontrast, ImageOps.autocontrast),
+    "equalize": (colour.equalize, ImageOps.equalize),
+    "grayscale": (colour.grayscale, lambda image: ImageOps.grayscale(image).convert("RGB")),
+    "invert": (colour.invert, ImageOps.invert),
+    "posterize 1": (lambda image: colour.posterize(image, 1), lambda image: ImageOps.posterize(image, 1)),
+    "posterize 5": (lambda image: colour.posterize(image, 5), lambda image: ImageOps.posterize(image, 5)),
+    "posterize 8": (lambda image: colour.posterize(image, 8), lambda image: ImageOps.posterize(image, 8)),
+    "solarize 0": (lambda image: colour.solarize(image, 0.0), lambda image: ImageOps.solarize(image, 0)),
+    "solarize 100": (lambda image: colour.solarize(image, 99.5 / 255), lambda image: ImageOps.solarize(image, 100)),
+    "solarize 256": (lambda image: colour.solarize(image, 256 / 255), lambda image: ImageOps.solarize(image, 256)),
+}
+
+
+@pytest.mark.parametrize("name", sorted(POINT_OPS))
+def test_point_ops_are_pillows_to_the_level(name):
+    ours, pillows = POINT_OPS[name]
+    dark = (np.random.default_rng(3).random((60, 60, 3)) ** 3 * 200).astype(np.uint8)
+    for pixels in (picture(), dark, np.full((20, 20, 3), 77, np.uint8)):
+        expected = np.asarray(pillows(Image.fromarray(pixels)), np.float32)
+        out = np.asarray(ours(pixels.astype(np.float32) / 255)) * 255
+        # Pillow cuts the fractions of a stretched level off, and rounds those of a grey one.
+        tolerance = 1.0 if name in ("autocontrast", "grayscale") else 1e-3
+        np.testing.assert_allclose(out, expected, atol=tolerance)
+
+
+def test_equalize_leaves_an_image_of_less_than_256_pixels_as_it_is():
+    small = picture()[:12]
+    assert small[..., 0].size == 240
+    np.testing.assert_array_equal(colour.equalize(small / np.float32(255)), small / np.float32(255))
+
+
+@pytest.mark.parametrize("shape", [(1, 5, 3), (5, 2, 3), (2, 2, 1)])
+def test_without_inner_pixels_there_is_nothing_to_sharpen(shape):
+    image = np.random.default_rng(0).random(shape, np.float32)
+    np.testing.assert_array_equal(colour.adjust_sharpness(image, 3.0), image)
 
 
 @pytest.mark.parametrize("turns", [-0.5, -0.2, -1 / 6, 0.0, 0.05, 1 / 3, 0.5])
@@ -293,50 +350,6 @@ def test_color_jitter_draws_each_part_on_its_own():
     assert np.std(scale) > 0.2 and np.std(contrast) > 0.2
 
 
-# Geometry.
-
-
-flips = fast_jit(jax.vmap(lambda key, image, p: OPS["flip_lr"](key, image, probability=p), (0, None, None)))
-
-
-@pytest.mark.parametrize(("probability", "low", "high"), [(0.0, 0, 0), (0.25, 190, 310), (1.0, 1000, 1000)])
-def test_flip_lr_mirrors_the_columns_with_the_given_probability(probability, low, high):
-    image = images()[0]
-    out = np.asarray(flips(many_keys(), image, probability))
-    mirrored = (out == np.flip(image, axis=1)).all(axis=(1, 2, 3))
-    assert (mirrored | (out == image).all(axis=(1, 2, 3))).all()
-    assert low <= mirrored.sum() <= high
-
-
-@pytest.mark.parametrize("mode", ["constant", "reflect"])
-def test_pad_crop_is_a_window_of_the_padded_image_and_every_offset_occurs(mode):
-    image, padding = images()[0], 2
-    padded = np.pad(image, ((padding, padding), (padding, padding), (0, 0)), mode=mode)
-    offsets = range(2 * padding + 1)
-    windows = {padded[r : r + HEIGHT, c : c + WIDTH].tobytes(): (r, c) for r in offsets for c in offsets}
-    assert len(windows) == 25
-    draw = functools.partial(OPS["pad_crop"], padding=padding, mode=mode)
-    out = fast_jit(jax.vmap(draw, (0, None)))(many_keys(), image)
-    seen = [windows[one.tobytes()] for one in np.asarray(out)]  # a KeyError: not a window
-    counts = np.bincount([5 * r + c for r, c in seen], minlength=25)
-    assert counts.min() > 12 and counts.max() < 75  # 40 expected, standard deviation 6
-
-
-def test_pad_crop_in_the_middle_is_the_identity():
-    np.testing.assert_array_equal(pad_crop(images()[0], (3, 3), padding=3, mode="constant"), images()[0])
-
-
-def test_pad_crop_pads_with_zeros_unless_told():
-    assert parse("pad_crop(2)") == parse("pad_crop(2, mode='constant')") == parse("pad_crop(2, 'constant')")
-    assert np.min(compiled("pad_crop(2)")(keys(), images() * 0.5 + 0.5)) == 0.0
-    assert np.min(compiled("pad_crop(2, mode='reflect')")(keys(), images() * 0.5 + 0.5)) >= 0.5
-
-
-def test_padding_as_large_as_the_image_is_refused():
-    with pytest.raises(ConfigError, match=r"pad_crop\(6\).*smaller than the image, which is 6x8"):
-        jax.eval_shape(make_augment("pad_crop(6)"), keys(), images())
-
-
 # The op string.
 
 
@@ -348,6 +361,8 @@ def test_parse_fills_in_every_argument_and_its_type():
         Op("color_jitter", {"brightness": 0.2, "contrast": 0.3, "saturation": 0.4, "hue": 0.0}),
     )
     assert type(parse("flip_lr(1)")[0].arguments["probability"]) is float
+    fill = parse("rotate(15)")[0].arguments["fill"], parse("rotate(15, fill='edge')")[0].arguments["fill"]
+    assert fill == (0.0, "edge")
 
 
 def test_brackets_do_not_change_the_order():
@@ -375,7 +390,7 @@ BAD_STRINGS = {
     "flip_lr(0.5) + hue(0.1)": "joined by '|': >>>here<<<",
     "np.flip(0.5)": "joined by '|': >>>here<<<",
     # unknown op
-    "hue(0.1)|flip(0.5)": "unknown augmentation op 'flip'; did you mean 'flip_lr'? known: brightness, color_jitter",
+    "hue(0.1)|flip_rl(0.5)": "unknown augmentation op 'flip_rl'; did you mean 'flip_lr'? known: augmix, autoaugment",
     # arguments: the signature
     "flip_lr": "write flip_lr(probability): flip_lr>>>here<<<",
     "flip_lr()|hue(0.1)": "'probability'; write flip_lr(probability): flip_lr()>>>here<<<|hue(0.1)",
@@ -401,6 +416,13 @@ BAD_STRINGS = {
     "pad_crop(-1)": "padding must be an integer of at least 0; got -1",
     "pad_crop(4.0)": "padding must be an integer of at least 0; got 4.0",
     "pad_crop(4, mode='wrap')": "mode must be one of 'constant', 'reflect'; got 'wrap'",
+    "cutout(4, fill=2)": "fill must be a number in [0, 1]; got 2",
+    "rotate(181)": "degrees must be a number in [0, 180]; got 181",
+    "rotate(15, fill=1.5)": "fill must be a number in [0, 1] or one of 'edge', 'reflect'; got 1.5",
+    "rotate(15, fill='wrap')": "fill must be a number in [0, 1] or one of 'edge', 'reflect'; got 'wrap'",
+    "autoaugment('mnist')": "table must be one of 'cifar10', 'imagenet', 'svhn'; got 'mnist'",
+    "randaugment(2, 11)": "magnitude must be a number in [0, 10]; got 11; write randaugment(num_ops, magnitude, fill",
+    "posterize(0.5, 9)": "bits must be an integer in [1, 8]; got 9",
     "pad_crop(4, mode='a\\n')": "mode must be one of 'constant', 'reflect'; got 'a\\n'",
 }
 

@@ -10,6 +10,7 @@ import models
 from trainer import losses, optim, schedules
 from trainer import state as state_lib
 from trainer.data.augment import make_augment
+from trainer.data.augment.mixing import make_mix
 from trainer.parallel import AXIS, BACKENDS, DataParallel
 from trainer.regularizers import make_regularizer
 from trainer.step import image_keys, make_eval_step, make_train_step, moving_average
@@ -50,6 +51,7 @@ def train_step_of(model, tx, *, augment="", ema_decay=0.0):
         regularizer=make_regularizer("none", rules=("rest:",)),
         augment=make_augment(augment),
         normalize=lambda images: (images - 0.5) / 0.25,
+        mix=make_mix("none", num_classes=CLASSES),
         accumulation_parts=1,
         ema_decay=ema_decay,
     )

@@ -16,6 +16,7 @@ import ml_collections
 
 from trainer import rules
 from trainer.data import augment
+from trainer.data.augment.mixing import MIXING
 from trainer.data.sources import SOURCES
 from trainer.data.stats import NORMALIZERS
 from trainer.errors import ConfigError, unknown_name
@@ -117,6 +118,7 @@ FIELDS: dict[str, Check] = {
 PARAMETERS: dict[str, Check] = {
     "activation": _one_of("elu", "gelu", "leaky_relu", "maxout", "prelu", "relu", "sigmoid", "silu", "tanh"),
     "adam_params": _text,
+    "alpha": _number(0, above=True),
     "at_steps": _milestones,
     "b1": _number(0, 1, below=True),
     "b2": _number(0, 1, below=True),
@@ -183,6 +185,7 @@ PARAMETERS: dict[str, Check] = {
 # Parts: the section, and the table its name comes from. Models are handed to `validate`.
 TABLES: dict[str, Mapping[str, Callable]] = {
     "data.source": SOURCES,
+    "data.mix": MIXING,
     "loss": LOSSES,
     "optimizer": OPTIMIZERS,
     "regularizer": REGULARIZERS,
@@ -249,8 +252,11 @@ def _check_together(values):
     full_batch = values["data.batch_size"] == 0
     if values["optimizer.name"] == "lbfgs" and not full_batch:
         raise ConfigError("config.optimizer.name='lbfgs' needs the whole loss; set config.data.batch_size=0")
-    if values["optimizer.name"] == "lbfgs" and values["data.augment"]:
-        raise ConfigError("config.optimizer.name='lbfgs' needs the same loss each step; set config.data.augment=''")
+    if values["optimizer.name"] == "lbfgs" and (values["data.augment"] or values["data.mix.name"] != "none"):
+        raise ConfigError(
+            "config.optimizer.name='lbfgs' needs the same loss each step; set config.data.augment='' and "
+            "config.data.mix.name='none'"
+        )
     if bool(values["data.mean"]) != bool(values["data.std"]):
         raise ConfigError("config.data.mean and config.data.std go together; give both, or () for both")
     if values["data.mean"] and values["data.normalize"] != "channel_mean_std":

@@ -17,6 +17,7 @@ from trainer import losses, optim, regularizers, schedules
 from trainer import state as state_lib
 from trainer import workdir as workdir_lib
 from trainer.data import augment, pipeline, sources, splits, stats
+from trainer.data.augment import mixing
 from trainer.errors import ConfigError
 from trainer.evaluate import evaluate
 from trainer.parallel import AXIS, DataParallel
@@ -106,6 +107,7 @@ def build(config: ml_collections.ConfigDict, workdir: Path) -> Experiment:
         regularizer=regularizer,
         augment=augment.make_augment(config.data.augment),
         normalize=normalize,
+        mix=mixing.make_mix(**config.data.mix, num_classes=len(source.class_names)),
         accumulation_parts=parts,
         ema_decay=config.ema_decay,
     )

@@ -41,24 +41,28 @@ def make_train_step(
     regularizer: Callable,
     augment: Callable,
     normalize: Callable,
+    mix: Callable,
     accumulation_parts: int,
     ema_decay: float,
 ) -> Callable:
     """`train_step(state, batch) -> (state, metrics)`.
 
-    loss: (logits [B, C], labels [B]) -> [B]. regularizer: params -> scalar, added to the mean loss. augment:
-    (keys [B], images [B, H, W, C] in 0..1) -> same. normalize: images -> same. The gradient is that of the mean loss
-    over the real examples of the global batch, worked through in `accumulation_parts` pieces a device. `metrics` are
-    sums over those examples (see `metrics.masked_sums`), and `grad_norm` (L2, before clipping), `update_ratio` (L2
-    of the update over L2 of the parameters), `lr`.
+    loss: (logits [B, C], labels [B] or targets [B, C]) -> [B]. regularizer: params -> scalar, added to the mean loss.
+    augment: (keys [B], images [B, H, W, C] in 0..1) -> same. normalize: images -> same. mix: (key, images, labels [B])
+    -> images, labels or targets [B, C], over this device's share. The gradient is that of the mean loss over the real
+    examples of the global batch, worked through in `accumulation_parts` pieces a device. `metrics` are sums over
+    those examples (see `metrics.masked_sums`), and `grad_norm` (L2, before clipping), `update_ratio` (L2 of the update
+    over L2 of the parameters), `lr`.
     """
 
     def train_step(state, batch):
         key = jax.random.fold_in(jax.random.wrap_key_data(state.rng), state.step)
-        augment_key, dropout_key = jax.random.split(key)
-        dropout_key = jax.random.fold_in(dropout_key, jax.lax.axis_index(AXIS))
+        augment_key, device_key = jax.random.split(key)
+        dropout_key = jax.random.fold_in(device_key, jax.lax.axis_index(AXIS))
         images = augment(image_keys(augment_key, len(batch["label"])), to_unit(batch["image"]))
-        batch = {"image": normalize(images), "label": batch["label"], "mask": batch["mask"]}
+        mix_key = jax.random.fold_in(dropout_key, accumulation_parts)  # the pieces fold in what is below
+        images, targets = mix(mix_key, normalize(images), batch["label"])
+        batch = {"image": images, "target": targets, "label": batch["label"], "mask": batch["mask"]}
         examples = jax.lax.pmean(jnp.sum(batch["mask"]), AXIS)
 
         def mean_loss(params, model_state, piece, index):
@@ -71,7 +75,7 @@ def make_train_step(
                 mutable=list(model_state),
             )
             sums = metrics.masked_sums(
-                losses=loss(logits, piece["label"]), logits=logits, labels=piece["label"], mask=piece["mask"]
+                losses=loss(logits, piece["target"]), logits=logits, labels=piece["label"], mask=piece["mask"]
             )
             return sums["loss"] / examples, (sums, model_state)
 

@@ -5,31 +5,82 @@
 
 A new op is one function `(key, image, *, ...)`, its arguments annotated with their
 ranges, and one line in `OPS`. An op maps one image to one image of the same shape;
-what mixes images or changes labels (mixup, CutMix) is no op and does not belong here.
+what mixes images or changes labels (mixup, CutMix) is no op: it is in `mixing.py`.
 """
+
+import itertools
 
 import jax
 import jax.numpy as jnp
 
 from trainer.data.augment.colour import (
+    random_autocontrast,
     random_brightness,
     random_color_jitter,
     random_contrast,
+    random_equalize,
+    random_grayscale,
     random_hue,
+    random_invert,
+    random_posterize,
     random_saturation,
+    random_sharpness,
+    random_solarize,
 )
-from trainer.data.augment.geometry import random_flip_lr, random_pad_crop
+from trainer.data.augment.erase import random_cutout, random_erasing
+from trainer.data.augment.geometry import (
+    random_flip_lr,
+    random_flip_ud,
+    random_lens_distortion,
+    random_pad_crop,
+    random_perspective,
+    random_resized_crop,
+    random_rotate,
+    random_scale,
+    random_shear,
+    random_stretch,
+    random_translate,
+    resample,
+)
 from trainer.data.augment.parse import Op, parse_chain
+from trainer.data.augment.policies import (
+    random_augmix,
+    random_autoaugment,
+    random_randaugment,
+    random_trivialaugment,
+)
 from trainer.errors import ConfigError, DataError
 
 OPS = {
+    "augmix": random_augmix,
+    "autoaugment": random_autoaugment,
+    "autocontrast": random_autocontrast,
     "brightness": random_brightness,
     "color_jitter": random_color_jitter,
     "contrast": random_contrast,
+    "cutout": random_cutout,
+    "equalize": random_equalize,
     "flip_lr": random_flip_lr,
+    "flip_ud": random_flip_ud,
+    "grayscale": random_grayscale,
     "hue": random_hue,
+    "invert": random_invert,
+    "lens_distortion": random_lens_distortion,
     "pad_crop": random_pad_crop,
+    "perspective": random_perspective,
+    "posterize": random_posterize,
+    "randaugment": random_randaugment,
+    "random_erasing": random_erasing,
+    "random_resized_crop": random_resized_crop,
+    "rotate": random_rotate,
     "saturation": random_saturation,
+    "scale": random_scale,
+    "sharpness": random_sharpness,
+    "shear": random_shear,
+    "solarize": random_solarize,
+    "stretch": random_stretch,
+    "translate": random_translate,
+    "trivialaugment": random_trivialaugment,
 }
 
 
@@ -49,18 +100,25 @@ def make_augment(spec: str):
     keys: typed threefry keys [B], one for each image, so that its draw depends on
     nothing else in the batch. images: float32 [B, H, W, C] in [0, 1], C = 1 or 3.
     The result has the same shape and dtype, clipped to [0, 1] once, after the last
-    op: no op clips on its own. The op at position i draws from `fold_in(key, i)`, so
-    an op added at the end leaves the draws before it as they were.
+    op: no op clips on its own, the published policies excepted. The op at position i
+    draws from `fold_in(key, i)`, so an op added at the end leaves the draws before it
+    as they were. Neighbours that warp and have the same `fill` resample once, together.
 
     `augment` is pure, and its caller jits it. When traced it raises DataError for
     images that are not float32, and ConfigError for keys of another generator: under
     `vmap` an "rbg" draw depends on its neighbours. Raises ConfigError as `parse` does.
     """
     chain = parse(spec)
+    links = [list(link) for _, link in itertools.groupby(enumerate(chain), key=_link)]
 
     def augment_one(key, image):
-        for position, (name, arguments) in enumerate(chain):
-            image = OPS[name](jax.random.fold_in(key, position), image, **arguments)
+        for link in links:
+            position, (name, arguments) = link[0]
+            if _warps(name):
+                fill = arguments["fill"]
+                image = resample(image, [_draw_warp(key, image.shape, *step) for step in link], fill=fill)
+            else:
+                image = OPS[name](jax.random.fold_in(key, position), image, **arguments)
         return jnp.clip(image, 0.0, 1.0)
 
     def augment(keys, images):
@@ -73,3 +131,18 @@ def make_augment(spec: str):
         return jax.vmap(augment_one)(keys, images) if chain else images
 
     return augment
+
+
+def _warps(name):
+    return hasattr(OPS[name], "draw")
+
+
+def _link(step):
+    """What neighbours share that make one link of the chain: warps their fill, other ops nothing."""
+    position, (name, arguments) = step
+    return ("warp", arguments["fill"]) if _warps(name) else ("op", position)
+
+
+def _draw_warp(key, shape, position, op):
+    arguments = {name: value for name, value in op.arguments.items() if name != "fill"}
+    return OPS[op.name].draw(jax.random.fold_in(key, position), shape, **arguments)

@@ -2,9 +2,9 @@
 
 Images are float32 [H, W, C] in [0, 1], C = 3 (RGB) or 1 (grey); shape and dtype are
 kept. Results are NOT clipped, so that ops compose without losing information.
-Definitions are those of Pillow's ImageEnhance and torchvision's `adjust_*`, which
-clip and round to 8 bits after every op. A grey image has no saturation and no hue:
-`adjust_saturation` and `adjust_hue` are the identity on it.
+Definitions are those of Pillow's ImageEnhance and ImageOps and torchvision's `adjust_*`,
+which clip and round to 8 bits after every op. A grey image has no saturation and no
+hue: `adjust_saturation` and `adjust_hue` are the identity on it.
 """
 
 import math
@@ -16,7 +16,9 @@ import jax.numpy as jnp
 from trainer.data.augment.parse import Between
 from trainer.errors import DataError
 
+Probability = Annotated[float, Between(0.0, 1.0)]
 Strength = Annotated[float, Between(0.0, math.inf)]
+Grey = Annotated[float, Between(0.0, 1.0)]
 Turns = Annotated[float, Between(0.0, 0.5)]
 
 
@@ -73,6 +75,74 @@ def adjust_hue(image, turns):
     return value - chroma * jnp.clip(jnp.minimum(position, 4.0 - position), 0.0, 1.0)
 
 
+def adjust_sharpness(image, factor):
+    """Blends with the smoothed image: 0 is that blur, 1 the identity, above 1 sharpens.
+
+    The filter weighs a pixel 5 and its eight neighbours 1 each, over 13. As in Pillow
+    the outermost pixels have no blur and stay as they are.
+    """
+    height, width = image.shape[0] - 2, image.shape[1] - 2
+    if height < 1 or width < 1:
+        return image
+    windows = [image[r : r + height, c : c + width] for r in range(3) for c in range(3)]
+    smooth = (sum(windows) + 4.0 * windows[4]) / 13.0
+    return image.at[1:-1, 1:-1].set(_blend(smooth, windows[4], factor))
+
+
+def grayscale(image):
+    """The luma in every channel."""
+    return jnp.broadcast_to(luma(image), image.shape)
+
+
+def invert(image):
+    """The negative: `1 - image`."""
+    return 1.0 - image
+
+
+def solarize(image, threshold):
+    """Inverts the values from `threshold` upwards; above 1 it is the identity on an image in [0, 1]."""
+    return jnp.where(image >= threshold, 1.0 - image, image)
+
+
+def posterize(image, bits):
+    """Rounds to 8 bits and keeps the upper `bits` of them, an integer; 8 is the identity, without the rounding."""
+    dropped = jnp.maximum(8 - jnp.asarray(bits, jnp.int32), 0)
+    levels = _levels(image)
+    return jnp.where(dropped > 0, ((levels >> dropped) << dropped) / jnp.float32(255.0), image)
+
+
+def autocontrast(image):
+    """Stretches each channel to the full range [0, 1]; a channel of one value stays as it is."""
+    low, high = jnp.min(image, axis=(0, 1)), jnp.max(image, axis=(0, 1))
+    flat = high <= low
+    return jnp.where(flat, image, (image - low) / jnp.where(flat, 1.0, high - low))
+
+
+def equalize(image):
+    """Flattens the histogram of each channel, in 8 bits: Pillow's table of levels, which holds no fractions.
+
+    With n pixels, of which m have the highest level, level i becomes
+    (s // 2 + number of pixels below i) // s, where s = (n - m) // 255. Where s is 0,
+    as it is in any image of fewer than 256 pixels, the channel stays as it is.
+    """
+    channels = image.shape[-1]
+    levels = jnp.clip(_levels(image), 0, 255)
+    # The place of (level, channel) in a flat histogram: one index counts several times faster than two.
+    places = levels * channels + jnp.arange(channels)
+    histogram = (
+        jnp.zeros(256 * channels, jnp.int32)
+        .at[places.reshape(-1)]
+        .add(1, mode="promise_in_bounds")
+        .reshape(256, channels)
+    )
+    highest = jnp.take_along_axis(histogram, jnp.max(levels, axis=(0, 1))[None], axis=0)[0]
+    step = (image.shape[0] * image.shape[1] - highest) // 255
+    below = jnp.take((jnp.cumsum(histogram, axis=0) - histogram).reshape(-1), places, mode="clip")
+    # Whole numbers divided as floats, which is faster: the half keeps every quotient off the integers.
+    flat = jnp.floor((step // 2 + below + 0.5) / jnp.maximum(step, 1))
+    return jnp.where(step > 0, jnp.minimum(flat, 255.0) / 255.0, image)
+
+
 def random_brightness(key, image, *, strength: Strength):
     """Applies `adjust_brightness` with a factor drawn from [max(0, 1 - strength), 1 + strength]."""
     return adjust_brightness(image, _draw_factor(key, image, strength))
@@ -86,6 +156,11 @@ def random_contrast(key, image, *, strength: Strength):
 def random_saturation(key, image, *, strength: Strength):
     """Applies `adjust_saturation` with a factor drawn from [max(0, 1 - strength), 1 + strength]."""
     return adjust_saturation(image, _draw_factor(key, image, strength))
+
+
+def random_sharpness(key, image, *, strength: Strength):
+    """Applies `adjust_sharpness` with a factor drawn from [max(0, 1 - strength), 1 + strength]."""
+    return adjust_sharpness(image, _draw_factor(key, image, strength))
 
 
 def random_hue(key, image, *, strength: Turns):
@@ -108,6 +183,45 @@ def random_color_jitter(
     image = random_contrast(keys[1], image, strength=contrast)
     image = random_saturation(keys[2], image, strength=saturation)
     return random_hue(keys[3], image, strength=hue) if hue else image
+
+
+def random_grayscale(key, image, *, probability: Probability):
+    """Applies `grayscale` with the given probability; 0 never, 1 always."""
+    return _sometimes(key, image, grayscale(image), probability)
+
+
+def random_invert(key, image, *, probability: Probability):
+    """Applies `invert` with the given probability; 0 never, 1 always."""
+    return _sometimes(key, image, invert(image), probability)
+
+
+def random_solarize(key, image, *, probability: Probability, threshold: Grey = 0.5):
+    """Applies `solarize` with the given probability; 0 never, 1 always."""
+    return _sometimes(key, image, solarize(image, threshold), probability)
+
+
+def random_posterize(key, image, *, probability: Probability, bits: Annotated[int, Between(1, 8)]):
+    """Applies `posterize` with the given probability; 0 never, 1 always."""
+    return _sometimes(key, image, posterize(image, bits), probability)
+
+
+def random_autocontrast(key, image, *, probability: Probability):
+    """Applies `autocontrast` with the given probability; 0 never, 1 always."""
+    return _sometimes(key, image, autocontrast(image), probability)
+
+
+def random_equalize(key, image, *, probability: Probability):
+    """Applies `equalize` with the given probability; 0 never, 1 always."""
+    return _sometimes(key, image, equalize(image), probability)
+
+
+def _sometimes(key, image, changed, probability):
+    return jnp.where(jax.random.bernoulli(key, probability), changed, image)
+
+
+def _levels(image):
+    """The nearest 8-bit levels, int32, 0..255 for values in [0, 1]."""
+    return jnp.round(image * 255.0).astype(jnp.int32)
 
 
 def _draw_factor(key, image, strength):

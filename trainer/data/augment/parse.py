@@ -2,8 +2,8 @@
 
 The grammar is Python's own, cut down to calls with literal arguments, joined by
 `|`. What an op accepts is read from its signature: parameters after `key` and
-`image` are its arguments, and each is annotated with a `Literal` or with an
-`Annotated` number that carries its range.
+`image` are its arguments, and each is annotated with a `Literal`, with an
+`Annotated` number that carries its range, or with a union of these.
 
     def random_hue(key, image, *, strength: Annotated[float, Between(0.0, 0.5)]): ...
 
@@ -15,6 +15,7 @@ import inspect
 import math
 import re
 import sys
+import types
 import typing
 from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple
@@ -129,6 +130,14 @@ def _literal(node: ast.expr) -> Any:
 
 def _convert(value: Any, annotation: Any) -> Any:
     """`value` as the argument type that the annotation names; ConfigError says what would fit."""
+    if typing.get_origin(annotation) in (typing.Union, types.UnionType):
+        wanted = []
+        for choice in typing.get_args(annotation):
+            try:
+                return _convert(value, choice)
+            except ConfigError as error:
+                wanted.append(str(error))
+        raise ConfigError(" or ".join(wanted))
     if typing.get_origin(annotation) is typing.Literal:
         choices = typing.get_args(annotation)
         if not any(value == choice and type(value) is type(choice) for choice in choices):
