@@ -17,8 +17,12 @@ from trainer.errors import LinseedError
 DEBUG = flags.DEFINE_bool("debug", False, "Show the traceback of an error that is otherwise one line.")
 
 
-def run(main: Callable[[Console], None], *, needs: tuple[str, ...]):
-    """Parses the flags, refuses to go on without those in `needs`, and runs `main(console)`."""
+def run(main: Callable[..., None], *, needs: tuple[str, ...] = (), argument: str = ""):
+    """Parses the flags, refuses to go on without those in `needs`, and runs `main(console)`.
+
+    argument: what the one argument without a flag is called, handed to `main` too; "" for none.
+    """
+    usage = _usage(needs, argument)
 
     def parse(argv):
         try:
@@ -29,15 +33,17 @@ def run(main: Callable[[Console], None], *, needs: tuple[str, ...]):
             _fail(_flag_error(error), error)
         missing = [name for name in needs if flags.FLAGS[name].value in (None, "")]
         if missing:
-            _fail(f"--{missing[0]} is missing; the command is {_usage(needs)}")
-        if len(rest) > 1:
-            _fail(f"unexpected argument '{rest[1]}'; the command is {_usage(needs)}")
+            _fail(f"--{missing[0]} is missing; the command is {usage}")
+        if argument and len(rest) < 2:
+            _fail(f"{argument} is missing; the command is {usage}")
+        if len(rest) > (2 if argument else 1):
+            _fail(f"unexpected argument '{rest[-1]}'; the command is {usage}")
         return rest
 
-    def guarded(_):
+    def guarded(rest):
         _show_our_warnings_alone()
         try:
-            main(Console())
+            main(Console(), *rest[1:])
         except (LinseedError, OSError) as error:
             _fail(_one_line(error), error)
         except MemoryError as error:
@@ -49,9 +55,9 @@ def run(main: Callable[[Console], None], *, needs: tuple[str, ...]):
     app.run(guarded, flags_parser=parse)
 
 
-def _usage(needs):
+def _usage(needs, argument):
     name = sys.modules["__main__"].__spec__.name
-    return f"python -m {name} " + " ".join(f"--{need}={need.upper()}" for need in needs)
+    return " ".join([f"python -m {name}", *filter(None, [argument]), *(f"--{need}={need.upper()}" for need in needs)])
 
 
 def _flag_error(error):

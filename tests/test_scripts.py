@@ -9,6 +9,8 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from trainer.data.augment import OPS
+
 ROOT = Path(__file__).parent.parent
 TINY = [
     "--config.model.widths=(4,)",
@@ -102,3 +104,21 @@ def test_bad_data_is_one_line_and_can_be_mended_in_the_same_workdir(tmp_path):
 def test_a_workdir_without_a_run_is_one_line(tmp_path):
     assert "holds no run" in refusal("evaluate", f"--workdir={tmp_path / 'nowhere'}")
     assert not (tmp_path / "nowhere").exists()
+
+
+def test_a_benchmark_prints_one_json_line_with_a_ratio(tmp_path):
+    arguments = ["--batch=4", "--size=32", "--rounds=1", f"--out={tmp_path}"]
+    done = command("bench", "augment", *arguments)
+    assert done.returncode == 0, done.stderr
+    (line,) = done.stdout.splitlines()
+    result = json.loads(line)
+    assert result == json.loads((tmp_path / "augment.json").read_text())
+    assert result["ratio"] > 0 and set(OPS) <= set(result["images_per_second"])
+
+
+@pytest.mark.parametrize(
+    ("arguments", "says"),
+    [([], "NAME is missing; the command is python -m scripts.bench NAME"), (["augmnt"], "did you mean 'augment'")],
+)
+def test_an_unknown_benchmark_is_one_line(arguments, says):
+    assert says in refusal("bench", *arguments)
