@@ -226,3 +226,9 @@ def test_bfloat16_computes_low_and_keeps_state_high(tx):
 
     low, high = metrics_of(jnp.bfloat16), metrics_of(jnp.float32)
     assert low != high and low == pytest.approx(high, rel=0.05)
+
+
+def test_a_model_that_starts_at_zero_has_finite_metrics(tx):
+    model = models.build("linear", num_classes=CLASSES, dtype=jnp.float32, axis_name=AXIS)
+    _, metrics, _, _ = run_steps(model, tx, backend="pmap", devices=2, steps=1)
+    assert all(np.isfinite(value) for value in metrics.values())

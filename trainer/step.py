@@ -121,7 +121,8 @@ def make_train_step(
         step_metrics = {
             **sums,
             "grad_norm": optax.tree.norm(grads),
-            "update_ratio": optax.tree.norm(updates) / optax.tree.norm(state.params),
+            "update_ratio": optax.tree.norm(updates)
+            / jnp.maximum(optax.tree.norm(state.params), 1e-12),  # W = 0 is fine
             "lr": optim.applied_lr(opt_state),
         }
         state = state.replace(step=state.step + 1, params=params, model_state=model_state, opt_state=opt_state, ema=ema)
