@@ -104,7 +104,7 @@ def test_a_config_file_opens_with_what_it_is_and_its_command(name):
         (dict(data__mean=(0.5,)), "go together"),
         (dict(data__mean=(0.5,), data__std=(0.0,)), "should be above 0"),
         (dict(data__mean=(0.5,), data__std=(0.1,), data__normalize="none"), "need config.data.normalize"),
-        (dict(optimizer__name="sgd"), "unknown config key 'optimizer.b1'"),
+        (dict(optimizer__name="sgd"), "optimizer 'sgd': unknown config key 'optimizer.b1'; "),
     ],
 )
 def test_a_wrong_config_is_refused_in_one_line(changes, says):

@@ -227,7 +227,10 @@ def validate(config: Mapping, *, models: Mapping[str, Callable]):
     for key, value in values.items():
         canonical = _in_steps(key)
         if canonical not in checks:
-            raise ConfigError(unknown_name("config key", key, checks))
+            section = key.rpartition(".")[0]
+            beside = [known for known in checks if known.rpartition(".")[0] == section]
+            entry = f"{section} '{values[f'{section}.name']}': " if f"{section}.name" in values else ""
+            raise ConfigError(entry + unknown_name("config key", key, beside or checks))
         if canonical in seen:
             raise ConfigError(f"config.{seen[canonical]} and config.{key} are one duration; keep one of them")
         seen[canonical] = key
