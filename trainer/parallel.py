@@ -58,7 +58,7 @@ class DataParallel:
     def shard(self, batch):
         """Cuts each host array [B, ...] of `batch` over the devices, along B.
 
-        Raises ConfigError where the number of devices does not divide B.
+        The number of devices must divide B: see `check_divides`.
         """
         return jax.device_put(jax.tree.map(self._cut, batch), self._sharded)
 
