@@ -25,6 +25,7 @@ def get_config(variant=""):
         source=variants.tfds_or_folder("cifar10", root=options["root"], image_size=32),
         val_fraction=0.1,
         split_seed=0,
+        train_examples=0,  # of train, for training; 0: all
         batch_size=128,
         augment="pad_crop(4)|flip_lr(0.5)",
         mix=dict(name="none"),

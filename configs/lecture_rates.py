@@ -40,6 +40,7 @@ def get_config(variant=""):
         source=dict(name="digits", test_fraction=0.2, split_seed=0),
         val_fraction=0.3,
         split_seed=0,
+        train_examples=0,  # of train, for training; 0: all
         batch_size=32,
         augment="",
         mix=dict(name="none"),

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from trainer.data.source import Source
-from trainer.data.splits import SealedTest, Split, carve_validation, stratified_split, take
+from trainer.data.splits import SealedTest, Split, carve_validation, part, stratified_split, take
 from trainer.errors import DataError
 
 
@@ -85,3 +85,23 @@ def test_an_opening_after_a_torn_line_still_counts(tmp_path):
     sealed.open(by="train", which="best", step=1)
     assert sealed.openings == 2
     assert json.loads(record.read_text().splitlines()[-1])["step"] == 1
+
+
+@pytest.mark.parametrize("examples", [3, 10, 70, 129])
+def test_a_part_has_the_class_shares_and_lies_within_a_larger_part(examples):
+    whole = labelled(80, 40, 10)
+    some, more = (part(whole, examples=count, seed=0) for count in (examples, 130))
+    assert len(some.labels) == examples
+    shares = np.bincount(some.labels, minlength=3) - examples * np.array([80, 40, 10]) / 130
+    assert np.abs(shares).max() <= 1.5 and np.bincount(some.labels, minlength=3).min() >= 1
+    assert set(some.images.ravel()) <= set(part(whole, examples=examples + 1, seed=0).images.ravel())
+    np.testing.assert_array_equal(more.images, whole.images)
+    assert (part(whole, examples=60, seed=1).images != part(whole, examples=60, seed=0).images).any()
+
+
+def test_a_part_of_nothing_is_all_and_too_small_or_too_large_a_part_is_refused():
+    whole = labelled(5, 5)
+    assert part(whole, examples=0, seed=0) is whole
+    for examples in (1, 11):
+        with pytest.raises(DataError, match="0 takes all"):
+            part(whole, examples=examples, seed=0)

@@ -93,6 +93,7 @@ FIELDS: dict[str, Check] = {
     "data.batch_size": _integer(0, 2**20),  # 0: all of the train split, in one batch
     "data.val_fraction": _number(0, 1, above=True, below=True),
     "data.split_seed": _integer(0, 2**31 - 1),
+    "data.train_examples": _integer(0),  # 0: all of the train split
     "data.augment": _text,
     "data.normalize": _one_of(*NORMALIZERS),
     "data.mean": _numbers,

@@ -55,6 +55,7 @@ def build(config: ml_collections.ConfigDict, workdir: Path) -> Experiment:
     # Data. Validation is carved from train, test stays sealed, statistics are those of the train split in use.
     source = sources.load(**config.data.source)
     train, val = splits.carve_validation(source, fraction=config.data.val_fraction, seed=config.data.split_seed)
+    train = splits.part(train, examples=config.data.train_examples, seed=config.data.split_seed)
     statistics = stats.statistics(
         train,
         config.data.normalize,

@@ -59,6 +59,26 @@ def carve_validation(source, *, fraction: float, seed: int) -> tuple[Split, Spli
     return take(source.train, rest), take(source.train, drawn)
 
 
+def part(split: Split, *, examples: int, seed: int) -> Split:
+    """`examples` of `split` with its class shares, at least one of each class, drawn by `seed`; 0 for all of it.
+
+    A smaller part is contained in a larger one of the same seed. Raises DataError where there are too few.
+    """
+    if not examples:
+        return split
+    classes, counts = np.unique(split.labels, return_counts=True)
+    if not len(classes) <= examples <= len(split.labels):
+        raise DataError(
+            f"config.data.train_examples={examples} should be at least {len(classes)}, one a class, and at most the "
+            f"{len(split.labels):,} there are; 0 takes all"
+        )
+    rng = np.random.default_rng([seed, 0xFEED])
+    place = np.empty(len(split.labels))  # of each example within its class, in 0..1, the first of each class at 0
+    for label, count in zip(classes, counts, strict=True):
+        place[rng.permutation(np.flatnonzero(split.labels == label))] = np.arange(count) / count
+    return take(split, np.sort(np.argsort(place, kind="stable")[:examples]))
+
+
 class SealedTest:
     """The test split behind a seal: every opening is written down before a pixel is read.
 
