@@ -7,7 +7,7 @@ run takes 6 to 15 seconds on one CPU core.
     python -m scripts.train --config=configs/lecture_deep.py --workdir=runs/deep
     python -m scripts.train --config=configs/lecture_deep.py:sigmoid --workdir=runs/deep_sigmoid
 
-`:quick` trains for 50 steps; `:cifar10` trains on CIFAR-10 from TFDS, or with `root=DIR` from class folders, for 2,000 steps.
+`:quick` trains for 50 steps; `:cifar10` trains for 2,000 on CIFAR-10 from TFDS, with `root=DIR` from class folders.
 """
 
 import ml_collections
