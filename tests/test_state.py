@@ -22,7 +22,7 @@ def create(*, seed=0, ema=False):
         axis_name="batch",
     )
     tx = optim.make_tx("adamw", schedule=lambda _: 0.1, clip_norm=0.0, b1=0.9, b2=0.9, eps=1e-8, weight_decay=0.0)
-    return state.create(model, tx, seed=seed, image_shape=(8, 8, 1), ema=ema)
+    return state.create(state.make_init(model, tx, image_shape=(8, 8, 1)), seed=seed, ema=ema)
 
 
 def test_state_is_host_arrays_and_nothing_else():

@@ -68,7 +68,7 @@ def run_steps(model, tx, *, backend, devices, steps=4, augment="", ema_decay=0.0
         return inner(state, batch)
 
     compiled = parallel.compile(train_step, donate=True)
-    state = state_lib.create(model, tx, seed=1, image_shape=SHAPE, ema=ema_decay > 0)
+    state = state_lib.create(state_lib.make_init(model, tx, image_shape=SHAPE), seed=1, ema=ema_decay > 0)
     state = parallel.replicate(state)
     compiles = []
     listen = jax.monitoring.register_event_duration_secs_listener
@@ -141,7 +141,7 @@ def test_the_update_is_that_of_the_mean_loss_over_the_real_examples(backend):
     tx = optim.make_tx("sgd", schedule=lambda _: 0.5, clip_norm=0.0, weight_decay=0.0)
     parallel = DataParallel(backend, devices=jax.devices()[:4])
     compiled = parallel.compile(train_step_of(Linear(), tx), donate=False)
-    before = state_lib.create(Linear(), tx, seed=0, image_shape=SHAPE, ema=False)
+    before = state_lib.create(state_lib.make_init(Linear(), tx, image_shape=SHAPE), seed=0, ema=False)
     batch = make_batch(0, padding=5)
     after, metrics = jax.device_get(compiled(parallel.replicate(before), parallel.shard(batch)))
 
@@ -174,7 +174,7 @@ def test_moving_average_is_its_formula_and_covers_batch_statistics(model, tx):
         expected = d * average + (1 - d) * value
         average = moving_average(average, np.float32(value), decay=decay, step=step)
         np.testing.assert_allclose(average, expected, rtol=1e-6)
-    first = state_lib.create(model, tx, seed=1, image_shape=SHAPE, ema=True)
+    first = state_lib.create(state_lib.make_init(model, tx, image_shape=SHAPE), seed=1, ema=True)
     after = run_steps(model, tx, backend="pmap", devices=1, steps=1, ema_decay=0.99)[0]
     now = {"params": after.params, "model_state": after.model_state}
     expected = jax.tree.map(lambda old, new: 0.1 * old + 0.9 * new, first.ema, now)  # (1 + 0) / (10 + 0)
@@ -204,7 +204,7 @@ def test_evaluation_does_not_count_padding(model, tx, devices):
         model=model, loss=losses.make_loss("softmax", label_smoothing=0.0), normalize=lambda images: images
     )
     compiled = parallel.compile(eval_step, donate=False)
-    state = state_lib.create(model, tx, seed=1, image_shape=SHAPE, ema=False)
+    state = state_lib.create(state_lib.make_init(model, tx, image_shape=SHAPE), seed=1, ema=False)
     weights = parallel.replicate(state_lib.evaluated_weights(state))
     batch = make_batch(0)
     changed = make_batch(0, padding=6)

@@ -1,6 +1,7 @@
 """The whole way of the data: config to result, resumed, stopped, refused."""
 
 import dataclasses
+import functools
 import json
 import logging
 import signal
@@ -19,6 +20,7 @@ from trainer import losses, train, writers
 from trainer import workdir as workdir_lib
 from trainer.data import pipeline, sources
 from trainer.errors import CheckpointError, ConfigError, DataError, NonFiniteError, WorkdirError
+from trainer.experiment import Shared, build
 from trainer.parallel import DataParallel
 
 ROOT = Path(__file__).parent.parent
@@ -64,9 +66,9 @@ class Killer(writers.Quiet):
             raise Stop
 
 
-def run(config, workdir, *, writer=None, on_config_change="refuse"):
+def run(config, workdir, *, writer=None, on_config_change="refuse", **options):
     return train.train_and_evaluate(
-        config, workdir, writer=writer or writers.Quiet(), on_config_change=on_config_change
+        config, workdir, writer=writer or writers.Quiet(), on_config_change=on_config_change, **options
     )
 
 
@@ -398,3 +400,61 @@ def test_going_on_with_another_number_of_devices_is_said(tmp_path, monkeypatch):
 def test_a_model_that_does_not_fit_the_images_is_one_line(tmp_path):
     with pytest.raises(ConfigError, match="config.model 'cnn' does not fit 8x8x3 images: .*fewer widths"):
         run(tiny(**{"model.widths": (4, 4, 4, 4, 4)}), tmp_path)
+
+
+def constant_rate(**changes):
+    """A run whose length, rate and decay are values, not parts of a compiled step."""
+    config = tiny(**{"log_every_steps": 4, **changes})
+    with config.unlocked():
+        config.schedule = dict(name="constant", warmup_steps=0)
+    return config
+
+
+def test_runs_that_differ_in_rate_decay_seed_or_length_share_data_and_compiled_steps(tmp_path, monkeypatch):
+    calls = []
+    monkeypatch.setitem(sources.SOURCES, "synthetic", _counted(sources.SOURCES["synthetic"], calls))
+    shared = Shared()
+    variants = [{}, {"optimizer.lr": 0.002}, {"optimizer.weight_decay": 0.3}, {"seed": 1}, {"horizon.epochs": 3.0}]
+    experiments = [build(constant_rate(**change), tmp_path, shared=shared) for change in variants]
+    assert len({id(e.train_step) for e in experiments}) == len({id(e.train.images) for e in experiments}) == 1
+    assert len(calls) == 1
+    for change in ({"model.widths": (4, 9)}, {"data.augment": ""}, {"data.normalize": "none"}):
+        assert build(constant_rate(**change), tmp_path, shared=shared).train_step is not experiments[0].train_step
+    # and end as runs that share nothing
+    for change in variants:
+        alone = run(constant_rate(**change), tmp_path / f"alone{change}")
+        together = run(constant_rate(**change), tmp_path / f"together{change}", shared=shared)
+        assert alone["params_sha256"] == together["params_sha256"]
+
+
+def _counted(function, calls):
+    @functools.wraps(function)
+    def counted(**kwargs):
+        calls.append(kwargs)
+        return function(**kwargs)
+
+    return counted
+
+
+def test_a_run_at_a_constant_rate_can_be_lengthened(tmp_path):
+    whole = run(constant_rate(), tmp_path / "whole")
+    for epochs in (2.0, 4.0, 6.0):
+        longer = run(constant_rate(**{"horizon.epochs": epochs}), tmp_path / "parts", on_config_change="accept")
+    assert longer["params_sha256"] == whole["params_sha256"]
+    assert records(tmp_path / "parts") == records(tmp_path / "whole")
+
+
+def test_a_rate_and_a_decay_changed_on_the_way_are_those_that_act(tmp_path):
+    run(constant_rate(**{"horizon.epochs": 2.0}), tmp_path)
+    run(constant_rate(**{"optimizer.lr": 1e-9}), tmp_path, on_config_change="accept")
+    found = records(tmp_path)
+    assert [record["lr"] for record in found if record["step"] > 8] == [pytest.approx(1e-9)] * 4
+    assert found[-1]["update_ratio"] < 1e-6 < found[0]["update_ratio"]
+
+
+def test_a_run_may_leave_the_test_split_sealed_and_open_it_later(straight, tmp_path):
+    sealed = run(tiny(), tmp_path, judge=("val",))
+    assert sealed["test"] is None and sealed["test_openings"] == 0
+    assert not (tmp_path / "test_openings.jsonl").exists() and "<svg" in (tmp_path / "report.html").read_text()
+    opened = run(tiny(), tmp_path)
+    assert opened["test"] == straight[0]["test"] and opened["test_openings"] == 1

@@ -104,7 +104,9 @@ def run(*, backend="pmap", devices=2, steps=12, batch=None, dropout=0.0, normali
     )
     parallel = DataParallel(backend, devices=jax.devices()[:devices])
     step = parallel.compile(make_train_step(model=model, tx=tx, **{**defaults, **parts}), donate=True)
-    state = parallel.replicate(state_lib.create(model, tx, seed=0, image_shape=(8, 8, 3), ema=False))
+    state = parallel.replicate(
+        state_lib.create(state_lib.make_init(model, tx, image_shape=(8, 8, 3)), seed=0, ema=False)
+    )
     found = []
     for number in range(steps):
         data = batch or pipeline.train_batch(train, number, seed=0, batch_size=32)

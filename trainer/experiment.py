@@ -4,13 +4,15 @@ data and splits -> statistics -> durations in steps -> model, schedule, tx, augm
 """
 
 import functools
+import json
 from collections.abc import Callable
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 import ml_collections
+import numpy as np
 
 import models
 from trainer import losses, optim, regularizers, schedules
@@ -18,6 +20,7 @@ from trainer import state as state_lib
 from trainer import workdir as workdir_lib
 from trainer.data import augment, pipeline, sources, splits, stats
 from trainer.data.augment import mixing
+from trainer.data.source import Source
 from trainer.errors import ConfigError
 from trainer.evaluate import evaluate
 from trainer.parallel import AXIS, DataParallel
@@ -38,13 +41,49 @@ class Experiment(NamedTuple):
     total_steps: int
     eval_every_steps: int
     parallel: DataParallel
+    hyperparams: dict[str, float]  # what `optim.with_hyperparams` takes
     state: state_lib.TrainState  # before the first step, host arrays
     train_step: Callable  # (state, batch) -> (state, metrics)
     evaluate: Callable  # (weights, split) -> loss, accuracy, examples
     description: str
 
 
-def build(config: ml_collections.ConfigDict, workdir: Path) -> Experiment:
+class Data(NamedTuple):
+    """What a config's data section comes to."""
+
+    source: Source
+    train: splits.Split
+    val: splits.Split
+    fingerprint: str  # of train and val
+    statistics: dict[str, np.ndarray]
+
+
+class Programs(NamedTuple):
+    """What is compiled for a config."""
+
+    init: Callable  # root key -> (params, model_state, opt_state)
+    train_step: Callable
+    eval_step: Callable
+
+
+class Shared:
+    """What the runs of one process have in common: data that was read, steps that were compiled.
+
+    Runs that differ in seed, learning rate, weight decay or, at a constant rate, in length, share all of it.
+    """
+
+    def __init__(self):
+        self._made = {}
+
+    def once(self, what: str, settings: Any, make: Callable[[], Any]) -> Any:
+        """`make()`, or what it returned for the same `what` and `settings` (JSON) before."""
+        key = what + json.dumps(settings, sort_keys=True)
+        if key not in self._made:
+            self._made[key] = make()
+        return self._made[key]
+
+
+def build(config: ml_collections.ConfigDict, workdir: Path, *, shared: Shared) -> Experiment:
     """Everything between a valid config and the first step."""
     parallel = DataParallel(config.parallel.backend, devices=jax.devices())
     parts = config.accumulation_parts
@@ -52,20 +91,9 @@ def build(config: ml_collections.ConfigDict, workdir: Path) -> Experiment:
         parallel.check_divides(config.data.batch_size, key="config.data.batch_size", parts=parts)
     parallel.check_divides(config.eval.batch_size, key="config.eval.batch_size", parts=1)
 
-    # Data. Validation is carved from train, test stays sealed, statistics are those of the train split in use.
-    source = sources.load(**config.data.source)
-    train, val = splits.carve_validation(source, fraction=config.data.val_fraction, seed=config.data.split_seed)
-    train = splits.part(train, examples=config.data.train_examples, seed=config.data.split_seed)
-    statistics = stats.statistics(
-        train,
-        config.data.normalize,
-        mean=config.data.mean,
-        std=config.data.std,
-        cache=workdir / workdir_lib.STATISTICS,
-    )
-    normalize = stats.make_normalize(statistics)
+    data = _data(config, workdir, shared=shared)
+    source, train, val = data.source, data.train, data.val
     image_shape = train.images.shape[1:]
-
     if config.data.batch_size:
         batch_size = config.data.batch_size
         train_batch = functools.partial(pipeline.train_batch, train, seed=config.seed, batch_size=batch_size)
@@ -82,40 +110,14 @@ def build(config: ml_collections.ConfigDict, workdir: Path) -> Experiment:
     schedule_kwargs = to_steps("schedule", config.schedule, total_steps=total_steps)
     eval_every_steps = max(1, to_steps("eval", config.eval, total_steps=total_steps)["every_steps"])
 
-    # Model and optimiser.
-    optimizer_kwargs = dict(config.optimizer)
-    base_lr, lr_per_batch = optimizer_kwargs.pop("lr"), optimizer_kwargs.pop("lr_per_batch")
-    lr = schedules.scaled_lr(base_lr, batch_size=batch_size, lr_per_batch=lr_per_batch)
-    schedule = schedules.make_schedule(**schedule_kwargs, lr=lr, total_steps=total_steps)
-    tx = optim.make_tx(**optimizer_kwargs, schedule=schedule)
-    regularizer = regularizers.make_regularizer(**config.regularizer, rules=config.optimizer.rules)
-    try:
-        model = models.build(
-            **config.model, num_classes=len(source.class_names), dtype=DTYPES[config.precision], axis_name=AXIS
-        )
-        state = state_lib.create(model, tx, seed=config.seed, image_shape=image_shape, ema=config.ema_decay > 0)
-    except ConfigError:
-        raise
-    except ValueError as error:
-        size = "x".join(map(str, image_shape))
-        raise ConfigError(f"config.model '{config.model.name}' does not fit {size} images: {error}") from error
-
-    # The two steps. Validation and test are measured by the same loss, without label smoothing.
-    train_step = make_train_step(
-        model=model,
-        tx=tx,
-        loss=losses.make_loss(**config.loss, label_smoothing=config.label_smoothing),
-        regularizer=regularizer,
-        augment=augment.make_augment(config.data.augment),
-        normalize=normalize,
-        mix=mixing.make_mix(**config.data.mix, num_classes=len(source.class_names)),
-        accumulation_parts=parts,
-        ema_decay=config.ema_decay,
+    optimizer = config.optimizer
+    lr = schedules.scaled_lr(optimizer.lr, batch_size=batch_size, lr_per_batch=optimizer.lr_per_batch)
+    hyperparams = {"lr": lr, "weight_decay": optimizer.get("weight_decay", 0.0)}  # lbfgs has none
+    programs = _programs(
+        config, data, schedule_kwargs=schedule_kwargs, total_steps=total_steps, parallel=parallel, shared=shared
     )
-    eval_step = make_eval_step(
-        model=model, loss=losses.make_loss(**config.loss, label_smoothing=0.0), normalize=normalize
-    )
-    eval_step = parallel.compile(eval_step, donate=False)
+    state = state_lib.create(programs.init, seed=config.seed, ema=config.ema_decay > 0)
+    state = state.replace(opt_state=optim.with_hyperparams(state.opt_state, **hyperparams))
 
     size = "x".join(map(str, image_shape))
     val_from = "carved from train" if source.val is None else "of its own: config.data.val_fraction has no part"
@@ -130,20 +132,97 @@ def build(config: ml_collections.ConfigDict, workdir: Path) -> Experiment:
             f"{parallel.num_devices} x {jax.devices()[0].device_kind}, {config.parallel.backend}, {config.precision}",
         ]
     )
-    if lr != base_lr:
-        description += f"\nlr {base_lr:g} for a batch of {lr_per_batch} is {lr:g} for a batch of {batch_size}"
+    if lr != optimizer.lr:
+        description += (
+            f"\nlr {optimizer.lr:g} for a batch of {optimizer.lr_per_batch} is {lr:g} for one of {batch_size}"
+        )
     return Experiment(
         train=train,
         val=val,
-        fingerprint=stats.fingerprint(train, val),
+        fingerprint=data.fingerprint,
         test=splits.SealedTest(source.open_test, record=workdir / workdir_lib.OPENINGS),
         train_batch=train_batch,
         batch_size=batch_size,
         total_steps=total_steps,
         eval_every_steps=eval_every_steps,
         parallel=parallel,
+        hyperparams=hyperparams,
         state=state,
-        train_step=parallel.compile(train_step, donate=True),
-        evaluate=functools.partial(evaluate, eval_step=eval_step, batch_size=config.eval.batch_size, parallel=parallel),
+        train_step=programs.train_step,
+        evaluate=functools.partial(
+            evaluate, eval_step=programs.eval_step, batch_size=config.eval.batch_size, parallel=parallel
+        ),
         description=description,
     )
+
+
+def _data(config, workdir, *, shared) -> Data:
+    """Validation is carved from train, test stays sealed, statistics are those of the train split in use."""
+    section = config.data
+    settings = [section.source.to_dict()]
+    source = shared.once("source", settings, lambda: sources.load(**section.source))
+
+    settings += [section.val_fraction, section.split_seed, section.train_examples]
+
+    def split():
+        train, val = splits.carve_validation(source, fraction=section.val_fraction, seed=section.split_seed)
+        train = splits.part(train, examples=section.train_examples, seed=section.split_seed)
+        return train, val, stats.fingerprint(train, val)
+
+    train, val, fingerprint = shared.once("splits", settings, split)
+
+    def measure():
+        cache = workdir / workdir_lib.STATISTICS
+        return stats.statistics(train, section.normalize, mean=section.mean, std=section.std, cache=cache)
+
+    settings = [fingerprint, section.normalize, section.mean, section.std]
+    return Data(source, train, val, fingerprint, shared.once("statistics", settings, measure))
+
+
+def _programs(config, data, *, schedule_kwargs, total_steps, parallel, shared) -> Programs:
+    """Model, optimiser and the two steps, compiled; the learning rate and the decay are values in the state."""
+    optimizer = config.optimizer.to_dict()
+    for key in ("lr", "lr_per_batch"):
+        del optimizer[key]
+    classes, image_shape = len(data.source.class_names), data.train.images.shape[1:]
+
+    def make():
+        schedule = schedules.make_schedule(**schedule_kwargs, lr=1.0, total_steps=total_steps)
+        tx = optim.make_tx(**optimizer, schedule=schedule)
+        regularizer = regularizers.make_regularizer(**config.regularizer, rules=config.optimizer.rules)
+        normalize = stats.make_normalize(data.statistics)
+        model = models.build(**config.model, num_classes=classes, dtype=DTYPES[config.precision], axis_name=AXIS)
+        init = state_lib.make_init(model, tx, image_shape=image_shape)
+        jax.eval_shape(init, jax.random.key(0))
+
+        # Validation and test are measured by the same loss, without label smoothing.
+        train_step = make_train_step(
+            model=model,
+            tx=tx,
+            loss=losses.make_loss(**config.loss, label_smoothing=config.label_smoothing),
+            regularizer=regularizer,
+            augment=augment.make_augment(config.data.augment),
+            normalize=normalize,
+            mix=mixing.make_mix(**config.data.mix, num_classes=classes),
+            accumulation_parts=config.accumulation_parts,
+            ema_decay=config.ema_decay,
+        )
+        eval_step = make_eval_step(
+            model=model, loss=losses.make_loss(**config.loss, label_smoothing=0.0), normalize=normalize
+        )
+        return Programs(init, parallel.compile(train_step, donate=True), parallel.compile(eval_step, donate=False))
+
+    constant = config.schedule.name == "constant"  # the one whose rate does not depend on the length of the run
+    static = {key: value for key, value in optimizer.items() if key != "weight_decay"}
+    parts = [config[key].to_dict() for key in ("model", "loss", "regularizer")]
+    parts += [config[key] for key in ("precision", "accumulation_parts", "label_smoothing", "ema_decay")]
+    parts += [config.data.augment, config.data.mix.to_dict(), config.parallel.backend]
+    parts += [data.fingerprint, config.data.normalize, config.data.mean, config.data.std]
+    settings = [static, schedule_kwargs, None if constant else total_steps, *parts, classes, image_shape]
+    try:
+        return shared.once("programs", settings, make)
+    except ConfigError:
+        raise
+    except ValueError as error:
+        size = "x".join(map(str, image_shape))
+        raise ConfigError(f"config.model '{config.model.name}' does not fit {size} images: {error}") from error

@@ -1,7 +1,8 @@
 """Optimisers: chains of Optax links, each named after its role.
 
 An entry of `OPTIMIZERS` returns a `Recipe`: its links, and where they stand. `make_tx` puts the chain
-together with its schedule, so that the rate in the optimiser state is the rate that was applied.
+together with its schedule, so that the rate in the optimiser state is the rate that was applied. The peak rate and the
+weight decay are values in that state (`with_hyperparams`), so that runs which differ in them share a compiled step.
 
 Every chain is updated in one way, whatever it needs:
 
@@ -14,11 +15,13 @@ grads, likewise; for `sam`. What a chain does not need it ignores, and a functio
 """
 
 import functools
+import math
 from collections.abc import Sequence
 from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 import optax
 
 from trainer import links
@@ -36,7 +39,7 @@ class Recipe(NamedTuple):
 
 
 def _decay(rules, weight_decay):
-    return ("weight_decay", links.add_decay(weight_decay, rules))
+    return ("weight_decay", optax.inject_hyperparams(links.add_decay)(weight_decay, rules))
 
 
 # Entries are named (rules, *, parameters of the config). Decay is coupled, L2 in the gradient, where it stands
@@ -199,6 +202,7 @@ def make_tx(
     name: str,
     *,
     schedule: optax.Schedule | optax.schedules.StatefulSchedule,
+    lr: float = 1.0,
     clip_norm: float,
     clip: str = "global_norm",
     rules: Sequence[str] = rules_lib.DEFAULT_RULES,
@@ -206,8 +210,8 @@ def make_tx(
 ) -> optax.GradientTransformationExtraArgs:
     """The chain clip -> `OPTIMIZERS[name]` -> rules -> learning rate.
 
-    schedule: the number of updates made so far -> rate, or a stateful one. clip_norm: the threshold of
-    `CLIPS[clip]`; 0 does not clip. rules: per-parameter rules (`trainer.rules`), whose fit to the
+    schedule: the number of updates made so far -> rate, or a stateful one; `lr` multiplies it. clip_norm: the
+    threshold of `CLIPS[clip]`; 0 does not clip. rules: per-parameter rules (`trainer.rules`), whose fit to the
     parameters is checked by `init`; a frozen parameter adds nothing to the gradient's norm. kwargs: the entry's.
     Raises ConfigError for an unknown name and for what cannot be combined.
     """
@@ -224,7 +228,7 @@ def make_tx(
         raise ConfigError(f"'{name}' cannot follow the schedule 'plateau'; choose 'constant'")
     # Frozen parameters stay out of norms and moments from the first link on; the last link makes it exact.
     frozen = links.freeze(rules) if rules_lib.any_frozen(rules) else None
-    rate = optax.inject_hyperparams(optax.scale_by_learning_rate)(learning_rate=schedule)
+    rate = optax.inject_hyperparams(_scale_by_rate)(lr=lr, schedule=schedule)
     chain = (
         *((("frozen_gradients", frozen),) if frozen and recipe.first else ()),
         *recipe.first,
@@ -247,11 +251,26 @@ def make_tx(
     return optax.GradientTransformationExtraArgs(init, tx.update)
 
 
+def _scale_by_rate(lr, schedule):
+    return optax.scale_by_learning_rate(lr * schedule)
+
+
+def with_hyperparams(opt_state, *, lr: float, weight_decay: float):
+    """`opt_state` (host arrays) with this peak rate and weight decay, where the chain has them."""
+    values = {"lr": np.asarray(lr, np.float32), "weight_decay": np.asarray(weight_decay, np.float32)}
+
+    def value(path, leaf):
+        injected = len(path) > 1 and getattr(path[-2], "name", "") == "hyperparams"
+        return values.get(path[-1].key, leaf) if injected else leaf
+
+    return jax.tree_util.tree_map_with_path(value, opt_state)
+
+
 def applied_lr(opt_state) -> jax.Array:
     """The learning rate (float32 scalar) of the update that produced `opt_state`; a line search's step is a factor."""
     averaged = "schedule_free" in opt_state
     states = opt_state["schedule_free"].base_optimizer_state if averaged else opt_state
-    rate = states["learning_rate"].hyperparams["learning_rate"]
+    rate = math.prod(states["learning_rate"].hyperparams.values())
     return rate * states["line_search"].learning_rate if "line_search" in states else rate
 
 

@@ -29,7 +29,7 @@ _PAGE = jinja2.Environment(autoescape=True).from_string("""<!doctype html>
 <table>
   <tr><th>best snapshot (step {{ result.best_step }})</th><th class="figure">accuracy</th>
     <th class="figure">loss</th><th class="figure">examples</th></tr>
-  {% for split in ("val", "test") %}
+  {% for split in ("val", "test") if result[split] %}
   <tr><td>{{ split }}</td><td class="figure">{{ "%.2f %%" | format(100 * result[split].accuracy) }}</td>
     <td class="figure">{{ "%.4f" | format(result[split].loss) }}</td>
     <td class="figure">{{ result[split].examples }}</td></tr>

@@ -12,9 +12,16 @@ from trainer.progress import Progress
 
 
 def assemble(
-    *, progress: Progress, best_step: int, val: dict, test: dict, test_openings: int, steps: int, total_steps: int
+    *,
+    progress: Progress,
+    best_step: int,
+    val: dict,
+    test: dict | None,
+    test_openings: int,
+    steps: int,
+    total_steps: int,
 ) -> dict[str, Any]:
-    """The figures of a run; parameters' and config's hashes are the caller's to add."""
+    """The figures of a run; parameters' and config's hashes are the caller's to add. test: None while it is sealed."""
     stopped = f"early stopping: {progress.stale_evaluations} evaluations without a better val accuracy"
     lost = progress.best_step if progress.best_step != best_step else None
     return {

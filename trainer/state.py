@@ -1,5 +1,6 @@
 """The training state: arrays only, so that what you see is what is checkpointed."""
 
+from collections.abc import Callable
 from typing import Any
 
 import flax
@@ -28,13 +29,8 @@ class TrainState:
     ema: Any
 
 
-def create(
-    model, tx: optax.GradientTransformation, *, seed: int, image_shape: tuple[int, ...], ema: bool
-) -> TrainState:
-    """The state before the first step, as host arrays.
-
-    `image_shape` is (H, W, C). The initial weights depend on the model and `seed` alone.
-    """
+def make_init(model, tx: optax.GradientTransformation, *, image_shape: tuple[int, ...]) -> Callable:
+    """The compiled `init(root) -> (params, model_state, opt_state)`; root: a key. `image_shape` is (H, W, C)."""
 
     def init(root):
         images = jnp.zeros((1, *image_shape), jnp.float32)
@@ -42,8 +38,13 @@ def create(
         model_state, params = flax.core.pop(variables, "params")
         return params, model_state, tx.init(params)
 
+    return jax.jit(init)
+
+
+def create(init: Callable, *, seed: int, ema: bool) -> TrainState:
+    """The state before the first step, as host arrays. The initial weights depend on the model and `seed` alone."""
     root = jax.random.key(seed)
-    params, model_state, opt_state = jax.device_get(jax.jit(init)(root))
+    params, model_state, opt_state = jax.device_get(init(root))
     average = jax.tree.map(np.array, {"params": params, "model_state": model_state}) if ema else {}
     return TrainState(
         step=np.zeros((), np.int32),

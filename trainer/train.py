@@ -8,6 +8,7 @@ import contextlib
 import json
 import math
 import time
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -16,24 +17,32 @@ import ml_collections
 
 import models
 from trainer import config as config_lib
-from trainer import metrics, report, writers
+from trainer import metrics, optim, report, writers
 from trainer import result as result_lib
 from trainer import state as state_lib
 from trainer import workdir as workdir_lib
 from trainer.checkpoint import Snapshots
 from trainer.errors import CheckpointError, ConfigError, DataError, NonFiniteError
-from trainer.experiment import build
+from trainer.experiment import Shared, build
 from trainer.progress import Progress
 
 
 def train_and_evaluate(
-    config: ml_collections.ConfigDict, workdir: Path, *, writer: writers.Quiet, on_config_change: str
+    config: ml_collections.ConfigDict,
+    workdir: Path,
+    *,
+    writer: writers.Quiet,
+    on_config_change: str,
+    judge: Sequence[str] = ("val", "test"),
+    shared: Shared | None = None,
 ) -> dict[str, Any]:
     """Trains what `config` says into `workdir`; returns what `result.json` holds.
 
     Called again with the same arguments it goes on where it was, and ends with bit for bit the
     parameters of a run that was never interrupted; a finished run is not run again.
     `on_config_change`, "refuse" or "accept", is for a workdir that holds a run of another config.
+    judge: the splits that the best snapshot is judged on; without "test" that stays sealed, and `result.json` has
+    None for it. shared: what the runs of this process have in common.
     Raises a LinseedError, whose message is one line, for all that a user can mend.
     """
     started = time.monotonic()
@@ -41,10 +50,10 @@ def train_and_evaluate(
     with workdir_lib.lock(workdir):
         changed = workdir_lib.check_config(workdir, config, on_change=on_config_change)
         result = None if changed else workdir_lib.read_result(workdir)
-        if result:
+        if result and (result["test"] or "test" not in judge):
             writer.say(f"already finished: {workdir / workdir_lib.RESULT}")
         else:
-            experiment = build(config, workdir)
+            experiment = build(config, workdir, shared=shared or Shared())
             writer.say(experiment.description)
             with Snapshots(workdir / workdir_lib.CHECKPOINTS, keep_latest=config.checkpoint.keep_latest) as snapshots:
                 state, progress = _restore(experiment, snapshots, writer=writer)
@@ -61,7 +70,9 @@ def train_and_evaluate(
                         writer=writer,
                         started=started,
                     )
-                result = _evaluate_best(experiment, snapshots, state=state, progress=progress, writer=writer)
+                result = _evaluate_best(
+                    experiment, snapshots, state=state, progress=progress, judge=judge, writer=writer
+                )
             result["config_sha256"] = config_lib.sha256(config)
             (workdir / workdir_lib.REPORT).unlink(missing_ok=True)
             workdir_lib.write_whole(workdir / workdir_lib.RESULT, json.dumps(result, indent=2))
@@ -78,6 +89,8 @@ def _restore(experiment, snapshots, *, writer):
         return experiment.state, Progress(fingerprint=experiment.fingerprint, num_devices=devices)
     state, progress = restored[0], Progress(**restored[1])
     _check_same_data(experiment, progress)
+    # The rate and the decay are the config's: it may have been changed.
+    state = state.replace(opt_state=optim.with_hyperparams(state.opt_state, **experiment.hyperparams))
     writer.say(f"resuming after step {int(state.step):,}")
     if progress.num_devices != devices:
         writer.say(
@@ -155,18 +168,21 @@ def _non_finite(what, *, window, snapshots):
     )
 
 
-def _evaluate_best(experiment, snapshots, *, state, progress, writer):
-    """Restores the best snapshot, opens the test split for it, and puts the result together."""
+def _evaluate_best(experiment, snapshots, *, state, progress, judge, writer):
+    """Restores the best snapshot, opens the test split for it if it is to be judged, and puts the result together."""
     best, best_progress = snapshots.restore_best(experiment.state)
     best_step, weights = int(best.step), state_lib.evaluated_weights(best)
     if best_step != progress.best_step:
         writer.say(f"the best snapshot, of step {progress.best_step}, is lost; that of step {best_step} stands in")
-    test_split = experiment.test.open(by="train", which="best", step=best_step)
+    test = None
+    if "test" in judge:
+        test_split = experiment.test.open(by="train", which="best", step=best_step)
+        test = experiment.evaluate(experiment.parallel.replicate(weights), test_split)
     result = result_lib.assemble(
         progress=progress,
         best_step=best_step,
         val=best_progress["val"],
-        test=experiment.evaluate(experiment.parallel.replicate(weights), test_split),
+        test=test,
         test_openings=experiment.test.openings,
         steps=int(jax.device_get(state.step)),
         total_steps=experiment.total_steps,
@@ -186,7 +202,7 @@ def evaluate_snapshot(workdir: Path, *, which: str, split: str) -> dict[str, Any
     config = workdir_lib.read_config(workdir)
     config_lib.validate(config, models=models.MODELS)
     with workdir_lib.lock(workdir):
-        experiment = build(config, workdir)
+        experiment = build(config, workdir, shared=Shared())
         with Snapshots(workdir / workdir_lib.CHECKPOINTS, keep_latest=config.checkpoint.keep_latest) as snapshots:
             restore = snapshots.restore_best if which == "best" else snapshots.restore_latest
             restored = restore(experiment.state)

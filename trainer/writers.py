@@ -159,6 +159,8 @@ def summary(result: dict) -> Table:
         table.add_column(column, justify="left" if column == "split" else "right")
     for split in ("val", "test"):
         figures = result[split]
+        if figures is None:  # sealed
+            continue
         loss = f"{figures['loss']:.4f}" if math.isfinite(figures["loss"]) else str(figures["loss"])
         table.add_row(split, f"{figures['accuracy']:.2%}", loss, f"{figures['examples']:,}")
     return table
