@@ -1,6 +1,8 @@
-"""Judges a snapshot of a run on validation or test. Each opening of the test split is recorded in the workdir.
+"""Judges a snapshot of a run, or an ensemble, on validation or test. Each opening of test is recorded in every workdir.
 
 python -m scripts.evaluate --workdir=runs/digits --which=best --split=val
+python -m scripts.evaluate --workdir=runs/digits0 --workdir=runs/digits1 --workdir=runs/digits2
+python -m scripts.evaluate --workdir=runs/digits_snapshots --which=snapshots
 """
 
 import json
@@ -10,20 +12,31 @@ from absl import flags
 
 from scripts import command
 
-WORKDIR = flags.DEFINE_string("workdir", None, "Folder of the run.")
+WORKDIR = flags.DEFINE_multi_string(
+    "workdir", None, "Folder of the run. Given again for another run, their predictions are averaged: an ensemble."
+)
 WHICH = flags.DEFINE_enum(
     "which",
     "best",
-    ["best", "latest", "ema"],
-    "best: the weights that won on validation; latest: the newest parameters; ema: their moving average.",
+    ["best", "latest", "ema", "snapshots"],
+    "best: the weights that won on validation; latest: the newest parameters; ema: their moving average; snapshots: "
+    "all that the run kept, as an ensemble.",
 )
 SPLIT = flags.DEFINE_enum("split", "val", ["val", "test"], "What to judge on.")
 
+flags.register_validator(
+    "workdir", lambda folders: folders is None or all(folders), message="is empty; name the folder of a run"
+)
+
 
 def main(console):
-    from trainer import train
+    from trainer import ensemble, train
 
-    judged = train.evaluate_snapshot(Path(WORKDIR.value), which=WHICH.value, split=SPLIT.value)
+    workdirs = [Path(workdir) for workdir in WORKDIR.value]
+    if len(workdirs) == 1 and WHICH.value != "snapshots":
+        judged = train.evaluate_snapshot(workdirs[0], which=WHICH.value, split=SPLIT.value)
+    else:
+        judged = ensemble.evaluate_ensemble(workdirs, which=WHICH.value, split=SPLIT.value)
     console.print_json(json.dumps(judged))
 
 

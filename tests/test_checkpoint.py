@@ -64,8 +64,16 @@ def test_keep_latest_keeps_that_many_beside_the_best(tmp_path):
         assert snapshots.steps() == [1, 4, 5]
 
 
+def test_all_that_are_kept_come_back_oldest_first(tmp_path):
+    save_all(tmp_path / "checkpoints", [0.9, 0.1, 0.3, 0.2], keep_latest=2)
+    with Snapshots(tmp_path / "checkpoints", keep_latest=2) as snapshots:
+        for restored, step in zip(snapshots.restore_all(state_at(0)), (1, 3, 4), strict=True):
+            assert_is_step(restored, step)
+
+
 def test_nothing_saved_restores_nothing(tmp_path):
     with Snapshots(tmp_path / "checkpoints", keep_latest=1) as snapshots:
+        assert list(snapshots.restore_all(state_at(0))) == []
         assert snapshots.restore_latest(state_at(0)) is None
         assert snapshots.restore_best(state_at(0)) is None
 
@@ -152,6 +160,16 @@ def test_a_damaged_best_gives_way_to_the_next_best(tmp_path, damage):
         assert_is_step(snapshots.restore_latest(state_at(0)), 4)
 
 
+@pytest.mark.parametrize("damage", DAMAGES)
+def test_of_all_the_damaged_one_is_moved_aside_and_the_others_come_back(tmp_path, damage):
+    save_all(tmp_path / "checkpoints", [0.9, 0.1, 0.5], keep_latest=3)
+    damage(tmp_path / "checkpoints" / "2")
+    with Snapshots(tmp_path / "checkpoints", keep_latest=3) as snapshots:
+        for restored, step in zip(snapshots.restore_all(state_at(0)), (1, 3), strict=True):
+            assert_is_step(restored, step)
+        assert snapshots.steps() == [1, 3]
+
+
 def test_a_snapshot_of_another_model_is_refused_and_stays(tmp_path):
     save_all(tmp_path / "checkpoints", [0.5])
     with Snapshots(tmp_path / "checkpoints", keep_latest=1) as snapshots:
@@ -181,6 +199,8 @@ def test_where_all_are_damaged_the_run_stops_and_says_where_they_are(tmp_path, d
             CheckpointError, match="every snapshot in .* was damaged and is now in .*damaged_checkpoints"
         ):
             snapshots.restore_latest(state_at(0))
+        with pytest.raises(CheckpointError, match="every snapshot in"):
+            list(snapshots.restore_all(state_at(0)))
 
 
 @pytest.mark.parametrize("code", ["EMFILE", "EIO"])

@@ -13,7 +13,7 @@ from trainer.data.augment import make_augment
 from trainer.data.augment.mixing import make_mix
 from trainer.parallel import AXIS, BACKENDS, DataParallel
 from trainer.regularizers import make_regularizer
-from trainer.step import image_keys, make_eval_step, make_train_step, moving_average
+from trainer.step import image_keys, make_eval_step, make_logits, make_train_step, moving_average
 
 BATCH, CLASSES, SHAPE = 16, 3, (8, 8, 3)
 CNN = dict(activation="relu", init="auto", normalization="batch")
@@ -200,9 +200,8 @@ def test_each_device_has_a_dropout_of_its_own(tx):
 @pytest.mark.parametrize("devices", [1, 4])
 def test_evaluation_does_not_count_padding(model, tx, devices):
     parallel = DataParallel("pmap", devices=jax.devices()[:devices])
-    eval_step = make_eval_step(
-        model=model, loss=losses.make_loss("softmax", label_smoothing=0.0), normalize=lambda images: images
-    )
+    logits = make_logits(model=model, normalize=lambda images: images)
+    eval_step = make_eval_step(logits=logits, loss=losses.make_loss("softmax", label_smoothing=0.0))
     compiled = parallel.compile(eval_step, donate=False)
     state = state_lib.create(state_lib.make_init(model, tx, image_shape=SHAPE), seed=1, ema=False)
     weights = parallel.replicate(state_lib.evaluated_weights(state))

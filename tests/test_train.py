@@ -284,7 +284,7 @@ def test_the_loop_gives_up_the_old_state_and_moves_nothing_behind_our_back(tmp_p
     monkeypatch.setattr(DataParallel, "shard", lambda self, batch: {k: self._cut(v) for k, v in batch.items()})
     with pytest.raises(Exception, match="Disallowed host-to-device transfer"):
         run(tiny(), tmp_path)
-    assert sorted(donations) == [("eval_step", False), ("train_step", True)]
+    assert sorted(donations) == [("eval_step", False), ("probe_step", False), ("train_step", True)]
 
 
 def test_validation_and_test_are_measured_without_label_smoothing(tmp_path, monkeypatch):

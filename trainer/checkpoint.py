@@ -10,6 +10,7 @@ import json
 import logging
 import math
 import zlib
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -120,20 +121,40 @@ class Snapshots:
         """`(state, progress)` of the sound snapshot that is best on validation; else as `restore_latest`."""
         return self._first_sound(like, lambda: self._manager.best_step() or max(self.steps()))
 
+    def restore_all(self, like) -> Iterator[tuple[Any, dict[str, Any]]]:
+        """`(state, progress)` of every sound snapshot, oldest first, each read when it is asked for.
+
+        Yields nothing where none was ever saved. Raises as `restore_latest`.
+        """
+        for step in self.steps():
+            restored = self._sound(step, like)
+            if restored is not None:
+                yield restored
+        self._refuse_where_all_are_damaged()
+
     def _first_sound(self, like, choose):
         while self.steps():
-            step = choose()
-            try:
-                return self._restore(step, like)
-            except _DamagedError as error:
-                self._set_aside(step, str(error))
-                self._manager.reload()
-        if self._damaged.exists():
+            restored = self._sound(choose(), like)
+            if restored is not None:
+                return restored
+        self._refuse_where_all_are_damaged()
+        return None
+
+    def _sound(self, step, like):
+        """`(state, progress)` of one snapshot, or None where it was damaged: it is then out of the way."""
+        try:
+            return self._restore(step, like)
+        except _DamagedError as error:
+            self._set_aside(step, str(error))
+            self._manager.reload()
+            return None
+
+    def _refuse_where_all_are_damaged(self):
+        if not self.steps() and self._damaged.exists():
             raise CheckpointError(
                 f"every snapshot in {self._directory} was damaged and is now in {self._damaged}; mend and move one "
                 "back, or remove that folder to train anew"
             )
-        return None
 
     def _restore(self, step, like):
         """Reads one snapshot and checks every array; `like` is a state of host arrays with the same structure."""

@@ -15,6 +15,7 @@ import ml_collections
 import numpy as np
 
 import models
+from trainer import config as config_lib
 from trainer import losses, optim, regularizers, schedules
 from trainer import state as state_lib
 from trainer import workdir as workdir_lib
@@ -24,7 +25,7 @@ from trainer.data.source import Source
 from trainer.errors import ConfigError
 from trainer.evaluate import evaluate
 from trainer.parallel import AXIS, DataParallel
-from trainer.step import make_eval_step, make_train_step
+from trainer.step import make_eval_step, make_logits, make_probe_step, make_train_step
 
 DTYPES = {"bfloat16": jnp.bfloat16, "float32": jnp.float32}
 
@@ -35,6 +36,7 @@ class Experiment(NamedTuple):
     train: splits.Split
     val: splits.Split
     fingerprint: str  # of train and val
+    num_classes: int
     test: splits.SealedTest
     train_batch: Callable  # step -> host batch
     batch_size: int  # examples a step
@@ -44,6 +46,8 @@ class Experiment(NamedTuple):
     hyperparams: dict[str, float]  # what `optim.with_hyperparams` takes
     state: state_lib.TrainState  # before the first step, host arrays
     train_step: Callable  # (state, batch) -> (state, metrics)
+    probe_step: Callable  # (state, batch) -> measurements of the first step
+    logits: Callable  # (weights, images) -> logits, per device, not compiled
     evaluate: Callable  # (weights, split) -> loss, accuracy, examples
     description: str
 
@@ -62,8 +66,10 @@ class Programs(NamedTuple):
     """What is compiled for a config."""
 
     init: Callable  # root key -> (params, model_state, opt_state)
+    logits: Callable  # of `make_logits`; to be compiled as a part of something
     train_step: Callable
     eval_step: Callable
+    probe_step: Callable
 
 
 class Shared:
@@ -81,6 +87,11 @@ class Shared:
         if key not in self._made:
             self._made[key] = make()
         return self._made[key]
+
+
+def validate(config: ml_collections.ConfigDict):
+    """Raises ConfigError, one line that names the cure, unless `config` can run."""
+    config_lib.validate(config, models=models.MODELS)
 
 
 def build(config: ml_collections.ConfigDict, workdir: Path, *, shared: Shared) -> Experiment:
@@ -140,6 +151,7 @@ def build(config: ml_collections.ConfigDict, workdir: Path, *, shared: Shared) -
         train=train,
         val=val,
         fingerprint=data.fingerprint,
+        num_classes=len(source.class_names),
         test=splits.SealedTest(source.open_test, record=workdir / workdir_lib.OPENINGS),
         train_batch=train_batch,
         batch_size=batch_size,
@@ -149,6 +161,8 @@ def build(config: ml_collections.ConfigDict, workdir: Path, *, shared: Shared) -
         hyperparams=hyperparams,
         state=state,
         train_step=programs.train_step,
+        probe_step=programs.probe_step,
+        logits=programs.logits,
         evaluate=functools.partial(
             evaluate, eval_step=programs.eval_step, batch_size=config.eval.batch_size, parallel=parallel
         ),
@@ -196,10 +210,12 @@ def _programs(config, data, *, schedule_kwargs, total_steps, parallel, shared) -
         jax.eval_shape(init, jax.random.key(0))
 
         # Validation and test are measured by the same loss, without label smoothing.
+        train_loss = losses.make_loss(**config.loss, label_smoothing=config.label_smoothing)
+        plain_loss = losses.make_loss(**config.loss, label_smoothing=0.0)
         train_step = make_train_step(
             model=model,
             tx=tx,
-            loss=losses.make_loss(**config.loss, label_smoothing=config.label_smoothing),
+            loss=train_loss,
             regularizer=regularizer,
             augment=augment.make_augment(config.data.augment),
             normalize=normalize,
@@ -207,10 +223,16 @@ def _programs(config, data, *, schedule_kwargs, total_steps, parallel, shared) -
             accumulation_parts=config.accumulation_parts,
             ema_decay=config.ema_decay,
         )
-        eval_step = make_eval_step(
-            model=model, loss=losses.make_loss(**config.loss, label_smoothing=0.0), normalize=normalize
+        logits = make_logits(model=model, normalize=normalize)
+        eval_step = make_eval_step(logits=logits, loss=plain_loss)
+        probe_step = make_probe_step(model=model, loss=plain_loss, regularizer=regularizer, normalize=normalize)
+        return Programs(
+            init=init,
+            logits=logits,
+            train_step=parallel.compile(train_step, donate=True),
+            eval_step=parallel.compile(eval_step, donate=False),
+            probe_step=parallel.compile(probe_step, donate=False),
         )
-        return Programs(init, parallel.compile(train_step, donate=True), parallel.compile(eval_step, donate=False))
 
     constant = config.schedule.name == "constant"  # the one whose rate does not depend on the length of the run
     static = {key: value for key, value in optimizer.items() if key != "weight_decay"}

@@ -251,6 +251,11 @@ def make_tx(
     return optax.GradientTransformationExtraArgs(init, tx.update)
 
 
+def decouples_decay(name: str, **kwargs) -> bool:
+    """Whether `OPTIMIZERS[name]` decays the weights beside the scaled gradient, times the rate, and not within it."""
+    return OPTIMIZERS[name](rules_lib.DEFAULT_RULES, **kwargs).links[0][0] != "weight_decay"
+
+
 def _scale_by_rate(lr, schedule):
     return optax.scale_by_learning_rate(lr * schedule)
 

@@ -1,15 +1,27 @@
 """`report.html`: one self-contained page a run, made from the files in its workdir alone."""
 
+import html
 import io
 import json
 from pathlib import Path
 
 import jinja2
+import matplotlib
 from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator, PercentFormatter
 
 from trainer import workdir as workdir_lib
 from trainer import writers
+
+STYLE = """\
+  body { font: 16px/1.5 system-ui, sans-serif; max-width: 60rem; margin: 2rem auto; padding: 0 1rem; color: #1a1a1a; }
+  table { border-collapse: collapse; margin: 1rem 0; }
+  th, td { text-align: left; padding: .25rem 1.5rem .25rem 0; border-bottom: 1px solid #ddd; vertical-align: top; }
+  .figure { text-align: right; font-variant-numeric: tabular-nums; }
+  svg { max-width: 100%; height: auto; }
+  code { overflow-wrap: anywhere; }
+  pre { background: #f6f6f6; padding: 1rem; overflow: auto; }
+"""
 
 _PAGE = jinja2.Environment(autoescape=True).from_string("""<!doctype html>
 <html lang="en">
@@ -17,14 +29,7 @@ _PAGE = jinja2.Environment(autoescape=True).from_string("""<!doctype html>
 <meta name="viewport" content="width=device-width, initial-scale=1">
 <title>{{ title }}</title>
 <style>
-  body { font: 16px/1.5 system-ui, sans-serif; max-width: 60rem; margin: 2rem auto; padding: 0 1rem; color: #1a1a1a; }
-  table { border-collapse: collapse; margin: 1rem 0; }
-  th, td { text-align: left; padding: .25rem 1.5rem .25rem 0; border-bottom: 1px solid #ddd; vertical-align: top; }
-  .figure { text-align: right; font-variant-numeric: tabular-nums; }
-  svg { width: 100%; height: auto; }
-  code { overflow-wrap: anywhere; }
-  pre { background: #f6f6f6; padding: 1rem; overflow: auto; }
-</style>
+{{ style | safe }}</style>
 <h1>{{ title }}</h1>
 <table>
   <tr><th>best snapshot (step {{ result.best_step }})</th><th class="figure">accuracy</th>
@@ -74,13 +79,22 @@ def draw_curves(records: list[dict], *, best_step: int) -> Figure:
     return figure
 
 
+def svg(figure: Figure, *, alt: str) -> str:
+    """`figure` as an `<svg>` to stand in a page, the same text each time. alt: what it shows, for who does not see it."""
+    drawn = io.StringIO()
+    # Names within the drawing come from what they name: those of two figures on a page clash only where they are equal.
+    with matplotlib.rc_context({"svg.hashsalt": "figure"}):
+        figure.savefig(drawn, format="svg", metadata=dict.fromkeys(("Creator", "Date", "Format", "Type")))
+    text = drawn.getvalue()
+    return text[text.index("<svg") :].replace("<svg", f'<svg role="img" aria-label="{html.escape(alt)}"', 1)
+
+
 def write(workdir: Path):
     """Writes `report.html` of a finished run."""
     result = workdir_lib.read_result(workdir)
     records = writers.read_records(workdir / workdir_lib.METRICS)
     config = (workdir / workdir_lib.CONFIG).read_text()
-    svg = io.StringIO()
-    draw_curves(records, best_step=result["best_step"]).savefig(svg, format="svg")
+    curves = draw_curves(records, best_step=result["best_step"])
     speed = result["images_per_second"]
     facts = [
         ("stopped", result["stop_reason"]),
@@ -97,8 +111,9 @@ def write(workdir: Path):
     model, source = (json.loads(config)[key] for key in ("model", "data"))
     page = _PAGE.render(
         title=f"{model['name']} on {source['source'].get('dataset', source['source']['name'])}",
+        style=STYLE,
         result=result,
-        curves=svg.getvalue()[svg.getvalue().index("<svg") :],
+        curves=svg(curves, alt="Loss, accuracy and learning rate over epochs"),
         facts=facts,
         config=config,
     )

@@ -131,15 +131,71 @@ def make_train_step(
     return train_step
 
 
-def make_eval_step(*, model, loss: Callable, normalize: Callable) -> Callable:
-    """`eval_step(weights, batch) -> sums`, with weights {"params", "model_state"} and no augmentation."""
+def make_logits(*, model, normalize: Callable) -> Callable:
+    """`logits(weights, images)`: weights {"params", "model_state"}, uint8 [B, H, W, C] -> float32 [B, C]."""
+
+    def logits(weights, images):
+        variables = {"params": weights["params"], **weights["model_state"]}
+        return model.apply(variables, normalize(to_unit(images)), train=False)
+
+    return logits
+
+
+def make_eval_step(*, logits: Callable, loss: Callable) -> Callable:
+    """`eval_step(weights, batch) -> sums`, with weights {"params", "model_state"}. logits: of `make_logits`."""
+    predict = logits
 
     def eval_step(weights, batch):
-        images = normalize(to_unit(batch["image"]))
-        logits = model.apply({"params": weights["params"], **weights["model_state"]}, images, train=False)
+        logits = predict(weights, batch["image"])
         sums = metrics.masked_sums(
             losses=loss(logits, batch["label"]), logits=logits, labels=batch["label"], mask=batch["mask"]
         )
         return jax.lax.psum(sums, AXIS)
 
     return eval_step
+
+
+def make_probe_step(*, model, loss: Callable, regularizer: Callable, normalize: Callable) -> Callable:
+    """`probe_step(state, batch) -> measurements`: what a first step would see, with nothing augmented and no update.
+
+    loss: without label smoothing. Returns float32 scalars `loss` (mean over the batch), `zero_loss` (of zero logits),
+    `penalty`, `input_mean` and `input_std` (of all normalised pixels), `logit_min`, `logit_max`, `logit_sum_error`
+    (the largest distance of a row's sum from 1), and `grads` (a tree as params, of loss alone). The model trains.
+    """
+
+    def probe_step(state, batch):
+        images = normalize(to_unit(batch["image"]))
+        key = jax.random.fold_in(jax.random.wrap_key_data(state.rng), jax.lax.axis_index(AXIS))
+        examples = jax.lax.pmean(jnp.sum(batch["mask"]), AXIS)
+
+        def mean(values):
+            return jnp.sum(jnp.where(batch["mask"] > 0, values, 0.0)) / examples
+
+        def mean_loss(params):
+            variables = {"params": params, **state.model_state}
+            logits, _ = model.apply(
+                variables, images, train=True, rngs={"dropout": key}, mutable=list(state.model_state)
+            )
+            return mean(loss(logits, batch["label"])), logits
+
+        local = jax.lax.pcast(state.params, AXIS, to="varying")
+        (value, logits), grads = jax.value_and_grad(mean_loss, has_aux=True)(local)
+        averages = {
+            "loss": value,
+            "zero_loss": mean(loss(jnp.zeros_like(logits), batch["label"])),
+            "input_mean": mean(jnp.mean(images, axis=(1, 2, 3))),
+            "input_square": mean(jnp.mean(images**2, axis=(1, 2, 3))),
+            "grads": grads,
+        }
+        averages = jax.lax.pmean(averages, AXIS)
+        input_std = jnp.sqrt(averages.pop("input_square") - averages["input_mean"] ** 2)
+        return {
+            **averages,
+            "input_std": input_std,
+            "penalty": regularizer(state.params),
+            "logit_min": jax.lax.pmin(jnp.min(logits), AXIS),
+            "logit_max": jax.lax.pmax(jnp.max(logits), AXIS),
+            "logit_sum_error": jax.lax.pmax(jnp.max(jnp.abs(jnp.sum(logits, axis=1) - 1)), AXIS),
+        }
+
+    return probe_step

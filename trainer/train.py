@@ -15,7 +15,6 @@ from typing import Any
 import jax
 import ml_collections
 
-import models
 from trainer import config as config_lib
 from trainer import metrics, optim, report, writers
 from trainer import result as result_lib
@@ -23,7 +22,7 @@ from trainer import state as state_lib
 from trainer import workdir as workdir_lib
 from trainer.checkpoint import Snapshots
 from trainer.errors import CheckpointError, ConfigError, DataError, NonFiniteError
-from trainer.experiment import Shared, build
+from trainer.experiment import Experiment, Shared, build, validate
 from trainer.progress import Progress
 
 
@@ -46,7 +45,7 @@ def train_and_evaluate(
     Raises a LinseedError, whose message is one line, for all that a user can mend.
     """
     started = time.monotonic()
-    config_lib.validate(config, models=models.MODELS)
+    validate(config)
     with workdir_lib.lock(workdir):
         changed = workdir_lib.check_config(workdir, config, on_change=on_config_change)
         result = None if changed else workdir_lib.read_result(workdir)
@@ -192,6 +191,15 @@ def _evaluate_best(experiment, snapshots, *, state, progress, judge, writer):
     return result
 
 
+# The weights that `which` names: {"params", "model_state"} of a state, {} where the run kept none.
+WEIGHTS = {
+    "best": state_lib.evaluated_weights,
+    "ema": lambda state: state.ema,
+    "latest": lambda state: {"params": state.params, "model_state": state.model_state},
+    "snapshots": state_lib.evaluated_weights,
+}
+
+
 def evaluate_snapshot(workdir: Path, *, which: str, split: str) -> dict[str, Any]:
     """Evaluates a snapshot of the run in `workdir`.
 
@@ -199,25 +207,43 @@ def evaluate_snapshot(workdir: Path, *, which: str, split: str) -> dict[str, Any
     snapshot) or "ema" (its moving average). split: "val" or "test"; opening test is recorded.
     Returns `accuracy`, `loss`, `examples`, `step`, `which`, `split` and `test_openings`.
     """
-    config = workdir_lib.read_config(workdir)
-    config_lib.validate(config, models=models.MODELS)
+    config = read_run(workdir)
     with workdir_lib.lock(workdir):
-        experiment = build(config, workdir, shared=Shared())
-        with Snapshots(workdir / workdir_lib.CHECKPOINTS, keep_latest=config.checkpoint.keep_latest) as snapshots:
-            restore = snapshots.restore_best if which == "best" else snapshots.restore_latest
-            restored = restore(experiment.state)
-        if restored is None:
-            raise CheckpointError(f"{workdir} has no snapshot yet; train first")
-        state, progress = restored[0], Progress(**restored[1])
-        _check_same_data(experiment, progress)
-        if which == "ema" and not state.ema:
-            raise ConfigError("this run kept no moving average (config.ema_decay=0); use --which=best or latest")
-        weights = {
-            "best": state_lib.evaluated_weights(state),
-            "latest": {"params": state.params, "model_state": state.model_state},
-            "ema": state.ema,
-        }[which]
-        step = int(state.step)
+        experiment, [(step, weights)] = restore_weights(config, workdir, which=which)
         data = experiment.val if split == "val" else experiment.test.open(by="evaluate", which=which, step=step)
         figures = experiment.evaluate(experiment.parallel.replicate(weights), data)
     return {**figures, "step": step, "which": which, "split": split, "test_openings": experiment.test.openings}
+
+
+def read_run(workdir: Path) -> ml_collections.ConfigDict:
+    """The config that ran in `workdir`. Raises WorkdirError where there is none, ConfigError where it is not valid."""
+    config = workdir_lib.read_config(workdir)
+    validate(config)
+    return config
+
+
+def restore_weights(
+    config: ml_collections.ConfigDict, workdir: Path, *, which: str
+) -> tuple[Experiment, list[tuple[int, dict[str, Any]]]]:
+    """The experiment in `workdir`, which the caller has locked, and the `(step, weights)` to judge, oldest first.
+
+    which: as for `evaluate_snapshot`, or "snapshots" for all that are sound. weights: {"params", "model_state"},
+    host arrays. Raises CheckpointError where there is no snapshot, ConfigError where there is no moving average,
+    DataError where the data are not those of the run.
+    """
+    experiment = build(config, workdir, shared=Shared())
+    found = []
+    with Snapshots(workdir / workdir_lib.CHECKPOINTS, keep_latest=config.checkpoint.keep_latest) as snapshots:
+        if which == "snapshots":
+            restored = snapshots.restore_all(experiment.state)
+        else:
+            restore = snapshots.restore_best if which == "best" else snapshots.restore_latest
+            restored = filter(None, [restore(experiment.state)])
+        for state, progress in restored:
+            _check_same_data(experiment, Progress(**progress))
+            found.append((int(state.step), WEIGHTS[which](state)))
+    if not found:
+        raise CheckpointError(f"{workdir} has no snapshot yet; train first")
+    if not found[0][1]:
+        raise ConfigError(f"{workdir} kept no moving average (config.ema_decay=0); use --which=best or latest")
+    return experiment, found

@@ -1,0 +1,225 @@
+"""What a run will cost, before it is run: parameters, FLOPs, memory, time, disk, schedule, and which rule hits what.
+
+    python -m scripts.doctor --config=configs/digits.py --workdir=runs/digits --out=runs/doctor
+
+Compiles the train step and times a few; opens no test split, and writes nothing into the workdir.
+"""
+
+from datetime import timedelta
+from pathlib import Path
+
+from absl import flags
+from ml_collections import config_flags
+
+from scripts import command
+
+CONFIG = config_flags.DEFINE_config_file("config", None, "FILE.py, or FILE.py:variant.", lock_config=True)
+WORKDIR = flags.DEFINE_string("workdir", None, "Folder of the run, begun or not: what is left of it, and room on disk.")
+OUT = flags.DEFINE_string("out", None, "Folder that gets schedule.svg.")
+STEPS = flags.DEFINE_integer("steps", 7, "How many steps to time; the median is reported.", lower_bound=1)
+TIME_LIMIT = flags.DEFINE_float("time_limit", 30.0, "Seconds after which no further step is timed.", lower_bound=0.0)
+PICTURE_ROWS = 21
+
+
+def main(console):
+    import models
+    from trainer import writers
+    from trainer.forecast import forecast
+
+    with console.status("reading the data, compiling, timing"):
+        found = forecast(
+            CONFIG.value,
+            models=models.MODELS,
+            workdir=Path(WORKDIR.value) if WORKDIR.value else None,
+            timed_steps=STEPS.value,
+            time_limit=TIME_LIMIT.value,
+        )
+    say = writers.for_console(console).say
+    say(found.description)
+    console.print(_rules(found.assignments))
+    console.print(_schedule(found.rates, steps_per_epoch=found.steps.per_epoch))
+    console.print(_parameters(found.parameters))
+    console.print(_figures("steps", _steps(found.steps)))
+    console.print(_figures("compute and memory", [*_flops(found), *_memory(found.memory)]))
+    console.print(_figures("time", _time(found)))
+    console.print(_figures("snapshots on disk", _disk(found.disk)))
+    for line in _remarks(found):
+        say(line)
+    if OUT.value:
+        Path(OUT.value).mkdir(parents=True, exist_ok=True)
+        path = Path(OUT.value) / "schedule.svg"
+        draw_schedule(found.rates, steps_per_epoch=found.steps.per_epoch).savefig(path)
+        say(f"schedule: {path}")
+
+
+def draw_schedule(rates, *, steps_per_epoch):
+    """The learning rate over epochs: a matplotlib Figure."""
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=(6, 3.2), layout="constrained")
+    axes = figure.subplots()
+    axes.plot(rates.steps / steps_per_epoch, rates.lr, "k")
+    axes.set(xlabel="epoch", title="learning rate" + " at most" * rates.at_most, ylim=(0, None))
+    axes.spines[["top", "right"]].set_visible(False)
+    axes.grid(color="0.9")
+    return figure
+
+
+def _table(title, *columns, right=()):
+    from rich.table import Table
+
+    table = Table(title=title, title_justify="left", title_style="bold", header_style="bold")
+    for column in columns:
+        table.add_column(column, justify="right" if column in right else "left", overflow="fold")
+    return table
+
+
+def _figures(title, rows):
+    table = _table(title, "what", "how much", "note", right=("how much",))
+    for row in rows:
+        table.add_row(*row)
+    return table
+
+
+def _rules(assignments):
+    from rich.text import Text
+
+    table = _table(
+        "which rule hits which parameter",
+        "path",
+        "shape",
+        "rule",
+        "lr x",
+        "decay x",
+        "frozen",
+        right=("lr x", "decay x"),
+    )
+    for found in assignments:
+        table.add_row(
+            Text(found.path),  # Text: brackets of a pattern are no markup
+            "x".join(map(str, found.shape)) or "scalar",
+            Text(found.pattern),
+            f"{found.lr:g}",
+            f"{found.decay:g}",
+            "frozen" if found.frozen else "",
+        )
+    return table
+
+
+def _schedule(rates, *, steps_per_epoch):
+    import numpy as np
+    from rich.bar import Bar
+
+    table = _table(
+        "learning rate" + " at most" * rates.at_most, "step", "epoch", "lr", "", right=("step", "epoch", "lr")
+    )
+    rows = np.linspace(0, len(rates.steps) - 1, PICTURE_ROWS).round().astype(int)
+    rows = np.union1d(rows, np.argmax(rates.lr))
+    top = float(rates.lr.max())
+    for step, lr in zip(rates.steps[rows].tolist(), rates.lr[rows].tolist(), strict=True):
+        table.add_row(f"{step:,}", f"{step / steps_per_epoch:.2f}", f"{lr:.3g}", Bar(top, 0, lr, width=36))
+    return table
+
+
+def _parameters(counts):
+    total = sum(counts.values())
+    table = _table("parameters", "module", "parameters", "share", right=("parameters", "share"))
+    for name, count in counts.items():
+        table.add_row(name, f"{count:,}", f"{count / total:.1%}")
+    table.add_section()
+    table.add_row("total", f"{total:,}", "")
+    return table
+
+
+def _steps(steps):
+    yield "the whole run", f"{steps.total:,}", f"{steps.total / steps.per_epoch:,.2f} epochs"
+    yield "an epoch", f"{steps.per_epoch:,.1f}", ""
+    yield "warm-up", f"{steps.warmup:,}", f"{steps.warmup / steps.total:.1%} of the run"
+    yield "evaluations", f"{steps.evaluations:,}", f"about every {steps.total / steps.evaluations:,.0f} steps"
+
+
+def _flops(found):
+    step, total = found.flops.step, found.steps.total
+    if step is None:
+        yield "a train step", "not counted", "this backend has no cost analysis"
+        return
+    note = "XLA's count, all devices" + ("; see below" if found.flops.missing else "")
+    yield "a train step", _unit(step, "FLOP"), note
+    yield "the whole run", _unit(step * total, "FLOP"), f"{total:,} train steps; evaluation not counted"
+    yield "speed", _unit(step / found.seconds.step, "FLOP/s"), "as measured"
+
+
+def _memory(memory):
+    limit = "no limit of its own" if memory.limit is None else f"of {_bytes(memory.limit)}"
+    if memory.peak is None:
+        yield "device", "unknown", f"this backend does not analyse its memory; {limit}"
+    else:
+        yield "device: arguments", _bytes(memory.arguments), "state and one batch, on each device"
+        yield "device: temporaries", _bytes(memory.temporaries), "of a train step"
+        yield "device: a step in all", _bytes(memory.peak), limit
+    yield "state", _bytes(memory.state), "parameters, optimiser, averages"
+    yield "data set on the host", _bytes(memory.data), "train and validation"
+
+
+def _time(found):
+    steps, seconds, left = found.steps, found.seconds, found.standing
+    yield "start", _clock(seconds.start), "reading data, building"
+    yield "compile", _clock(seconds.compile), "train and eval step"
+    yield "a train step", _clock(seconds.step), f"median of {seconds.timed}"
+    yield "an evaluation", _clock(seconds.evaluation), "all of validation, from one batch"
+    yield "the whole run", _clock(seconds.run), f"{steps.total:,} steps, {steps.evaluations:,} evaluations"
+    if left.status == "under way":
+        note = f"from step {left.step:,}: {left.steps:,} steps, {left.evaluations:,} evaluations"
+        yield "what is left of it", _clock(left.seconds), note
+
+
+def _disk(disk):
+    yield "one snapshot", _bytes(disk.snapshot), "uncompressed"
+    yield "all at once", _bytes(disk.needed), f"{disk.count} of them: latest, best, and one being written"
+    if disk.free is None:
+        yield "free", "unknown", "give --workdir to ask its disk"
+    else:
+        yield "there now", _bytes(disk.present), "in the workdir"
+        yield "free", _bytes(disk.free), "on the disk of the workdir"
+
+
+def _remarks(found):
+    """What does not go into a figure, a line each."""
+    for missing in found.flops.missing:
+        yield f"FLOPs leave out {missing}"
+    yield "the time leaves out saving snapshots and the test split, which stays sealed" + (
+        "; early stopping may end the run before" if CONFIG.value.early_stopping.patience else ""
+    )
+    memory, disk, standing = found.memory, found.disk, found.standing
+    if memory.limit is not None and memory.peak is not None and memory.peak > memory.limit:
+        yield "warning: a train step needs more memory than a device has; lower config.data.batch_size"
+    if not disk.fits:
+        yield (
+            f"warning: snapshots need {_bytes(disk.needed - disk.present)} more and the disk of {WORKDIR.value} has "
+            f"{_bytes(disk.free)}; free some space, lower config.checkpoint.keep_latest, or choose another --workdir"
+        )
+    if standing.status == "finished":
+        yield f"{WORKDIR.value} holds this run, finished"
+    if standing.status == "of another config":
+        changed = "; ".join(standing.changed[:6]) + ("; ..." if len(standing.changed) > 6 else "")
+        yield f"warning: {WORKDIR.value} holds a run of another config ({changed}); choose another --workdir"
+
+
+def _bytes(count):
+    from rich import filesize
+
+    return filesize.decimal(count)
+
+
+def _unit(value, unit):
+    from matplotlib.ticker import EngFormatter
+
+    return EngFormatter(unit=unit, places=1)(value)
+
+
+def _clock(seconds):
+    return _unit(seconds, "s") if seconds < 60 else str(timedelta(seconds=round(seconds)))
+
+
+if __name__ == "__main__":
+    command.run(main, needs=("config",))

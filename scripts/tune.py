@@ -1,0 +1,51 @@
+"""Takes a config through the lecture's seven steps of choosing hyperparameters; run it again to go on.
+
+python -m scripts.tune all --config=configs/digits.py --workdir=runs/tune --budget=10m
+
+In place of `all`, one step: check, overfit, lr, coarse, refine, final, curves.
+"""
+
+from pathlib import Path
+
+from absl import flags
+from ml_collections import config_flags
+
+from scripts import command
+
+CONFIG = config_flags.DEFINE_config_file("config", None, "FILE.py, or FILE.py:variant.", lock_config=True)
+WORKDIR = flags.DEFINE_string("workdir", None, "Folder of this study: trials, study.json, study.html, winner.py.")
+BUDGET = flags.DEFINE_string(
+    "budget", None, "90s, 30m, 2h of wall time, or 4000steps; none: each step's natural length."
+)
+STORAGE = flags.DEFINE_string(
+    "storage", "", "SQLAlchemy URL where several machines share a study; a file in --workdir."
+)
+STUDY = flags.DEFINE_string("study", "study", "Name of the study in --storage.")
+SAMPLER = flags.DEFINE_enum("sampler", "tpe", ["random", "tpe"], "Who draws the points of step 5.")
+
+
+def main(console, step):
+    from trainer import writers
+    from trainer.tuning import budget, tune
+
+    workdir = Path(WORKDIR.value)
+    writer = writers.Plain(console)
+    record = tune.tune(
+        CONFIG.value,
+        workdir,
+        step=step,
+        budget=budget.parse(BUDGET.value) if BUDGET.value else None,
+        storage=STORAGE.value,
+        study=STUDY.value,
+        sampler=SAMPLER.value,
+        name=Path(config_flags.get_config_filename(flags.FLAGS["config"]).partition(":")[0]).stem,
+        writer=writer,
+    )
+    writer.say(record["verdict"])
+    for line in record["next"]:
+        writer.say(f"next: {line}")
+    writer.say(f"page: {workdir / 'study.html'}")
+
+
+if __name__ == "__main__":
+    command.run(main, needs=("config", "workdir"), argument="STEP")

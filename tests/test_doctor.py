@@ -1,0 +1,91 @@
+"""The doctor as a user meets it: tables that read when piped, one line for what is wrong, the workdir untouched."""
+
+import json
+import subprocess
+import sys
+import xml.etree.ElementTree as ElementTree
+from pathlib import Path
+
+import pytest
+
+from trainer.schedules import make_schedule
+
+ROOT = Path(__file__).parent.parent
+TINY = [
+    "--config=configs/digits.py:quick",
+    "--config.model.widths=(4,)",
+    "--config.optimizer.rules=('head/.*: lr=0.5', 'block1/norm/[a-z]+: frozen', 'rest:')",
+    "--steps=2",
+]
+
+
+def doctor(*arguments):
+    return subprocess.run(
+        [sys.executable, "-m", "scripts.doctor", *arguments], cwd=ROOT, capture_output=True, text=True
+    )
+
+
+def rows(text):
+    """The cells of each row of every table in `text`."""
+    return [[cell.strip() for cell in line.split("│")[1:-1]] for line in text.splitlines() if line.startswith("│")]
+
+
+def test_a_forecast_reads_when_piped_and_draws_the_schedule(tmp_path):
+    run = tmp_path / "run"
+    run.mkdir()
+    done = doctor(*TINY, f"--workdir={run}", f"--out={tmp_path / 'out'}", "--config.checkpoint.keep_latest=1000000000")
+    assert done.returncode == 0, done.stderr
+    assert done.stderr == "" and "\x1b" not in done.stdout
+    assert all(len(line) <= 80 for line in done.stdout.splitlines() if line.startswith(("│", "┏"))), done.stdout
+    for title in ("parameters", "steps", "compute and memory", "time", "snapshots on disk", "learning rate"):
+        assert title in done.stdout, done.stdout
+    cells = rows(done.stdout)
+
+    # 4 filters of 3x3x1, their norm, and a head of 4x10 + 10.
+    assert ["total", "94", ""] in cells
+    assert ["block1/norm/scale", "4", "block1/norm/[a-z]+", "0", "0", "frozen"] in cells
+    assert ["head/kernel", "4x10", "head/.*", "0.5", "1", ""] in cells
+    assert ["head/bias", "10", "head/.*", "0.5", "0", ""] in cells
+
+    # 1,295 training digits in batches of 32, two epochs, half an epoch of warm-up.
+    assert ["warm-up", "20", "24.7% of the run"] in cells
+    schedule = make_schedule("cosine", lr=3e-3, warmup_steps=20, total_steps=81)
+    drawn = {int(cell[0]): float(cell[2]) for cell in cells if len(cell) == 4 and cell[0].isdigit()}
+    assert {0, 20, 80} <= drawn.keys()
+    assert all(lr == pytest.approx(float(schedule(step)), rel=0.01, abs=1e-9) for step, lr in drawn.items())
+    ElementTree.parse(tmp_path / "out" / "schedule.svg")
+    assert not list(run.iterdir())
+
+
+def test_a_disk_that_is_too_small_and_another_config_are_warned_of(tmp_path):
+    config = tmp_path / "run" / "config.json"
+    config.parent.mkdir()
+    config.write_text(json.dumps({"model": {}, "optimizer": {}}))
+    script = (
+        "import collections, shutil, sys\n"
+        "shutil.disk_usage = lambda path: collections.namedtuple('usage', 'free')(1000)\n"
+        "import runpy\n"
+        "runpy.run_module('scripts.doctor', run_name='__main__', alter_sys=True)\n"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", script, *TINY, f"--workdir={config.parent}"], cwd=ROOT, capture_output=True, text=True
+    )
+    assert done.returncode == 0, done.stderr
+    assert "warning: snapshots need" in done.stdout and "the disk of" in done.stdout
+    assert "holds a run of another config" in done.stdout and "; ...)" in done.stdout
+
+
+@pytest.mark.parametrize(
+    ("arguments", "says"),
+    [
+        ([], "--config is missing; the command is python -m scripts.doctor --config=CONFIG"),
+        (["--config=configs/digits.py", "--steps=0"], "steps"),
+        (["--config=configs/digits.py", "--config.optimizer.rules=('rets:',)"], "add 'rest:' for what is left over"),
+        (["--config=configs/digits.py", "--workdir=setup.cfg"], "--workdir=setup.cfg is a file; choose a folder"),
+    ],
+)
+def test_what_is_wrong_is_one_line(arguments, says):
+    done = doctor(*arguments)
+    assert done.returncode == 2, done.stdout + done.stderr
+    (line,) = done.stderr.strip().splitlines()
+    assert line.startswith("error: ") and says in line

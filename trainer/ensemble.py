@@ -1,0 +1,185 @@
+"""Ensembles: what several members predict is averaged, example by example, and the largest average wins.
+
+Members are independent runs, or the snapshots of one run with a cyclic rate (Huang et al. 2017, "Snapshot Ensembles:
+Train 1, get M for free"). They may be of different models; their data, classes and loss are the same.
+"""
+
+import contextlib
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from trainer import config as config_lib
+from trainer import losses, metrics, train
+from trainer import workdir as workdir_lib
+from trainer.data import pipeline
+from trainer.data.splits import SealedTest
+from trainer.errors import ConfigError, DataError, WorkdirError
+from trainer.parallel import AXIS
+
+
+def mean_softmax(logits: jax.Array) -> jax.Array:
+    """log of the members' mean softmax probability, float32 [M, B, C] -> [B, C]; its softmax is that mean.
+
+    Summed as logarithms, so that a label that every member holds impossible has a large loss and not an infinite one.
+    """
+    return jax.nn.logsumexp(jax.nn.log_softmax(logits), axis=0) - jnp.log(len(logits))
+
+
+def mean_sigmoid(logits: jax.Array) -> jax.Array:
+    """The log-odds of the members' mean sigmoid probability of each class, float32 [M, B, C] -> [B, C]."""
+    yes, no = (jax.nn.logsumexp(jax.nn.log_sigmoid(sign * logits), axis=0) for sign in (1, -1))
+    return yes - no
+
+
+def mean_scores(logits: jax.Array) -> jax.Array:
+    """The members' mean score, float32 [M, B, C] -> [B, C]; the scores of an SVM stand for no probability."""
+    return jnp.mean(logits, axis=0)
+
+
+# By the loss that the members were trained with. Each hands back logits, so that the same loss judges the average.
+AVERAGES = {
+    "sigmoid": mean_sigmoid,
+    "softmax": mean_softmax,
+    "svm": mean_scores,
+    "weighted_softmax": mean_softmax,
+}
+
+
+class Run(NamedTuple):
+    """One workdir's part of an ensemble: its snapshots, all of one model."""
+
+    workdir: Path
+    steps: tuple[int, ...]  # of its snapshots, S of them
+    weights: Any  # {"params", "model_state"}, host arrays with a leading axis [S]
+    num_classes: int
+    logits: Callable  # (weights, images) -> [B, C]
+
+
+def make_ensemble_step(*, logits: Sequence[Callable], average: Callable, loss: Callable) -> Callable:
+    """`ensemble_step(weights, batch) -> (sums, member_sums)`, under the contract of `trainer.parallel`.
+
+    logits: of each run, (weights, images uint8 [B, H, W, C]) -> [B, C]. average: an entry of AVERAGES. loss: (logits,
+    labels) -> [B]. weights: of each run, its snapshots stacked along a leading axis. The sums are those of
+    `metrics.masked_sums`, for the average and for each member, run after run.
+    """
+
+    def ensemble_step(weights, batch):
+        runs = [
+            jax.lax.map(lambda snapshot, run=run: run(snapshot, batch["image"]), stacked)
+            for run, stacked in zip(logits, weights, strict=True)
+        ]
+        members = jnp.concatenate(runs)  # [M, B, C]
+
+        def sums(scores):
+            return metrics.masked_sums(
+                losses=loss(scores, batch["label"]), logits=scores, labels=batch["label"], mask=batch["mask"]
+            )
+
+        return jax.lax.psum((sums(average(members)), [sums(scores) for scores in members]), AXIS)
+
+    return ensemble_step
+
+
+def evaluate_ensemble(workdirs: Sequence[Path], *, which: str, split: str) -> dict[str, Any]:
+    """Evaluates the ensemble of the runs in `workdirs`, every example once.
+
+    which: of each run, "best", "latest" or "ema" as for `train.evaluate_snapshot`, or "snapshots": all the sound ones
+    that it kept (config.checkpoint.keep_latest, and the best), with the weights that validation judges. split:
+    "val" or "test"; test is opened once, after the opening is recorded in every workdir, with the newest step judged.
+
+    Averaged are probabilities for the softmax losses, each class's own probability for `sigmoid`, scores for
+    `svm`; `loss` is the members' loss, without label smoothing, of that average: for `softmax` -log of the label's mean
+    probability, in nats. All weights are on each device at once.
+
+    Returns `accuracy`, `loss`, `examples`; `members`, each with `workdir`, `step` and its own `accuracy` and `loss`;
+    `which`, `split`; and `test_openings` by workdir. Raises WorkdirError for a workdir given twice, ConfigError for
+    members of different losses, DataError for members of different data or classes, and what one of them would raise.
+    """
+    _check_workdirs(workdirs)
+    configs = [train.read_run(workdir) for workdir in workdirs]
+    for config, workdir in zip(configs[1:], workdirs[1:], strict=True):
+        _check_same_sections(config, configs[0], workdir=workdir, first=workdirs[0], split=split)
+    with contextlib.ExitStack() as locks:
+        for workdir in workdirs:
+            locks.enter_context(workdir_lib.lock(workdir))
+        run, experiment = _restore(configs[0], workdirs[0], which=which)
+        runs = [run]
+        for config, workdir in zip(configs[1:], workdirs[1:], strict=True):
+            run, other = _restore(config, workdir, which=which)
+            if (other.fingerprint, run.num_classes) != (experiment.fingerprint, runs[0].num_classes):
+                raise DataError(
+                    f"{workdir} and {workdirs[0]} are not of the same train and validation splits and classes; "
+                    "choose runs of one config.data"
+                )
+            runs.append(run)
+        seals = _seals(runs, experiment.test)
+        data = experiment.val if split == "val" else _open(seals, runs, which=which)
+        loss = losses.make_loss(**configs[0].loss, label_smoothing=0.0)
+        average = AVERAGES[configs[0].loss.name]
+        ensemble_step = make_ensemble_step(logits=[run.logits for run in runs], average=average, loss=loss)
+        ensemble_step = experiment.parallel.compile(ensemble_step, donate=False)
+        weights = experiment.parallel.replicate([run.weights for run in runs])
+        batches = pipeline.eval_batches(data, batch_size=configs[0].eval.batch_size)
+        sums = jax.device_get([ensemble_step(weights, experiment.parallel.shard(batch)) for batch in batches])
+        openings = {str(run.workdir): seal.openings for run, seal in zip(runs, seals, strict=True)}
+    names = [{"workdir": str(run.workdir), "step": step} for run in runs for step in run.steps]
+    each = [metrics.means(member) for member in zip(*(members for _, members in sums), strict=True)]
+    return {
+        **metrics.means([together for together, _ in sums]),
+        "members": [
+            {**name, "accuracy": own["accuracy"], "loss": own["loss"]} for name, own in zip(names, each, strict=True)
+        ],
+        "which": which,
+        "split": split,
+        "test_openings": openings,
+    }
+
+
+def _check_workdirs(workdirs):
+    if not workdirs:
+        raise WorkdirError("an ensemble needs at least one run; give its --workdir")
+    places = [workdir.resolve() for workdir in workdirs]
+    for index, workdir in enumerate(workdirs):
+        if places[index] in places[:index]:
+            raise WorkdirError(f"--workdir={workdir} is given twice; give each member of the ensemble once")
+
+
+def _check_same_sections(config, first_config, *, workdir, first, split):
+    changed = config_lib.differences(first_config.loss, config.loss)
+    if changed:
+        raise ConfigError(
+            f"{workdir} has another config.loss than {first} ({'; '.join(changed)}): what they predict has no common "
+            "average; choose runs of one loss"
+        )
+    changed = config_lib.differences(first_config.data.source, config.data.source)
+    if changed and split == "test":  # no fingerprint covers it, and it is opened for all of them at once
+        raise DataError(
+            f"{workdir} has another config.data.source than {first} ({'; '.join(changed)}): their test splits may "
+            "differ; choose runs of one source, or --split=val"
+        )
+
+
+def _restore(config, workdir, *, which):
+    """The run in `workdir`, locked, and its experiment."""
+    experiment, snapshots = train.restore_weights(config, workdir, which=which)
+    steps, weights = zip(*snapshots, strict=True)
+    stacked = jax.tree.map(lambda *leaves: np.stack(leaves), *weights)
+    return Run(workdir, steps, stacked, experiment.num_classes, experiment.logits), experiment
+
+
+def _seals(runs, first_test):
+    """The seal of each run on the one test split; behind those of all but the first there is nothing to read."""
+    others = [SealedTest(lambda: None, record=run.workdir / workdir_lib.OPENINGS) for run in runs[1:]]
+    return [first_test, *others]
+
+
+def _open(seals, runs, *, which):
+    """Opens the test split for all `runs`: each has its record of it before the last seal, the first run's, is read."""
+    for seal, run in reversed(list(zip(seals, runs, strict=True))):
+        split = seal.open(by="evaluate", which=f"ensemble of {which}", step=max(run.steps))
+    return split

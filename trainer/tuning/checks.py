@@ -1,0 +1,196 @@
+"""Steps 1 and 2 of the seven: what the network says before it has learned, and whether it can learn at all."""
+
+import math
+from collections.abc import Mapping
+from typing import Any
+
+import jax
+import numpy as np
+
+from trainer.experiment import Experiment
+from trainer.rules import paths
+from trainer.tuning.findings import Finding
+from trainer.tuning.trials import Outcome
+
+# A fresh network's loss is that of zero logits, or a little more for what its random logits cost: seen up to 1.3 times.
+LOSS_RATIO = 2.0
+# Normalised pixels have mean 0 and deviation 1; those that are only scaled to 0..1, 0.5 and 0.3; those of 0..255, 100.
+INPUT_RANGE = (0.02, 10.0)
+CLEAR_DROP = 0.1  # of the loss of chance, within a hundred steps
+NEAR_BEST = 0.85  # of the best drop: rates that get so far are equals, and the largest of them is chosen
+VAL_GAP = 0.2  # in accuracy
+DEAD_SHARE = 0.5  # of a layer's units; a ReLU layer has a few by chance
+
+
+def probe(experiment: Experiment) -> dict[str, Any]:
+    """`make_probe_step`'s measurements of the first train batch, on the host."""
+    parallel = experiment.parallel
+    batch = parallel.shard(experiment.train_batch(0))
+    return jax.device_get(experiment.probe_step(parallel.replicate(experiment.state), batch))
+
+
+def initial_loss(measured: Mapping[str, Any], params) -> tuple[list[Finding], dict[str, float]]:
+    """Step 1: the loss at initialisation against that of zero logits, and what lies behind it.
+
+    measured: of `probe`. params: host arrays. Returns the findings, the likeliest first, and the numbers.
+    """
+    loss, expected = float(measured["loss"]), float(measured["zero_loss"])
+    numbers = {
+        "initial loss": loss,
+        "expected": expected,
+        "with the regulariser": loss + float(measured["penalty"]),
+        "input mean": float(measured["input_mean"]),
+        "input deviation": float(measured["input_std"]),
+    }
+    # A scale that is off makes the loss large too: the first cause found is the one to mend first.
+    findings = [
+        *_inputs(numbers),
+        *_logits(measured),
+        *_weights(measured["grads"], params),
+    ]
+    if not findings and not expected / LOSS_RATIO <= loss <= expected * LOSS_RATIO:
+        findings.append(
+            Finding(
+                "bad_init",
+                f"the loss at initialisation is {loss:.3g}; that of a network with no opinion is {expected:.3g}",
+                "choose --config.model.init=auto, a normalisation, or check the last layer's initial scale",
+            )
+        )
+    return findings, numbers
+
+
+def _inputs(numbers):
+    mean, std = numbers["input mean"], numbers["input deviation"]
+    low, high = INPUT_RANGE
+    if low <= std <= high and abs(mean) <= high:
+        return []
+    said = f"the pixels that the network sees have mean {mean:.3g} and deviation {std:.3g}, not about 0 and 1"
+    remedy = "--config.data.normalize=channel_mean_std with --config.data.mean=() --config.data.std=()"
+    return [Finding("input_scale", said, remedy)]
+
+
+def _logits(measured):
+    low, high, error = (float(measured[f"logit_{name}"]) for name in ("min", "max", "sum_error"))
+    if not (0 <= low and high <= 1 and error < 1e-3):
+        return []
+    said = f"each row of the network's output lies in {low:.3f} to {high:.3f} and sums to 1 within {error:.0e}"
+    return [Finding("double_softmax", said, "return the scores before the softmax: the loss applies it")]
+
+
+def _weights(grads, params):
+    names, weights = paths(params), jax.tree.leaves(params)
+    kernels = [
+        (name, weight, grad)
+        for name, weight, grad in zip(names, weights, jax.tree.leaves(grads), strict=True)
+        if weight.ndim > 1
+    ]
+    zero = [name for name, weight, grad in kernels if not np.any(weight) and not np.any(grad)]
+    if zero:
+        said = f"{zero[0]} is all zeros and so is its gradient ({len(zero)} of {len(kernels)} kernels)"
+        return [Finding("zero_weights", said, "initialise at random: --config.model.init=auto")]
+    shares = {name: 1 - np.mean(np.any(grad, axis=tuple(range(grad.ndim - 1)))) for name, _, grad in kernels}
+    worst = max(shares, key=shares.get, default=None)
+    if worst is None or shares[worst] <= DEAD_SHARE:
+        return []
+    said = f"{shares[worst]:.0%} of the units of {worst} get no gradient from a whole batch"
+    remedy = "check biases and initial scale, lower the rate, or --config.model.activation=leaky_relu"
+    return [Finding("dead_units", said, remedy)]
+
+
+def overfit(tries: Mapping[float, Outcome], *, own_lr: float, num_classes: int) -> list[Finding]:
+    """Step 2: what it means which of `tries`, rate -> outcome on the small sample, reached 100 % train accuracy.
+
+    own_lr: the config's rate, one of them.
+    """
+    fits = [rate for rate, outcome in tries.items() if outcome.learned]
+    if own_lr in fits:
+        return []
+    own = tries[own_lr]
+    said = own.failed or f"its train accuracy on the sample ends at {own.best_train_accuracy:.0%}"
+    if fits:
+        rate = min(fits, key=lambda fit: abs(math.log(fit / own_lr)))
+        cause = "lr_too_high" if rate < own_lr else "lr_too_low"
+        return [Finding(cause, f"at {own_lr:g} {said}; {rate:g} learns it by heart", f"--config.optimizer.lr={rate:g}")]
+    best = max(tries, key=lambda rate: -1 if tries[rate].failed else tries[rate].best_train_accuracy)
+    reached = tries[best].best_train_accuracy
+    all_said = f"no rate of {', '.join(f'{rate:g}' for rate in sorted(tries))} learns the sample by heart; the best, "
+    if math.isnan(reached):
+        remedy = "look at the initial scale, the normalisation of the data and config.optimizer.clip_norm"
+        return [Finding("bad_init", f"at every rate {said}", remedy)]
+    all_said += f"{best:g}, reaches {reached:.0%}"
+    if reached > 2 / num_classes:
+        return [Finding("too_small", all_said, "a wider or deeper network")]
+    return [Finding("bad_init", all_said, "choose --config.model.init=auto or a normalisation, or another activation")]
+
+
+def choose_rate(outcomes: Mapping[float, Outcome], *, start: float) -> tuple[float | None, dict[float, float]]:
+    """Step 3: the largest rate with a clear drop, or None, and each rate's drop as a share of `start`, of chance."""
+    drops = {rate: 1 - outcome.train_loss / start for rate, outcome in outcomes.items() if not outcome.failed}
+    best = max(drops.values(), default=0.0)
+    if best < CLEAR_DROP:
+        return None, drops
+    return max(rate for rate, drop in drops.items() if drop >= NEAR_BEST * best), drops
+
+
+def learning(
+    outcomes: Mapping[float, Outcome],
+    *,
+    own_lr: float,
+    chosen: float | None,
+    start: float,
+    plain: Mapping[float, Outcome],
+    overfits: bool,
+    num_classes: int,
+) -> list[Finding]:
+    """What the search for a rate says of the config, whose rate `own_lr` is one of `outcomes`.
+
+    plain: outcomes without augmentation, where no rate learned with it. overfits: whether step 2 did.
+    """
+    if chosen is None:
+        return _no_rate(outcomes, start=start, plain=plain, overfits=overfits)
+    _, drops = choose_rate(outcomes, start=start)
+    best, own = max(drops.values()), drops.get(own_lr)
+    remedy = f"--config.optimizer.lr={chosen:g}"
+    if own is None and own_lr > chosen:
+        return [Finding("lr_too_high", f"at {own_lr:g} {outcomes[own_lr].failed}; {chosen:g} is stable", remedy)]
+    if own is not None and own < best / 3:
+        cause = "lr_too_high" if own_lr > chosen else "lr_too_low"
+        said = f"at {own_lr:g} the loss falls by {own:.0%}, at {chosen:g} by {drops[chosen]:.0%}"
+        return [Finding(cause, said, remedy)]
+    return _validation(outcomes[chosen], num_classes=num_classes)
+
+
+def _no_rate(outcomes, *, start, plain, overfits):
+    tried = ", ".join(f"{rate:g}" for rate in sorted(outcomes))
+    losses = [outcome.train_loss for outcome in outcomes.values() if not outcome.failed]
+    said = (
+        f"at none of {tried} does the loss fall below {min(losses, default=math.inf):.3g}, from {start:.3g} of chance"
+    )
+    if not overfits:
+        return []  # step 2 has named the cause
+    for rate, outcome in plain.items():
+        if not outcome.failed and outcome.train_loss < (1 - CLEAR_DROP) * start:
+            said += f"; without augmentation it falls to {outcome.train_loss:.3g} at {rate:g}"
+            return [Finding("augmentation", said, "--config.data.augment= with fewer or weaker operations")]
+    said += ", with or without augmentation, and yet a few batches are learned by heart"
+    return [Finding("shuffled_labels", said, "look at images beside their labels, and at how they are paired")]
+
+
+def _validation(outcome, *, num_classes):
+    """Images are seen for the first time or nearly so: train accuracy is a fair guess of validation's."""
+    train, val = outcome.train_accuracy, outcome.val_accuracy
+    error = math.sqrt(max(train * (1 - train), 0.25 / outcome.val_examples) / outcome.val_examples)
+    if train - val < VAL_GAP + 3 * error or val > train / 2:
+        return []
+    said = f"after {outcome.steps} steps train batches are at {train:.0%} and validation is at {val:.0%}"
+    said += f" (chance {1 / num_classes:.0%})"
+    return [Finding("val_distribution", said, "look at validation images and labels beside those of train")]
+
+
+def decay(own: Outcome, small: Outcome, *, decay: float, start: float) -> list[Finding]:
+    """Whether the config's decay keeps the network from learning what it learns with a small one."""
+    own_drop, small_drop = (0.0 if o.failed else 1 - o.train_loss / start for o in (own, small))
+    if own_drop > small_drop / 2:
+        return []
+    said = f"with decay {decay:g} the loss falls by {own_drop:.0%}, with next to none by {small_drop:.0%}"
+    return [Finding("decay_too_high", own.failed or said, "--config.optimizer.weight_decay=0.0001")]

@@ -1,0 +1,266 @@
+"""Steps 3 to 5: the trials of a phase in an Optuna study, cut down by successive halving.
+
+Optuna samples the points and keeps the books; its trials do not resume, ours do, since each is a workdir. All that
+decides is in the storage, and a phase that is run again does nothing twice: it reads what is there and goes on.
+"""
+
+import datetime
+import logging
+import math
+import time
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, NamedTuple
+
+import optuna
+from optuna.distributions import FloatDistribution
+from optuna.trial import FrozenTrial, TrialState
+
+from trainer.errors import ConfigError, LinseedError
+from trainer.tuning.trials import Outcome
+
+optuna.logging.set_verbosity(optuna.logging.ERROR)
+
+KEEP = 3  # of so many trials one goes on to the next rung
+RUNNING_LATE = 900.0  # seconds without a word from a trial of another machine before its rung is closed without it
+_SIGNING = 3.0  # seconds within which a worker that lives has signed what it took
+_POLL = 2.0  # seconds between two looks at what the others do
+
+Point = dict[str, float]  # "lr" and "weight_decay"
+
+
+class Trial(NamedTuple):
+    """A trial as the storage has it: its point, and the outcome of each rung (steps -> outcome) that it ran."""
+
+    number: int
+    point: Point
+    rungs: dict[int, Outcome]
+    state: TrialState
+    attributes: dict[str, Any]
+
+    @property
+    def last(self) -> Outcome:
+        return self.rungs[max(self.rungs)] if self.rungs else Outcome(0)
+
+
+def open_storage(url: str) -> optuna.storages.BaseStorage:
+    """The storage at an SQLAlchemy URL. Raises ConfigError, one line, where it does not answer."""
+    logging.getLogger("alembic").setLevel(logging.WARNING)
+    try:
+        return optuna.storages.RDBStorage(url)
+    except Exception as error:  # each database driver raises kinds of its own
+        first = str(error).splitlines()[0]
+        raise ConfigError(f"the storage {_without_password(url)} does not answer ({first}); check --storage") from error
+
+
+def _without_password(url):
+    head, at, tail = url.rpartition("@")
+    return f"{head.partition('://')[0]}://...@{tail}" if at else url
+
+
+class Phase:
+    """One phase of a study: its trials in the Optuna study `name`.
+
+    worker: who runs here; only this worker's trials are trained here, those of others are waited for.
+    run: (trial, steps) -> Outcome, which continues what it had begun.
+    """
+
+    def __init__(
+        self,
+        storage: optuna.storages.BaseStorage,
+        name: str,
+        *,
+        worker: str,
+        config_sha256: str,
+        run: Callable[["Trial", int], Outcome],
+    ):
+        self._study = optuna.create_study(storage=storage, study_name=name, direction="maximize", load_if_exists=True)
+        self.name = name
+        self._worker, self._run = worker, run
+        owner = self._study.user_attrs.get("config_sha256")
+        if owner is None:
+            self._study.set_user_attr("config_sha256", config_sha256)
+        elif owner != config_sha256:
+            raise ConfigError(
+                f"the study '{name}' in this storage belongs to another config; choose another --study or --storage"
+            )
+
+    def trials(self) -> list[Trial]:
+        """All trials, by number."""
+        return [_read(trial) for trial in self._study.get_trials(deepcopy=False)]
+
+    def grid(self, points: Sequence[Point], *, group: str, continues: Sequence[str] = ()):
+        """Puts `points` into `group`, once, to be run by whoever comes first.
+
+        continues: for each point the workdir of the trial that it goes on with, where it has one.
+        """
+        known = [trial.attributes for trial in self.trials()]
+        places = {attributes["place"] for attributes in known if attributes.get("group") == group}
+        for place, point in enumerate(points):
+            if place not in places:
+                more = {"workdir": continues[place]} if continues else {}
+                self._study.enqueue_trial(point, user_attrs={"group": group, "place": place, **more})
+
+    def sample(
+        self, count: int, *, group: str, sampler: str, bounds: Mapping[str, tuple[float, float]], seed: int
+    ) -> None:
+        """Draws `count` new points within `bounds`, each on a log axis, by the sampler of that name, once."""
+        while True:
+            place = len(self._members([group]))
+            if place >= count:
+                return
+            # A sampler's own state would be lost with the process: each draw has a seed of its own.
+            self._study.sampler = SAMPLERS[sampler](seed + place)
+            orphans = self._orphans()
+            trial = self._live(orphans[0]) if orphans else self._study.ask()
+            for key, (low, high) in bounds.items():
+                trial.suggest_float(key, low, high, log=True)
+            trial.set_user_attr("worker", self._worker)
+            trial.set_user_attr("group", group)  # last: it makes the trial count
+
+    def halve(
+        self,
+        rungs: Sequence[int],
+        *,
+        groups: Sequence[str],
+        keep: int,
+        score: Callable[[Outcome], float],
+        tell: Callable[[str], None],
+    ) -> list[Trial]:
+        """Runs the trials of `groups` to the first of `rungs` (steps), the best third of them to the next, and so on.
+
+        score: what is better is larger. Of each rung at least `keep` go on, unless they failed. Returns the survivors,
+        the best first. Li et al. 2018, one bracket.
+        """
+        alive = self.claim(*groups)
+        for place, steps in enumerate(rungs):
+            for trial in alive:
+                self.advance(trial, steps, tell=tell)
+            alive = self._wait([trial.number for trial in alive], steps, tell=tell)
+            ranked = sorted(alive, key=lambda trial: rank(trial, score), reverse=True)
+            survivors = max(keep, len(alive) // KEEP)
+            last = place + 1 == len(rungs)
+            for position, trial in enumerate(ranked):
+                if trial.last.failed:
+                    self._end(trial, TrialState.FAIL, reason=trial.last.failed)
+                elif position >= survivors:
+                    reason = f"not among the best {survivors} of {len(alive)} after {steps:,} steps"
+                    self._end(trial, TrialState.COMPLETE if last else TrialState.PRUNED, reason=reason)
+            alive = [trial for trial in ranked[:survivors] if not trial.last.failed]
+        for trial in alive:
+            self._end(trial, TrialState.COMPLETE, reason="")
+        return alive
+
+    def finish(self):
+        """Closes the trials of this worker that still run: there is nothing more to try in this phase."""
+        for trial in self.trials():
+            failed = trial.last.failed
+            self._end(trial, TrialState.FAIL if failed else TrialState.COMPLETE, reason=failed)
+
+    def _members(self, groups):
+        return [trial for trial in self.trials() if trial.attributes.get("group") in groups]
+
+    def claim(self, *groups: str) -> list[Trial]:
+        """Takes what waits for a worker, until nothing does, in the order in which it was put in; those of `groups`."""
+        while any(trial.state == TrialState.WAITING for trial in self.trials()):
+            self._study.ask(_WIDEST).set_user_attr("worker", self._worker)
+        for trial in self._orphans():
+            live = self._live(trial)
+            for key, widest in _WIDEST.items():
+                live.suggest_float(key, widest.low, widest.high)
+            live.set_user_attr("worker", self._worker)
+        return self._members(groups)
+
+    def _orphans(self):
+        """Trials taken by a worker that was killed before it could sign them."""
+        while True:
+            running = self._study.get_trials(deepcopy=False, states=(TrialState.RUNNING,))
+            unsigned = [trial for trial in running if "worker" not in trial.user_attrs]
+            now = datetime.datetime.now()
+            if all((now - trial.datetime_start).total_seconds() > _SIGNING for trial in unsigned):
+                return [_read(trial) for trial in unsigned]
+            time.sleep(0.1)  # another worker may be about to sign
+
+    def advance(self, trial: Trial, steps: int, *, tell: Callable[[str], None]) -> Outcome:
+        """Runs `trial` on to `steps`, unless it was there before, failed, or is another worker's."""
+        done = trial.rungs.get(steps) or (trial.last if trial.last.failed else None)
+        if done or trial.attributes.get("worker") != self._worker:
+            return done or trial.last
+        outcome = self._run(trial, steps)
+        live = self._live(trial)
+        if not outcome.failed:
+            live.report(outcome.val_accuracy, steps)
+        live.set_user_attr(f"rung-{steps}", outcome._asdict())
+        said = outcome.failed or f"train loss {outcome.train_loss:.4f}  val acc {outcome.val_accuracy:.2%}"
+        point = "  ".join(f"{key} {value:.3g}" for key, value in trial.point.items())
+        tell(f"{self.name}-{trial.number:02}  {point}  step {steps:,}  {said}")
+        return outcome
+
+    def _wait(self, numbers, steps, *, tell):
+        """The trials `numbers` once each has run to `steps` or failed; those of other workers are waited for."""
+        began, missing = time.monotonic(), None
+        while True:
+            found = [trial for trial in self.trials() if trial.number in numbers]
+            late = [trial.number for trial in found if steps not in trial.rungs and not trial.last.failed]
+            if not late:
+                return found
+            if late != missing:
+                began, missing = time.monotonic(), late
+                tell(f"waiting for {len(late)} trials of other machines")
+            if time.monotonic() - began > RUNNING_LATE:
+                tell(f"going on without the trials {late} of other machines")
+                return [trial for trial in found if trial.number not in late]
+            time.sleep(_POLL)
+
+    def _live(self, trial):
+        ids = {frozen.number: frozen._trial_id for frozen in self._study.get_trials(deepcopy=False)}
+        return optuna.trial.Trial(self._study, ids[trial.number])
+
+    def _end(self, trial, state, *, reason):
+        if trial.state != TrialState.RUNNING or trial.attributes.get("worker") != self._worker:
+            return
+        self._live(trial).set_user_attr("reason", reason)
+        values = trial.last.val_accuracy if state == TrialState.COMPLETE else None
+        self._study.tell(trial.number, values, state=state, skip_if_finished=True)
+
+
+_WIDEST = {"lr": FloatDistribution(0, 1e6), "weight_decay": FloatDistribution(0, 1e6)}
+
+SAMPLERS = {
+    "random": lambda seed: optuna.samplers.RandomSampler(seed=seed),
+    "tpe": lambda seed: optuna.samplers.TPESampler(seed=seed, n_startup_trials=4),
+}
+
+
+def _read(trial: FrozenTrial) -> Trial:
+    rungs = {
+        int(key.removeprefix("rung-")): Outcome(**value)
+        for key, value in trial.user_attrs.items()
+        if key.startswith("rung-")
+    }
+    # A trial that waits has its point set aside until it is asked for.
+    point = trial.params or trial.system_attrs.get("fixed_params", {})
+    return Trial(trial.number, dict(point), rungs, trial.state, dict(trial.user_attrs))
+
+
+def val_accuracy(outcome: Outcome) -> float:
+    return outcome.val_accuracy
+
+
+def rank(trial: Trial, score: Callable[[Outcome], float]) -> float:
+    """`score` of the trial's last outcome; what failed or has no number is behind all others."""
+    value = -math.inf if trial.last.failed or not trial.rungs else score(trial.last)
+    return -math.inf if math.isnan(value) else value
+
+
+def best_within_a_standard_error(trials: Sequence[Trial]) -> Trial:
+    """Of the trials whose accuracy is within one standard error of the best: the one with the most decay.
+
+    Breiman et al. 1984, the 1-SE rule: of equals the simplest. Raises LinseedError where all failed.
+    """
+    sound = [trial for trial in trials if rank(trial, val_accuracy) > -math.inf]
+    if not sound:
+        raise LinseedError("every trial of this step failed; look at the findings of the steps before it")
+    best = max(sound, key=lambda trial: rank(trial, val_accuracy)).last
+    error = math.sqrt(best.val_accuracy * (1 - best.val_accuracy) / best.val_examples)
+    equals = [trial for trial in sound if trial.last.val_accuracy >= best.val_accuracy - error]
+    return max(equals, key=lambda trial: (trial.point["weight_decay"], rank(trial, val_accuracy)))

@@ -1,0 +1,105 @@
+"""`study.json`: what a study has found so far, whole at any moment, and the winner as a config file."""
+
+import json
+import pprint
+import uuid
+from pathlib import Path
+from typing import Any
+
+import ml_collections
+
+from trainer import config as config_lib
+from trainer import workdir as workdir_lib
+from trainer.errors import WorkdirError
+
+STUDY = "study.json"
+WINNER = "winner.py"
+PAGE = "study.html"
+TRIALS = "trials"
+STORAGE = "trials.db"
+
+_WINNER = '''"""The winner of a hyperparameter study{of}: {figures}.
+
+Changed by the study:
+{changes}
+
+    python -m scripts.train --config={path} --workdir=runs/winner
+"""
+
+import ml_collections
+
+
+def get_config():
+    return ml_collections.ConfigDict(
+{literal}
+    )
+'''
+
+
+class Study:
+    """The record of the study in `workdir`: a JSON object, written whole after each change."""
+
+    def __init__(self, workdir: Path, config: ml_collections.ConfigDict, *, name: str):
+        """Opens the study in `workdir`, or begins it. Raises WorkdirError where it belongs to another config."""
+        self.workdir, self.config = workdir, config
+        self._path = workdir / STUDY
+        sha256 = config_lib.sha256(config)
+        if self._path.exists():
+            try:
+                self.record = json.loads(self._path.read_text())
+                known = self.record["config"]
+            except (ValueError, KeyError, TypeError) as error:
+                raise WorkdirError(f"{self._path} is damaged; restore it, or choose another --workdir") from error
+            if self.record["config_sha256"] != sha256:
+                changed = config_lib.differences(ml_collections.ConfigDict(known), config)
+                raise WorkdirError(
+                    f"{workdir} holds the study of another config ({'; '.join(changed[:6])}); choose another --workdir"
+                )
+        else:
+            self.record = {
+                "config_name": name,
+                "config": json.loads(config_lib.to_json(config)),
+                "config_sha256": sha256,
+                "worker": uuid.uuid4().hex,
+                "allotted": {},
+                "steps": [],
+                "trials": [],
+                "next": [],
+            }
+
+    def save(self, **changes: Any):
+        """Sets the keys of `changes` and writes the record."""
+        self.record.update(changes)
+        workdir_lib.write_whole(self._path, json.dumps(self.record, indent=2))
+
+    def step(self, name: str) -> dict | None:
+        """What the step of that name found, or None."""
+        return next((step for step in self.record["steps"] if step["name"] == name), None)
+
+    def add_step(self, number: int, name: str, title: str, *, summary: str, findings: list, **more: Any):
+        """Writes down a step of the seven; one that was there before is replaced."""
+        entry = {
+            "step": number,
+            "name": name,
+            "title": title,
+            "ok": not findings,
+            "summary": summary,
+            "findings": [finding._asdict() for finding in findings],
+            **more,
+        }
+        others = [step for step in self.record["steps"] if step["name"] != name]
+        self.save(steps=sorted([*others, entry], key=lambda step: (step["step"], step["name"])))
+
+    def write_winner(self, config: ml_collections.ConfigDict, *, figures: str) -> list[str]:
+        """Writes `config` as a config file; returns what differs from the study's own."""
+        differences = config_lib.differences(self.config, config)
+        literal = pprint.pformat(config.to_dict(), width=110, sort_dicts=False)
+        text = _WINNER.format(
+            of=f" of {self.record['config_name']}",
+            figures=figures,
+            changes="\n".join(f"- {line}" for line in differences) or "- nothing",
+            path=self.workdir / WINNER,
+            literal="\n".join(" " * 8 + line for line in literal.splitlines()),
+        )
+        workdir_lib.write_whole(self.workdir / WINNER, text)
+        return differences

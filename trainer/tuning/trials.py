@@ -1,0 +1,109 @@
+"""One trial: a config with a few things changed, trained for some steps in a workdir of its own, later for more."""
+
+import math
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import ml_collections
+
+from trainer import workdir as workdir_lib
+from trainer import writers
+from trainer.errors import NonFiniteError
+from trainer.experiment import Shared
+from trainer.schedules import UNITS
+from trainer.train import train_and_evaluate
+
+
+class Outcome(NamedTuple):
+    """What a trial came to. failed: why it ended early, "" where it did not; the figures are then NaN."""
+
+    steps: int
+    train_loss: float = math.nan  # of the last logged window
+    train_accuracy: float = math.nan
+    best_train_accuracy: float = math.nan  # of all windows
+    val_loss: float = math.nan
+    val_accuracy: float = math.nan
+    best_val_accuracy: float = math.nan  # of the best snapshot
+    val_examples: int = 0
+    seconds: float = 0.0  # of the whole trial so far
+    step_seconds: float = math.nan  # of a step, without compiling and evaluation
+    failed: str = ""
+
+    @property
+    def learned(self) -> bool:
+        """Whether every image of a logged window was right."""
+        return self.best_train_accuracy == 1.0
+
+
+def changed(config: ml_collections.ConfigDict, changes: Mapping[str, Any]) -> ml_collections.ConfigDict:
+    """A copy of `config` with the dotted keys of `changes` set; a section is replaced as a whole."""
+    copy = ml_collections.ConfigDict(config.to_dict())
+    for key, value in changes.items():
+        section, _, name = key.rpartition(".")
+        owner = copy
+        for part in filter(None, section.split(".")):
+            owner = owner[part]
+        owner[name] = ml_collections.ConfigDict(value) if isinstance(value, Mapping) else value
+    return copy
+
+
+def at_constant_rate(
+    config: ml_collections.ConfigDict, *, steps: int, eval_every_steps: int, log_every_steps: int
+) -> ml_collections.ConfigDict:
+    """`config` for `steps` steps at its peak rate: longer ones begin as this does, so that a trial can be continued."""
+    return changed(
+        config,
+        {
+            "schedule": {"name": "constant", "warmup_steps": 0},
+            "horizon": {"steps": steps},
+            "eval": {"every_steps": eval_every_steps, "batch_size": config.eval.batch_size},
+            "early_stopping.patience": 0,
+            "log_every_steps": log_every_steps,
+            "checkpoint.keep_latest": 1,
+        },
+    )
+
+
+def shortened(config: ml_collections.ConfigDict, *, steps: int, total_steps: int) -> ml_collections.ConfigDict:
+    """`config`, whose run is `total_steps` long, in `steps` steps: its schedule is the same picture, drawn smaller."""
+    schedule = {}
+    for key, value in config.schedule.to_dict().items():
+        unit = key.rpartition("_")[2]
+        if unit in UNITS and unit != "percent":
+            many = isinstance(value, (tuple, list))
+            scaled = [item * steps / total_steps for item in (value if many else (value,))]
+            scaled = [round(item) for item in scaled] if unit == "steps" else scaled
+            value = tuple(scaled) if many else scaled[0]
+        schedule[key] = value
+    return changed(config, {"schedule": schedule, "horizon": {"steps": steps}})
+
+
+def run(config: ml_collections.ConfigDict, workdir: Path, *, shared: Shared) -> Outcome:
+    """Trains `config` in `workdir`, on from where it was; the test split stays sealed."""
+    try:
+        result = train_and_evaluate(
+            config, workdir, writer=writers.Quiet(), on_config_change="accept", judge=("val",), shared=shared
+        )
+    except NonFiniteError as error:
+        last = records(workdir)[-1:]
+        return Outcome(steps=last[0]["step"] if last else 0, failed=str(error).partition(" (")[0])
+    found = records(workdir)
+    last, speed = found[-1], result["images_per_second"]
+    return Outcome(
+        steps=last["step"],
+        train_loss=last["train_loss"],
+        train_accuracy=last["train_accuracy"],
+        best_train_accuracy=max(record["train_accuracy"] for record in found),
+        val_loss=last["val_loss"],
+        val_accuracy=last["val_accuracy"],
+        best_val_accuracy=result["val"]["accuracy"],
+        val_examples=last["val_examples"],
+        seconds=result["seconds"],
+        step_seconds=config.data.batch_size / speed if speed else math.nan,
+    )
+
+
+def records(workdir: Path) -> list[dict]:
+    """The logged steps of the trial in `workdir`."""
+    return writers.read_records(workdir / workdir_lib.METRICS)

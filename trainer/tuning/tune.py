@@ -1,0 +1,116 @@
+"""`tune`: a config through the seven steps, in a workdir that can be killed and continued."""
+
+import tempfile
+from pathlib import Path
+
+import ml_collections
+
+from trainer import experiment as experiment_lib
+from trainer import optim, writers
+from trainer import workdir as workdir_lib
+from trainer.errors import ConfigError, unknown_name
+from trainer.tuning import page, search, trials
+from trainer.tuning import study as study_lib
+from trainer.tuning.budget import Budget
+from trainer.tuning.findings import CAUSES
+from trainer.tuning.procedure import COUPLED_DECAYS, DECOUPLED_DECAYS, Procedure
+
+# What an optimiser's section holds for `make_tx` itself, beside the parameters of its entry.
+MAKE_TX = ("lr", "lr_per_batch", "clip", "clip_norm", "rules")
+
+STEPS = {
+    "check": Procedure.check,
+    "overfit": Procedure.overfit,
+    "lr": Procedure.learning_rate,
+    "coarse": Procedure.coarse,
+    "refine": Procedure.refine,
+    "final": Procedure.final,
+    "curves": Procedure.curves,
+}
+
+
+def tune(
+    config: ml_collections.ConfigDict,
+    workdir: Path,
+    *,
+    step: str,
+    budget: Budget | None,
+    storage: str,
+    study: str,
+    sampler: str,
+    name: str,
+    writer: writers.Quiet,
+) -> dict:
+    """Takes `config` through one step of `STEPS`, or "all" of them; returns what `study.json` holds.
+
+    budget: None for the natural length of each step. storage: an SQLAlchemy URL, "" for a file in `workdir`; study: the
+    name of the study in it. sampler: of `search.SAMPLERS`. name: of the config, for the page. Raises a LinseedError for all that a user can mend; what was
+    found before is kept, and the same call goes on.
+    """
+    if step not in (*STEPS, "all"):
+        raise ConfigError(unknown_name("step", step, (*STEPS, "all")))
+    if sampler not in search.SAMPLERS:
+        raise ConfigError(unknown_name("--sampler", sampler, search.SAMPLERS))
+    experiment_lib.validate(config)
+    if "weight_decay" not in config.optimizer or not config.data.batch_size:
+        raise ConfigError(
+            f"there is no rate and decay to search for '{config.optimizer.name}' on the full batch; choose another "
+            "config.optimizer.name and a config.data.batch_size"
+        )
+    with workdir_lib.lock(workdir):
+        record = study_lib.Study(workdir, config, name=name)
+        record.save(budget=budget.text if budget else None)
+        shared = experiment_lib.Shared()
+        with tempfile.TemporaryDirectory() as folder:
+            experiment = experiment_lib.build(config, Path(folder), shared=shared)
+        writer.say(experiment.description)
+        procedure = Procedure(
+            record,
+            experiment,
+            budget=budget,
+            storage=search.open_storage(storage or f"sqlite:///{(workdir / study_lib.STORAGE).absolute()}"),
+            name=study,
+            sampler=sampler,
+            decays=DECOUPLED_DECAYS if _decouples(config) else COUPLED_DECAYS,
+            shared=shared,
+            writer=writer,
+        )
+        try:
+            for each in STEPS if step == "all" else [step]:
+                STEPS[each](procedure)
+                if step == "all" and each == "lr" and record.step("lr")["chosen"] is None:
+                    break
+        finally:
+            _conclude(record)
+    return record.record
+
+
+def _decouples(config):
+    optimizer = {key: value for key, value in config.optimizer.items() if key not in MAKE_TX}
+    return optim.decouples_decay(**optimizer)
+
+
+def _conclude(record):
+    """The verdict in words, what to do next, and the page."""
+    winner, findings = record.record.get("winner"), []
+    for step in record.record["steps"]:
+        findings += step["findings"]
+    following = [finding["remedy"] for finding in findings]
+    if winner:
+        path = record.workdir / study_lib.WINNER
+        verdict = (
+            f"lr {winner['lr']:.3g} and decay {winner['weight_decay']:.3g} reach {winner['val_accuracy']:.2%} on validation "
+            f"after {winner['epochs']:.1f} epochs."
+        )
+        following.insert(0, f"python -m scripts.train --config={path} --workdir=runs/winner")
+    else:
+        verdict = "There is no winner yet."
+    causes = list(dict.fromkeys(CAUSES[finding["cause"]] for finding in findings))
+    verdict += f" On the way: {'; '.join(causes)}." if causes else " Nothing was found to be wrong."
+    record.save(verdict=verdict, next=following)
+    workdirs = {trial["id"]: record.workdir / study_lib.TRIALS / trial["workdir"] for trial in record.record["trials"]}
+    page.write(
+        record.workdir / study_lib.PAGE,
+        record.record,
+        {name: trials.records(workdir) for name, workdir in workdirs.items() if workdir.exists()},
+    )
