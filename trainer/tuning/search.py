@@ -98,14 +98,15 @@ class Phase:
         for place, point in enumerate(points):
             if place not in places:
                 more = {"workdir": continues[place]} if continues else {}
-                self._study.enqueue_trial(point, user_attrs={"group": group, "place": place, **more})
+                stored = {key: max(value, _NO_DECAY) for key, value in point.items()}
+                self._study.enqueue_trial(stored, user_attrs={"group": group, "place": place, **more})
 
     def sample(
         self, count: int, *, group: str, sampler: str, bounds: Mapping[str, tuple[float, float]], seed: int
     ) -> None:
-        """Draws `count` new points within `bounds`, each on a log axis, by the sampler of that name, once."""
+        """Draws `count` points for `group` within `bounds`, on log axes, by the sampler of that name, once."""
         while True:
-            place = len(self._members([group]))
+            place = sum("place" not in trial.attributes for trial in self._members([group]))
             if place >= count:
                 return
             # A sampler's own state would be lost with the process: each draw has a seed of its own.
@@ -223,7 +224,8 @@ class Phase:
         self._study.tell(trial.number, values, state=state, skip_if_finished=True)
 
 
-_WIDEST = {"lr": FloatDistribution(0, 1e6), "weight_decay": FloatDistribution(0, 1e6)}
+_NO_DECAY = 1e-12  # stands for 0 in the storage, where all axes are logarithmic
+_WIDEST = {key: FloatDistribution(_NO_DECAY, 1e6, log=True) for key in ("lr", "weight_decay")}
 
 SAMPLERS = {
     "random": lambda seed: optuna.samplers.RandomSampler(seed=seed),
@@ -239,7 +241,8 @@ def _read(trial: FrozenTrial) -> Trial:
     }
     # A trial that waits has its point set aside until it is asked for.
     point = trial.params or trial.system_attrs.get("fixed_params", {})
-    return Trial(trial.number, dict(point), rungs, trial.state, dict(trial.user_attrs))
+    point = {key: value if value > _NO_DECAY else 0.0 for key, value in point.items()}
+    return Trial(trial.number, point, rungs, trial.state, dict(trial.user_attrs))
 
 
 def val_accuracy(outcome: Outcome) -> float:
