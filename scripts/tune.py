@@ -34,7 +34,7 @@ def main(console, step):
         CONFIG.value,
         workdir,
         step=step,
-        budget=budget.parse(BUDGET.value) if BUDGET.value else None,
+        budget=budget.parse(BUDGET.value) if BUDGET.value else budget.UNLIMITED,
         storage=STORAGE.value,
         study=STUDY.value,
         sampler=SAMPLER.value,

@@ -1,19 +1,29 @@
 """What a study may cost: in time, or in steps, which every machine counts alike."""
 
+import math
 import re
+import statistics
+from collections.abc import Callable, Sequence
 from typing import NamedTuple
 
 from trainer.errors import ConfigError
+from trainer.tuning.search import Phase
+from trainer.tuning.study import Study
+
+LEAST_STEPS = 10  # of a trial: fewer say nothing
 
 _SECONDS = {"s": 1.0, "m": 60.0, "h": 3600.0}
 
 
 class Budget(NamedTuple):
-    """seconds: of wall time, or None; steps: train steps, or None. One of the two is given."""
+    """seconds: of wall time, or None; steps: train steps, or None. Both None: no limit."""
 
     seconds: float | None
     steps: int | None
     text: str
+
+
+UNLIMITED = Budget(None, None, "")
 
 
 def parse(text: str) -> Budget:
@@ -25,3 +35,56 @@ def parse(text: str) -> Budget:
     if unit == "steps":
         return Budget(None, int(amount), text)
     return Budget(amount * _SECONDS[unit], None, text)
+
+
+class Ledger:
+    """What a study has used and has left, counted in train steps.
+
+    A budget of time is turned into steps by the speed of the trials so far, when a length is needed; what was given is
+    written down, so that it is the same when the command is run again.
+    """
+
+    def __init__(self, study: Study, phases: Sequence[Phase], *, budget: Budget):
+        self.budget = budget
+        self._study, self._phases = study, phases
+
+    def used_steps(self) -> int:
+        """Steps that the trials of this study have trained, a continued one once."""
+        longest = {}
+        for trial in self._trials():
+            longest[trial.workdir] = max(longest.get(trial.workdir, 0), trial.last.steps)
+        return sum(longest.values())
+
+    def left(self, *, runs: float, evaluations_per_step: float = 0.0) -> float:
+        """Steps that are left beside `runs` starts of a trial, each with its evaluation, and evaluations on the way."""
+        if self.budget.steps is not None:
+            return self.budget.steps - self.used_steps()
+        if self.budget.seconds is None:
+            return math.inf
+        sound = [trial.last for trial in self._trials() if trial.rungs and not math.isnan(trial.last.step_seconds)]
+        if not sound:
+            raise ConfigError("a budget of time needs the speed of a trial; run the steps 'overfit' or 'lr' first")
+        step = statistics.median(outcome.step_seconds for outcome in sound)
+        start = max(0.0, statistics.median(outcome.seconds - outcome.steps * outcome.step_seconds for outcome in sound))
+        seconds = self.budget.seconds - self._study.record["seconds_used"]
+        return (seconds - runs * start) / (step + evaluations_per_step * start)
+
+    def allot(self, name: str, compute: Callable[[], float]) -> int:
+        """The whole number of steps given to `name`: `compute()` the first time. 0 where that is below LEAST_STEPS."""
+        allotted = self._study.record["allotted"]
+        if name not in allotted:
+            steps = compute()
+            allotted = {**allotted, name: int(steps) if steps >= LEAST_STEPS else 0}
+            self._study.save(allotted=allotted)
+        return allotted[name]
+
+    def refuse(self, name: str):
+        """Raises ConfigError: the budget has no room for `name`. With a larger one it may be asked again."""
+        self._study.save(allotted={key: steps for key, steps in self._study.record["allotted"].items() if key != name})
+        raise ConfigError(
+            f"--budget={self.budget.text} has no room for the step '{name}', not even for {LEAST_STEPS} steps a trial; "
+            "raise it and run the same command again: what was found is kept"
+        )
+
+    def _trials(self):
+        return [trial for phase in self._phases for trial in phase.trials()]

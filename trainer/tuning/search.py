@@ -31,6 +31,8 @@ Point = dict[str, float]  # "lr" and "weight_decay"
 class Trial(NamedTuple):
     """A trial as the storage has it: its point, and the outcome of each rung (steps -> outcome) that it ran."""
 
+    id: str
+    workdir: str  # its own name, or that of the trial which it goes on with
     number: int
     point: Point
     rungs: dict[int, Outcome]
@@ -58,7 +60,7 @@ def _without_password(url):
 
 
 class Phase:
-    """One phase of a study: its trials in the Optuna study `name`.
+    """One phase of a study: its trials in the Optuna study `study/name`.
 
     worker: who runs here; only this worker's trials are trained here, those of others are waited for.
     run: (trial, steps) -> Outcome, which continues what it had begun.
@@ -67,13 +69,16 @@ class Phase:
     def __init__(
         self,
         storage: optuna.storages.BaseStorage,
-        name: str,
+        study: str,
         *,
+        name: str,
         worker: str,
         config_sha256: str,
         run: Callable[["Trial", int], Outcome],
     ):
-        self._study = optuna.create_study(storage=storage, study_name=name, direction="maximize", load_if_exists=True)
+        self._study = optuna.create_study(
+            storage=storage, study_name=f"{study}/{name}", direction="maximize", load_if_exists=True
+        )
         self.name = name
         self._worker, self._run = worker, run
         owner = self._study.user_attrs.get("config_sha256")
@@ -81,12 +86,12 @@ class Phase:
             self._study.set_user_attr("config_sha256", config_sha256)
         elif owner != config_sha256:
             raise ConfigError(
-                f"the study '{name}' in this storage belongs to another config; choose another --study or --storage"
+                f"the study '{study}' in this storage belongs to another config; choose another --study or --storage"
             )
 
     def trials(self) -> list[Trial]:
         """All trials, by number."""
-        return [_read(trial) for trial in self._study.get_trials(deepcopy=False)]
+        return [self._read(trial) for trial in self._study.get_trials(deepcopy=False)]
 
     def grid(self, points: Sequence[Point], *, group: str, continues: Sequence[str] = ()):
         """Puts `points` into `group`, once, to be run by whoever comes first.
@@ -178,7 +183,7 @@ class Phase:
             unsigned = [trial for trial in running if "worker" not in trial.user_attrs]
             now = datetime.datetime.now()
             if all((now - trial.datetime_start).total_seconds() > _SIGNING for trial in unsigned):
-                return [_read(trial) for trial in unsigned]
+                return [self._read(trial) for trial in unsigned]
             time.sleep(0.1)  # another worker may be about to sign
 
     def advance(self, trial: Trial, steps: int, *, tell: Callable[[str], None]) -> Outcome:
@@ -193,7 +198,7 @@ class Phase:
         live.set_user_attr(f"rung-{steps}", outcome._asdict())
         said = outcome.failed or f"train loss {outcome.train_loss:.4f}  val acc {outcome.val_accuracy:.2%}"
         point = "  ".join(f"{key} {value:.3g}" for key, value in trial.point.items())
-        tell(f"{self.name}-{trial.number:02}  {point}  step {steps:,}  {said}")
+        tell(f"{trial.id}  {point}  step {steps:,}  {said}")
         return outcome
 
     def _wait(self, numbers, steps, *, tell):
@@ -211,6 +216,19 @@ class Phase:
                 tell(f"going on without the trials {late} of other machines")
                 return [trial for trial in found if trial.number not in late]
             time.sleep(_POLL)
+
+    def _read(self, trial: FrozenTrial) -> Trial:
+        rungs = {
+            int(key.removeprefix("rung-")): Outcome(**value)
+            for key, value in trial.user_attrs.items()
+            if key.startswith("rung-")
+        }
+        # A trial that waits has its point set aside until it is asked for.
+        point = trial.params or trial.system_attrs.get("fixed_params", {})
+        point = {key: value if value > _NO_DECAY else 0.0 for key, value in point.items()}
+        own = f"{self.name}-{trial.number:02}"
+        workdir = trial.user_attrs.get("workdir", own)
+        return Trial(own, workdir, trial.number, point, rungs, trial.state, dict(trial.user_attrs))
 
     def _live(self, trial):
         ids = {frozen.number: frozen._trial_id for frozen in self._study.get_trials(deepcopy=False)}
@@ -231,18 +249,6 @@ SAMPLERS = {
     "random": lambda seed: optuna.samplers.RandomSampler(seed=seed),
     "tpe": lambda seed: optuna.samplers.TPESampler(seed=seed, n_startup_trials=4),
 }
-
-
-def _read(trial: FrozenTrial) -> Trial:
-    rungs = {
-        int(key.removeprefix("rung-")): Outcome(**value)
-        for key, value in trial.user_attrs.items()
-        if key.startswith("rung-")
-    }
-    # A trial that waits has its point set aside until it is asked for.
-    point = trial.params or trial.system_attrs.get("fixed_params", {})
-    point = {key: value if value > _NO_DECAY else 0.0 for key, value in point.items()}
-    return Trial(trial.number, point, rungs, trial.state, dict(trial.user_attrs))
 
 
 def val_accuracy(outcome: Outcome) -> float:

@@ -2,7 +2,9 @@
 
 import json
 import pprint
+import time
 import uuid
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
@@ -11,12 +13,15 @@ import ml_collections
 from trainer import config as config_lib
 from trainer import workdir as workdir_lib
 from trainer.errors import WorkdirError
+from trainer.tuning.search import Phase
 
 STUDY = "study.json"
 WINNER = "winner.py"
 PAGE = "study.html"
 TRIALS = "trials"
 STORAGE = "trials.db"
+
+STATES = {"WAITING": "running", "RUNNING": "running", "COMPLETE": "complete", "PRUNED": "dropped", "FAIL": "failed"}
 
 _WINNER = '''"""The winner of a hyperparameter study{of}: {figures}.
 
@@ -61,15 +66,18 @@ class Study:
                 "config": json.loads(config_lib.to_json(config)),
                 "config_sha256": sha256,
                 "worker": uuid.uuid4().hex,
-                "allotted": {},
+                "seconds_used": 0.0,  # of all parts of the study
+                "allotted": {},  # steps, by what they were given to
                 "steps": [],
                 "trials": [],
                 "next": [],
             }
 
+        self._began = time.monotonic() - self.record["seconds_used"]
+
     def save(self, **changes: Any):
-        """Sets the keys of `changes` and writes the record."""
-        self.record.update(changes)
+        """Sets the keys of `changes`, and the clock, and writes the record."""
+        self.record.update(changes, seconds_used=time.monotonic() - self._began)
         workdir_lib.write_whole(self._path, json.dumps(self.record, indent=2))
 
     def step(self, name: str) -> dict | None:
@@ -89,6 +97,31 @@ class Study:
         }
         others = [step for step in self.record["steps"] if step["name"] != name]
         self.save(steps=sorted([*others, entry], key=lambda step: (step["step"], step["name"])))
+
+    def note_trials(self, phases: Iterable[Phase], *, an_epoch: float):
+        """Writes down the trials of `phases`, as the page shows them. an_epoch: in steps."""
+        config = self.record["config"]
+        entries = [
+            {
+                "id": trial.id,
+                "phase": trial.attributes["group"].partition("-")[0] if phase.name == "search" else phase.name,
+                "workdir": trial.workdir,
+                **trial.point,
+                "seed": config["seed"],
+                "schedule": config["schedule"]["name"] if phase.name == "final" else "constant",
+                "state": STATES[trial.state.name],
+                "reason": trial.attributes.get("reason", trial.last.failed),
+                "rungs": [
+                    {"steps": steps, "epochs": steps / an_epoch, **outcome._asdict()}
+                    for steps, outcome in sorted(trial.rungs.items())
+                ],
+                "seconds": trial.last.seconds,
+            }
+            for phase in phases
+            for trial in phase.trials()
+            if "group" in trial.attributes
+        ]
+        self.save(trials=entries)
 
     def write_winner(self, config: ml_collections.ConfigDict, *, figures: str) -> list[str]:
         """Writes `config` as a config file; returns what differs from the study's own."""

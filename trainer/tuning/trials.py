@@ -48,6 +48,11 @@ def changed(config: ml_collections.ConfigDict, changes: Mapping[str, Any]) -> ml
     return copy
 
 
+def at_point(config: ml_collections.ConfigDict, point: Mapping[str, float]) -> ml_collections.ConfigDict:
+    """`config` with the rate and the decay of `point`."""
+    return changed(config, {f"optimizer.{key}": value for key, value in point.items()})
+
+
 def at_constant_rate(
     config: ml_collections.ConfigDict, *, steps: int, eval_every_steps: int, log_every_steps: int
 ) -> ml_collections.ConfigDict:
@@ -63,6 +68,18 @@ def at_constant_rate(
             "checkpoint.keep_latest": 1,
         },
     )
+
+
+def plain(config: ml_collections.ConfigDict) -> ml_collections.ConfigDict:
+    """`config` without augmentation and mixing."""
+    return changed(config, {"data.augment": "", "data.mix": {"name": "none"}})
+
+
+def sample(config: ml_collections.ConfigDict, *, examples: int) -> ml_collections.ConfigDict:
+    """`config` on a few images, without what would keep the network from learning them by heart."""
+    off = {"data.train_examples": examples, "label_smoothing": 0.0, "ema_decay": 0.0, "regularizer": {"name": "none"}}
+    off |= {f"model.{key}": 0.0 for key in ("dropout", "drop_path") if key in config.model}
+    return changed(plain(config), off)
 
 
 def shortened(config: ml_collections.ConfigDict, *, steps: int, total_steps: int) -> ml_collections.ConfigDict:

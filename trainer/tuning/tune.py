@@ -34,7 +34,7 @@ def tune(
     workdir: Path,
     *,
     step: str,
-    budget: Budget | None,
+    budget: Budget,
     storage: str,
     study: str,
     sampler: str,
@@ -43,9 +43,9 @@ def tune(
 ) -> dict:
     """Takes `config` through one step of `STEPS`, or "all" of them; returns what `study.json` holds.
 
-    budget: None for the natural length of each step. storage: an SQLAlchemy URL, "" for a file in `workdir`; study: the
-    name of the study in it. sampler: of `search.SAMPLERS`. name: of the config, for the page. Raises a LinseedError for all that a user can mend; what was
-    found before is kept, and the same call goes on.
+    budget: `UNLIMITED` for the natural length of each step. storage: an SQLAlchemy URL, "" for a file in `workdir`;
+    study: the name of the study in it. sampler: of `search.SAMPLERS`. name: of the config, for the page. Raises a
+    LinseedError for all that a user can mend; what was found before is kept, and the same call goes on.
     """
     if step not in (*STEPS, "all"):
         raise ConfigError(unknown_name("step", step, (*STEPS, "all")))
@@ -59,7 +59,7 @@ def tune(
         )
     with workdir_lib.lock(workdir):
         record = study_lib.Study(workdir, config, name=name)
-        record.save(budget=budget.text if budget else None)
+        record.save(budget=budget.text or None)
         shared = experiment_lib.Shared()
         with tempfile.TemporaryDirectory() as folder:
             experiment = experiment_lib.build(config, Path(folder), shared=shared)
@@ -99,8 +99,8 @@ def _conclude(record):
     if winner:
         path = record.workdir / study_lib.WINNER
         verdict = (
-            f"lr {winner['lr']:.3g} and decay {winner['weight_decay']:.3g} reach {winner['val_accuracy']:.2%} on validation "
-            f"after {winner['epochs']:.1f} epochs."
+            f"lr {winner['lr']:.3g} and decay {winner['weight_decay']:.3g} reach {winner['val_accuracy']:.2%} on "
+            f"validation after {winner['epochs']:.1f} epochs."
         )
         following.insert(0, f"python -m scripts.train --config={path} --workdir=runs/winner")
     else:
