@@ -22,14 +22,12 @@ PICTURE_ROWS = 21
 
 
 def main(console):
-    import models
     from trainer import writers
     from trainer.forecast import forecast
 
     with console.status("reading the data, compiling, timing"):
         found = forecast(
             CONFIG.value,
-            models=models.MODELS,
             workdir=Path(WORKDIR.value) if WORKDIR.value else None,
             timed_steps=STEPS.value,
             time_limit=TIME_LIMIT.value,
@@ -135,7 +133,7 @@ def _steps(steps):
     yield "the whole run", f"{steps.total:,}", f"{steps.total / steps.per_epoch:,.2f} epochs"
     yield "an epoch", f"{steps.per_epoch:,.1f}", ""
     yield "warm-up", f"{steps.warmup:,}", f"{steps.warmup / steps.total:.1%} of the run"
-    yield "evaluations", f"{steps.evaluations:,}", f"about every {steps.total / steps.evaluations:,.0f} steps"
+    yield "evaluations", f"{steps.evaluations(after=0):,}", f"every {steps.eval_every:,} steps, and at the end"
 
 
 def _flops(found):
@@ -162,15 +160,16 @@ def _memory(memory):
 
 
 def _time(found):
-    steps, seconds, left = found.steps, found.seconds, found.standing
-    yield "start", _clock(seconds.start), "reading data, building"
+    steps, seconds, after = found.steps, found.seconds, found.standing.step
+    yield "start", _clock(found.start), "reading data, building"
     yield "compile", _clock(seconds.compile), "train and eval step"
     yield "a train step", _clock(seconds.step), f"median of {seconds.timed}"
     yield "an evaluation", _clock(seconds.evaluation), "all of validation, from one batch"
-    yield "the whole run", _clock(seconds.run), f"{steps.total:,} steps, {steps.evaluations:,} evaluations"
-    if left.status == "under way":
-        note = f"from step {left.step:,}: {left.steps:,} steps, {left.evaluations:,} evaluations"
-        yield "what is left of it", _clock(left.seconds), note
+    note = f"{steps.total:,} steps, {steps.evaluations(after=0):,} evaluations"
+    yield "the whole run", _clock(found.run_seconds(after=0)), note
+    if found.standing.status == "under way":
+        note = f"from step {after:,}: {steps.total - after:,} steps, {steps.evaluations(after=after):,} evaluations"
+        yield "what is left of it", _clock(found.run_seconds(after=after)), note
 
 
 def _disk(disk):

@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 
 from trainer import losses
-from trainer.tuning import curves
+from trainer.tuning import curves, floors
 from trainer.tuning.findings import CAUSES
 
 SEEDS = range(3)
@@ -122,8 +122,8 @@ def test_warm_restarts_may_raise_the_loss(seed):
 @pytest.mark.parametrize("smoothing", [0.0, 0.1])
 def test_a_sound_run_of_every_loss(name, smoothing):
     smoothing = 0.0 if name == "svm" else smoothing
-    chance = curves.chance_loss(name, num_classes=10)
-    floor = curves.loss_floor(name, num_classes=10, label_smoothing=smoothing)
+    chance = floors.chance_loss(name, num_classes=10)
+    floor = floors.lowest_loss(name, num_classes=10, label_smoothing=smoothing)
     above = exponential(chance - floor)
     accuracy = learns(above, chance - floor)
     for seed in SEEDS:
@@ -144,32 +144,6 @@ def test_a_modest_gap_is_no_alarm():
             seed=seed,
         )
         assert causes(run) == []
-
-
-@pytest.mark.parametrize("name", losses.LOSSES)
-def test_chance_is_the_loss_of_zero_logits(name):
-    kwargs = {} if name == "svm" else {"label_smoothing": 0.1}
-    kwargs |= {"class_weights": (1.0,) * 7} if name == "weighted_softmax" else {}
-    value = losses.LOSSES[name](np.zeros((3, 7), np.float32), np.array([0, 3, 6]), **kwargs)
-    np.testing.assert_allclose(value, curves.chance_loss(name, num_classes=7), rtol=1e-5)
-
-
-@pytest.mark.parametrize("name", ["softmax", "sigmoid"])
-def test_the_floor_is_the_loss_of_logits_that_give_the_targets(name):
-    """Softmax: logits log t. Sigmoid: logits log(t / (1 - t))."""
-    targets = np.full((1, 5), 0.2 / 5)
-    targets[0, 2] += 0.8
-    logits = np.log(targets) if name == "softmax" else np.log(targets / (1 - targets))
-    value = losses.LOSSES[name](np.float32(logits), np.array([2]), label_smoothing=0.2)
-    np.testing.assert_allclose(value, curves.loss_floor(name, num_classes=5, label_smoothing=0.2), rtol=1e-5)
-
-
-@pytest.mark.parametrize("smoothing", [0.0, 0.1])
-def test_the_floor_of_two_softmaxes_is_the_loss_of_a_one_hot_logit(smoothing):
-    value = losses.softmax(np.eye(10, dtype=np.float32)[:1], np.array([0]), label_smoothing=smoothing)
-    floor = curves.double_softmax_floor(num_classes=10, label_smoothing=smoothing)
-    np.testing.assert_allclose(value, floor, rtol=1e-5)
-    assert smoothing or floor == pytest.approx(math.log(1 + 9 / math.e))
 
 
 @pytest.mark.parametrize("seed", SEEDS)
@@ -280,7 +254,7 @@ class TestCauses:
 
     def test_softmax_twice(self, classes, seed):
         """The loss of probabilities taken for logits: its floor, and 1 more for each image given to a wrong class."""
-        floor = curves.double_softmax_floor(num_classes=classes, label_smoothing=0.0)
+        floor = floors.double_softmax_loss(num_classes=classes, label_smoothing=0.0)
         accuracy = lambda t: 0.95 - 0.85 * math.exp(-12 * t)  # noqa: E731
         run = dict(loss=lambda t: floor + 1 - accuracy(t), accuracy=accuracy, rate=cosine, noise=0.05)
         assert self.first("double_softmax", classes=classes, seed=seed, **run) == ["double_softmax"]

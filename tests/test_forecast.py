@@ -7,14 +7,14 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-import models
 from configs import digits
 from trainer import forecast as forecast_lib
+from trainer import measure as measure_lib
 from trainer import schedules, train, writers
 from trainer import workdir as workdir_lib
 from trainer.data import sources
 from trainer.errors import ConfigError, WorkdirError
-from trainer.forecast import Assignment, assignments, disk, evaluations_after, forecast, rates, time_steps
+from trainer.forecast import Assignment, Steps, assignments, disk, forecast, rates
 from trainer.schedules import make_schedule
 
 BATCH, PIXELS, WIDTH, CLASSES = 64, 8 * 8 * 3, 128, 4
@@ -45,7 +45,7 @@ def mlp(**changes):
 
 
 def foretell(config, workdir=None):
-    return forecast(config, models=models.MODELS, workdir=workdir, timed_steps=2, time_limit=10.0)
+    return forecast(config, workdir=workdir, timed_steps=2, time_limit=10.0)
 
 
 @pytest.fixture(scope="module")
@@ -79,28 +79,16 @@ def test_flops_do_not_depend_on_how_devices_are_arranged(found):
     assert foretell(mlp(**{"parallel.backend": "shard_map"})).flops.step == pytest.approx(found.flops.step, rel=0.01)
 
 
-def test_a_backend_that_counts_nothing_leaves_nothing_but_the_figure_out():
-    class Lowered:
-        def cost_analysis(self):
-            raise NotImplementedError
-
-        def as_text(self):
-            return 'stablehlo.custom_call @Sharding(%0)\nstablehlo.custom_call @"__onednn$convolution"(%1)'
-
-    flops = forecast_lib._flops(Lowered(), mlp(), devices=1)
-    assert flops.step is None
-    assert flops.missing == ("what other libraries compute (__onednn$convolution)",)
-
-
 def test_steps_are_counted_as_the_config_says(found):
-    assert found.steps == (18, TRAIN / BATCH, 3, 4)  # evaluations at 5, 10, 15 and 18
+    assert found.steps == (18, TRAIN / BATCH, 3, 5)
+    assert found.steps.evaluations(after=0) == 4  # at 5, 10, 15 and 18
 
 
 @pytest.mark.parametrize("every", [1, 3, 5, 6, 7, 40])
 def test_evaluations_are_those_of_the_loop(every):
     judged = [step for step in range(1, 19) if step % every == 0 or step == 18]
     for step in [0, *judged]:
-        left = evaluations_after(step, total_steps=18, every_steps=every)
+        left = Steps(total=18, per_epoch=4.0, warmup=0, eval_every=every).evaluations(after=step)
         assert left == len([later for later in judged if later > step])
 
 
@@ -150,29 +138,16 @@ def test_memory_holds_at_least_the_state_and_the_batch(found):
 
 def test_time_of_the_run_is_that_of_its_parts(found):
     seconds = found.seconds
-    assert seconds.timed == 2 and min(seconds.step, seconds.compile, seconds.evaluation, seconds.start) > 0
-    parts = seconds.start + seconds.compile + 18 * seconds.step + 4 * seconds.evaluation
-    assert seconds.run == pytest.approx(parts)
-
-
-def test_timing_stops_at_its_limit_but_measures_once():
-    calls = []
-
-    def step(state, batch):
-        calls.append(batch)
-        return state + 1, {}
-
-    seconds, state = time_steps(step, 0, batch_at=lambda index: index, steps=50, time_limit=0.0)
-    assert len(seconds) == 1 and state == 2 and calls == [0, 1]
-    seconds, state = time_steps(step, 0, batch_at=lambda index: index, steps=5, time_limit=60.0)
-    assert len(seconds) == 5 and state == 6
+    assert seconds.timed == 2 and min(seconds.step, seconds.compile, seconds.evaluation, found.start) > 0
+    parts = found.start + seconds.compile + 18 * seconds.step + 4 * seconds.evaluation
+    assert found.run_seconds(after=0) == pytest.approx(parts)
 
 
 def test_a_device_without_room_is_one_line(monkeypatch):
     def full(*arguments, **keywords):
         raise jax.errors.JaxRuntimeError("RESOURCE_EXHAUSTED: Out of memory allocating 1 byte.")
 
-    monkeypatch.setattr(forecast_lib, "time_steps", full)
+    monkeypatch.setattr(measure_lib, "time_steps", full)
     with pytest.raises(ConfigError, match="lower config.data.batch_size") as error:
         foretell(mlp())
     assert "\n" not in str(error.value)
@@ -209,10 +184,10 @@ def test_a_run_under_way_has_the_rest_left_and_is_not_touched(tmp_path):
     before = files(tmp_path)
     found = foretell(config, tmp_path)
     assert files(tmp_path) == before
-    assert found.standing[:4] == ("under way", 10, 8, 2)
+    assert found.standing == ("under way", 10, ())
     seconds = found.seconds
-    rest = seconds.start + seconds.compile + 8 * seconds.step + 2 * seconds.evaluation
-    assert found.standing.seconds == pytest.approx(rest)
+    rest = found.start + seconds.compile + 8 * seconds.step + 2 * seconds.evaluation
+    assert found.run_seconds(after=10) == pytest.approx(rest)
 
     # A snapshot on disk is what was foretold: its arrays, and a little for their names.
     size = sum(len(data) for path, data in before.items() if "checkpoints/10/" in str(path))
@@ -225,7 +200,7 @@ def test_a_run_under_way_has_the_rest_left_and_is_not_touched(tmp_path):
     train.train_and_evaluate(config, tmp_path, writer=writers.Quiet(), on_config_change="refuse")
     openings = (tmp_path / workdir_lib.OPENINGS).read_text()
     finished = foretell(config, tmp_path).standing
-    assert finished.status == "finished" and finished.steps == 0
+    assert finished.status == "finished" and finished.step == 18
     assert (tmp_path / workdir_lib.OPENINGS).read_text() == openings
 
 

@@ -41,7 +41,9 @@ class Experiment(NamedTuple):
     train_batch: Callable  # step -> host batch
     batch_size: int  # examples a step
     total_steps: int
+    warmup_steps: int
     eval_every_steps: int
+    schedule: Callable  # step -> learning rate; a `schedules.Plateau` where it follows the loss
     parallel: DataParallel
     hyperparams: dict[str, float]  # what `optim.with_hyperparams` takes
     state: state_lib.TrainState  # before the first step, host arrays
@@ -156,7 +158,9 @@ def build(config: ml_collections.ConfigDict, workdir: Path, *, shared: Shared) -
         train_batch=train_batch,
         batch_size=batch_size,
         total_steps=total_steps,
+        warmup_steps=schedule_kwargs["warmup_steps"],
         eval_every_steps=eval_every_steps,
+        schedule=schedules.make_schedule(**schedule_kwargs, lr=lr, total_steps=total_steps),
         parallel=parallel,
         hyperparams=hyperparams,
         state=state,

@@ -80,9 +80,9 @@ def draw_curves(records: list[dict], *, best_step: int) -> Figure:
 
 
 def svg(figure: Figure, *, alt: str) -> str:
-    """`figure` as an `<svg>` to stand in a page, the same text each time. alt: what it shows, for who does not see it."""
+    """`figure` as an `<svg>` to stand in a page, the same text each time. alt: what to say to who does not see it."""
     drawn = io.StringIO()
-    # Names within the drawing come from what they name: those of two figures on a page clash only where they are equal.
+    # With a salt, names in the drawing come from what they name: on one page they clash only where that is equal.
     with matplotlib.rc_context({"svg.hashsalt": "figure"}):
         figure.savefig(drawn, format="svg", metadata=dict.fromkeys(("Creator", "Date", "Format", "Type")))
     text = drawn.getvalue()

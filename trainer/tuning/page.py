@@ -3,13 +3,12 @@
 import json
 import math
 from pathlib import Path
-from typing import Any
 
 import jinja2
 
 from trainer import report
 from trainer import workdir as workdir_lib
-from trainer.tuning import plots
+from trainer.tuning import plots, shown
 from trainer.tuning.findings import CAUSES
 
 STEPS = {
@@ -22,6 +21,7 @@ STEPS = {
     7: "Go on, or stop",
 }
 _PHASES = {"overfit": STEPS[2], "lr": STEPS[3], "coarse": STEPS[4], "refine": STEPS[5], "final": "Final runs"}
+_MARKS = {"ok": "✓ ok", "alarm": "⚠ alarm", "not run": "– not run"}
 _SHORT = {"weight_decay": "weight decay", "lr": "learning rate"}
 
 _TEMPLATE = """<!doctype html>
@@ -32,7 +32,7 @@ _TEMPLATE = """<!doctype html>
 <style>
 {{ style | safe }}
   h2 { border-bottom: 1px solid #ddd; margin-top: 2.5rem; }
-  h1, h3, p, li, td { overflow-wrap: anywhere; }
+  h1, h3, p, li, td:last-child { overflow-wrap: anywhere; }
   .verdict { font-size: 1.15rem; border-left: 4px solid #1a1a1a; padding-left: 1rem; }
   .steps { list-style: none; padding: 0; }
   .steps > li { display: grid; grid-template-columns: 5.5rem minmax(0, 1fr); margin: .9rem 0; }
@@ -48,21 +48,27 @@ _TEMPLATE = """<!doctype html>
   .wide { overflow-x: auto; }
   .trials { font-size: .85rem; line-height: 1.35; }
   .trials th, .trials td { padding-right: .9rem; }
-  .trials td { overflow-wrap: normal; }
-  .trials td.words { min-width: 9rem; }
+  .trials td { white-space: nowrap; }
+  .trials td.words { white-space: normal; min-width: 9rem; overflow-wrap: normal; }
   .trials .won td { font-weight: 700; }
   tr, figure, .steps > li { break-inside: avoid; }
   h2, h3 { break-after: avoid; }
   @media (max-width: 40rem) { .steps > li { grid-template-columns: minmax(0, 1fr); } th, td { padding-right: .7rem; } }
-  @media print { body { max-width: none; margin: 0; font-size: 11pt; } .wide { overflow: visible; }
-    .trials { font-size: 7.5pt; } .trials th, .trials td { padding-right: .4rem; } }
+  @media print {
+    body { max-width: none; margin: 0; font-size: 11pt; }
+    .figures { flex-wrap: nowrap; }
+    .wide { overflow: visible; }
+    pre { white-space: pre-wrap; }
+    .trials { font-size: 7.5pt; }
+    .trials th, .trials td { padding-right: .4rem; }
+  }
 </style>
 {% macro pictures(drawings) %}<div class="figures">
 {% for drawing in drawings %}<figure>{{ drawing.figure | svg(alt=drawing.alt) | safe }}
 <figcaption>{{ drawing.caption }}</figcaption></figure>
 {% endfor %}</div>{% endmacro %}
 <h1>{{ title }}</h1>
-<p class="verdict">{{ study.verdict or "No verdict yet: the study is under way." }}</p>
+<p class="verdict">{{ study.verdict or "No verdict yet" ~ (": the study is under way" if not study.stopped) ~ "." }}</p>
 <table>
   {% for name, value in facts %}<tr><td>{{ name }}</td><td>{{ value }}</td></tr>
   {% endfor %}
@@ -71,8 +77,8 @@ _TEMPLATE = """<!doctype html>
 <h2>The seven steps</h2>
 <ol class="steps">
 {% for number, step in steps %}
-<li class="{{ step.mark }}"><span class="mark">{{ {"ok": "✓ ok", "alarm": "⚠ alarm"}.get(step.mark, "– " ~ step.mark) }}\
-</span><div><strong>{{ number }}. {{ step.title }}</strong>
+<li class="{{ step.mark }}"><span class="mark">{{ marks[step.mark] }}</span>
+<div><strong>{{ number }}. {{ step.title }}</strong>
   {% if step.summary %}<p>{{ step.summary }}</p>{% endif %}
   {% if step.figures %}<p class="small">{% for name, value in step.figures %}{{ name }} {{ value }}\
 {{ "; " if not loop.last }}{% endfor %}</p>{% endif %}
@@ -88,8 +94,9 @@ _TEMPLATE = """<!doctype html>
 <h2>{{ heading }}</h2>
 {{ pictures([drawing]) }}
 {% if ranks %}<div class="wide"><table class="trials">
-  <tr><th class="figure">rank</th><th>trial</th><th class="figure">learning rate</th><th class="figure">weight decay</th>
-    <th class="figure">epochs</th><th class="figure">val accuracy</th><th class="figure">val loss</th><th>state</th></tr>
+  <tr><th class="figure">rank</th><th>trial</th><th class="figure">learning rate</th>
+    <th class="figure">weight decay</th><th class="figure">epochs</th><th class="figure">val accuracy</th>
+    <th class="figure">val loss</th><th>state</th></tr>
   {% for trial in ranks %}<tr><td class="figure">{{ loop.index }}</td><td>{{ trial.id }}</td>\
 <td class="figure">{{ trial.lr | short }}</td><td class="figure">{{ trial.weight_decay | short }}</td>\
 <td class="figure">{{ trial.last.epochs | short }}</td><td class="figure">{{ trial.last.val_accuracy | percent }}</td>\
@@ -120,16 +127,17 @@ higher their learning rate; dashed ones were dropped, dotted ones failed, at the
 
 {% if study.next %}<h2>What to try next</h2>
 <ul>
-{% for line in study.next %}<li>{% if line is string and line.startswith("python ") %}<code>{{ line }}</code>\
+{% for line in study.next %}<li>{% if line is string and line.startswith("python ") %}<pre>{{ line }}</pre>\
 {% else %}{{ line }}{% endif %}</li>
 {% endfor %}
 </ul>{% endif %}
 
 {% if trials %}<h2>All trials</h2>
 <div class="wide" role="region" tabindex="0" aria-label="all trials"><table class="trials">
-  <tr><th>trial</th><th class="figure">learning rate</th><th class="figure">weight decay</th><th>seed</th><th>schedule</th>
-    <th class="figure">steps</th><th class="figure">epochs</th><th class="figure">train loss</th>
-    <th class="figure">val loss</th><th class="figure">val accuracy</th><th class="figure">time (s)</th><th>state</th></tr>
+  <thead><tr><th>trial</th><th class="figure">learning rate</th><th class="figure">weight decay</th><th>seed</th>
+    <th>schedule</th><th class="figure">steps</th><th class="figure">epochs</th><th class="figure">train loss</th>
+    <th class="figure">val loss</th><th class="figure">val accuracy</th><th class="figure">time (s)</th>
+    <th>state</th></tr></thead>
 {% for trial in trials %}{% set tall = [trial.rungs | length, 1] | max %}
 <tbody{% if winner and trial.id == winner.trial %} class="won"{% endif %}>
 {% for rung in trial.rungs or [trial.last] %}<tr>
@@ -154,8 +162,8 @@ higher their learning rate; dashed ones were dropped, dotted ones failed, at the
 def write(path: Path, study: dict, curves: dict[str, list[dict]]):
     """Writes the page of `study` to `path`.
 
-    study: what `study.json` holds; any part may be absent, and a figure may be null or a word such as "NaN". curves: trial
-    id -> its records, as `writers.read_records` returns them; a trial without any is drawn from its rungs.
+    study: what `study.json` holds; any part may be absent, and a figure may be null or a word such as "NaN".
+    curves: trial id -> its records, as `writers.read_records` returns them; without any it is drawn from its rungs.
     """
     page = _PAGE.render(_content(study, curves))
     # A name that came from the file system may hold what is no character.
@@ -163,7 +171,7 @@ def write(path: Path, study: dict, curves: dict[str, list[dict]]):
 
 
 def _content(study, curves):
-    trials = [plots.read_trial(values) for values in study.get("trials") or ()]
+    trials = [shown.read_trial(values) for values in study.get("trials") or ()]
     winner = study.get("winner") or {}
     phases = {
         phase: [trial for trial in trials if trial.phase == phase] for phase in dict.fromkeys(t.phase for t in trials)
@@ -174,6 +182,7 @@ def _content(study, curves):
         "study": study,
         "facts": _facts(study, trials),
         "steps": _steps(study.get("steps") or ()),
+        "marks": _MARKS,
         "causes": CAUSES,
         "searches": _searches(study, phases),
         "phases": [
@@ -192,14 +201,14 @@ def _content(study, curves):
 def _facts(study, trials):
     states = [trial.state for trial in trials]
     counted = ", ".join(f"{states.count(state)} {state}" for state in dict.fromkeys(states))
-    used = plots.number(study.get("seconds_used"))
+    used = shown.number(study.get("seconds_used"))
     winner = study.get("winner") or {}
     facts = {
-        "best": f"{_percent(winner.get('val_accuracy'))} validation accuracy" if winner else "",
+        "best": f"{shown.percent(winner.get('val_accuracy'))} validation accuracy" if winner else "",
         "stopped": study.get("stopped") or "not yet: the study is under way",
         "budget": study.get("budget"),
         "time used": f"{used / 60:,.1f} min ({used:,.0f} s)" if math.isfinite(used) else "",
-        "steps used": _count(study["steps_used"]) if study.get("steps_used") is not None else "",
+        "steps used": shown.count(study["steps_used"]) if study.get("steps_used") is not None else "",
         "trials": f"{len(trials)}: {counted}" if trials else "none",
         "config (sha256)": study.get("config_sha256"),
     }
@@ -208,40 +217,41 @@ def _facts(study, trials):
 
 def _steps(steps):
     """(number, what to show) of each that ran, and of those of the seven that did not."""
-    shown = []
+    entries = []
     for number, title in STEPS.items():
         ran = [step for step in steps if step.get("step") == number]
         for step in ran:
             mark = "ok" if step.get("ok") else "alarm"
-            figures = [(name, _fact(value)) for name, value in (step.get("numbers") or {}).items()]
-            figures += [
-                (f"chosen {_SHORT.get(name, name)}", _fact(value)) for name, value in (step.get("chosen") or {}).items()
-            ]
-            shown.append((number, step | {"mark": mark, "title": step.get("title") or title, "figures": figures}))
+            figures = [(name, shown.fact(value)) for name, value in (step.get("numbers") or {}).items()]
+            chosen = (step.get("chosen") or {}).items()
+            figures += [(f"chosen {_SHORT.get(name, name)}", shown.fact(value)) for name, value in chosen]
+            entries.append((number, step | {"mark": mark, "title": step.get("title") or title, "figures": figures}))
         if not ran:
-            shown.append((number, {"mark": "not run", "title": title}))
-    return shown
+            entries.append((number, {"mark": "not run", "title": title}))
+    return entries
 
 
 def _searches(study, phases):
-    """(heading, drawing, trials to list by rank) of each search that has trials."""
+    """(heading, drawing, trials to list by rank) of each search that has trials with a place in its picture."""
     steps = {step.get("step"): step for step in study.get("steps") or ()}
     searches = []
     for phase in ("lr", "coarse", "refine"):
-        trials = phases.get(phase, [])
+        trials = [trial for trial in phases.get(phase, ()) if 0 < trial.lr < math.inf]
+        if phase != "lr":
+            trials = [trial for trial in trials if 0 <= trial.weight_decay < math.inf]
         ranks = []
         if not trials:
             continue
         if phase == "lr":
             drawing = plots.rate_search(
                 trials,
-                chosen=plots.number(((steps.get(3) or {}).get("chosen") or {}).get("lr")),
-                untrained=plots.number(((steps.get(1) or {}).get("numbers") or {}).get("initial loss")),
+                chosen=shown.number(((steps.get(3) or {}).get("chosen") or {}).get("lr")),
+                untrained=shown.number(((steps.get(1) or {}).get("numbers") or {}).get("initial loss")),
             )
         elif phase == "coarse" and plots.is_grid(trials):
             drawing = plots.heat_map(trials)
         else:
-            drawing, ranks = plots.scatter(trials), plots.ranked(trials)
+            drawing, ranks = plots.scatter(trials), shown.ranked(trials)
         searches.append((_PHASES[phase], drawing, ranks))
     return searches
 
@@ -250,17 +260,17 @@ def _bold(trials, *, winner):
     """The id of the trial whose curve stands out."""
     if winner in {trial.id for trial in trials}:
         return winner
-    best = plots.ranked(trials)[0]
+    best = shown.ranked(trials)[0]
     return best.id if math.isfinite(best.last.val_accuracy) else ""
 
 
 def _winner_figures(winner):
     written = {
-        "learning rate": ("lr", _short),
-        "weight decay": ("weight_decay", _short),
-        "epochs": ("epochs", _short),
-        "validation accuracy": ("val_accuracy", _percent),
-        "validation loss": ("val_loss", _loss),
+        "learning rate": ("lr", shown.short),
+        "weight decay": ("weight_decay", shown.short),
+        "epochs": ("epochs", shown.short),
+        "validation accuracy": ("val_accuracy", shown.percent),
+        "validation loss": ("val_loss", shown.loss),
     }
     return [(name, write(winner[key])) for name, (key, write) in written.items() if key in winner]
 
@@ -272,30 +282,13 @@ def _difference(line: str) -> tuple[str, str, str]:
     return key, old, new
 
 
-def _finite_or(write):
-    """`write`, for what may be no number: inf is said, NaN and what is not there are a dash."""
-
-    def written(value: Any) -> str:
-        value = plots.number(value)
-        return write(value) if math.isfinite(value) else "–" if math.isnan(value) else str(value)
-
-    return written
-
-
-_short = _finite_or(lambda value: f"{value:g}")
-_percent = _finite_or(lambda value: f"{100 * value:.2f} %")
-_loss = _finite_or(lambda value: f"{value:.4f}" if abs(value) < 1e4 else f"{value:.3g}")
-_count = _finite_or(lambda value: f"{value:,.0f}")
-_seconds = _finite_or(lambda value: f"{value:,.1f}")
-
-
-def _fact(value: Any) -> str:
-    """A figure of a step, which may be any word."""
-    if isinstance(value, float):
-        return f"{value:.6g}"
-    return "–" if value is None else str(value)
-
-
 _ENVIRONMENT = jinja2.Environment(autoescape=True)
-_ENVIRONMENT.filters |= dict(short=_short, percent=_percent, loss=_loss, count=_count, seconds=_seconds, svg=report.svg)
+_ENVIRONMENT.filters |= {
+    "count": shown.count,
+    "loss": shown.loss,
+    "percent": shown.percent,
+    "seconds": shown.seconds,
+    "short": shown.short,
+    "svg": report.svg,
+}
 _PAGE = _ENVIRONMENT.from_string(_TEMPLATE)

@@ -1,13 +1,13 @@
 """The pictures of a study. Black and grey, so that a plain printer will do; all words in them are ours.
 
-A trial is one of `study.json`. What JSON has no number for, inf and NaN, comes as null or as a word, and a trial that is
-under way lacks some keys: `read_trial` makes NaN of what is not there, and every picture takes NaN.
+Those that place a trial by its rate and decay take finite ones, the rate above zero, the decay
+not below it.
 """
 
 import math
 import statistics
-from collections.abc import Iterable, Sequence
-from typing import Any, NamedTuple
+from collections.abc import Sequence
+from typing import NamedTuple
 
 import numpy as np
 from matplotlib.axes import Axes
@@ -15,42 +15,10 @@ from matplotlib.figure import Figure
 from matplotlib.patches import Rectangle
 from matplotlib.ticker import MaxNLocator, NullLocator, PercentFormatter
 
-_WIDTH, _HEIGHT = 4.9, 3.2  # inches: two abreast on the page, one on a narrow screen
+from trainer.tuning.shown import Trial, number, ranked
+
+_WIDTH, _HEIGHT = 4.8, 3.1  # inches: two abreast on the page, one on a narrow screen
 _HIGH = 2.0  # a loss of so many times that of the untrained network is off the scale
-
-
-class Rung(NamedTuple):
-    """What a trial had reached after `steps` optimiser steps; NaN where it was not measured."""
-
-    steps: float
-    epochs: float
-    train_loss: float
-    val_loss: float
-    val_accuracy: float
-
-
-class Trial(NamedTuple):
-    """A trial as it is shown. state: complete, dropped, failed or running; reason: why, in words."""
-
-    id: str
-    phase: str
-    lr: float
-    weight_decay: float
-    seed: str
-    schedule: str
-    state: str
-    reason: str
-    rungs: tuple[Rung, ...]
-    seconds: float
-
-    @property
-    def last(self) -> Rung:
-        """The last rung; all NaN where there is none yet."""
-        return self.rungs[-1] if self.rungs else Rung(*[math.nan] * len(Rung._fields))
-
-    @property
-    def diverged(self) -> bool:
-        return self.state == "failed" or bool(self.rungs) and not math.isfinite(self.last.train_loss)
 
 
 class Drawing(NamedTuple):
@@ -61,34 +29,9 @@ class Drawing(NamedTuple):
     caption: str
 
 
-def number(value: Any) -> float:
-    """`value` as a float; NaN where it is none."""
-    try:
-        return float(value)
-    except (TypeError, ValueError, OverflowError):
-        return math.nan
-
-
-def read_trial(values: dict) -> Trial:
-    """A trial of `study.json`."""
-    rungs = tuple(Rung(*(number(rung.get(field)) for field in Rung._fields)) for rung in values.get("rungs") or ())
-    words = {key: str(values.get(key, "")) for key in ("id", "phase", "seed", "schedule", "state")}
-    figures = {key: number(values.get(key)) for key in ("lr", "weight_decay", "seconds")}
-    return Trial(**words, **figures, reason=values.get("reason") or "", rungs=rungs)
-
-
-def ranked(trials: Iterable[Trial]) -> list[Trial]:
-    """Best first: those that went the whole way, by validation accuracy, then those dropped, then the others."""
-    order = {"complete": 0, "dropped": 1, "running": 2}
-    return sorted(
-        trials,
-        key=lambda trial: (order.get(trial.state, 3), -np.nan_to_num(trial.last.val_accuracy, nan=-1.0)),
-    )
-
-
 def rate_search(trials: Sequence[Trial], *, chosen: float = math.nan, untrained: float = math.nan) -> Drawing:
     """Train loss over learning rate. chosen: the rate taken; untrained: the loss before the first step; NaN: none."""
-    trials = sorted((trial for trial in trials if 0 < trial.lr < math.inf), key=lambda trial: trial.lr)
+    trials = sorted(trials, key=lambda trial: trial.lr)
     steps = max((trial.last.steps for trial in trials if trial.rungs), default=math.nan)
     sound = [trial for trial in trials if trial.rungs and not trial.diverged]
     typical = untrained if math.isfinite(untrained) else statistics.median([t.last.train_loss for t in sound] or [1.0])
@@ -100,8 +43,10 @@ def rate_search(trials: Sequence[Trial], *, chosen: float = math.nan, untrained:
     axes.margins(y=0.25)
     whole = [trial for trial in low if trial.last.steps == steps]
     short = [trial for trial in low if trial.last.steps != steps]
-    axes.plot([t.lr for t in whole], [t.last.train_loss for t in whole], "ko-", label="whole length")
-    axes.plot([t.lr for t in short], [t.last.train_loss for t in short], "ko", markerfacecolor="white", label="dropped")
+    axes.plot([t.lr for t in whole], [t.last.train_loss for t in whole], "ko-", label="to the end")
+    axes.plot(
+        [t.lr for t in short], [t.last.train_loss for t in short], "ko", markerfacecolor="white", label="fewer steps"
+    )
     if math.isfinite(untrained):
         axes.axhline(untrained, color="0.5", linestyle="--", linewidth=1, label="untrained")
     # What has no place on the loss axis stands at its top.
@@ -111,12 +56,13 @@ def rate_search(trials: Sequence[Trial], *, chosen: float = math.nan, untrained:
     if 0 < chosen < math.inf:
         axes.axvline(chosen, color="0.75", linewidth=6, zorder=0, label=f"chosen: {chosen:g}")
     if not low:
-        axes.set_yticks([])
+        axes.set_yticks([untrained] if math.isfinite(untrained) else [])
     _log_ticks(axes, "x", [trial.lr for trial in trials] + [chosen])
-    after = f"train loss after {steps:,.0f} steps" if math.isfinite(steps) else "train loss"
+    after = f"train loss after {steps:,.0f} step{'s' * (steps != 1)}" if math.isfinite(steps) else "train loss"
     axes.set(xlabel="learning rate", ylabel=after)
     _legend_below(figure, axes)
-    told = "; ".join(f"{t.lr:g}: {'diverged' if t.diverged else format(t.last.train_loss, '.3g')}" for t in trials)
+    reached = {t: "diverged" if t.diverged else f"{t.last.train_loss:.3g}" if t.rungs else "under way" for t in trials}
+    told = "; ".join(f"{trial.lr:g}: {became}" for trial, became in reached.items())
     alt = f"{after} by learning rate: {told}" + (f"; chosen {chosen:g}" if math.isfinite(chosen) else "")
     return Drawing(figure, alt, f"The {after} of short runs, one a learning rate, on all train images.")
 
@@ -130,7 +76,6 @@ def is_grid(trials: Sequence[Trial]) -> bool:
 
 def heat_map(trials: Sequence[Trial]) -> Drawing:
     """Validation accuracy in each cell of lr x decay, the best cell framed."""
-    trials = [trial for trial in trials if math.isfinite(trial.lr) and math.isfinite(trial.weight_decay)]
     rates, decays = (sorted({getattr(trial, key) for trial in trials}) for key in ("lr", "weight_decay"))
     cells = {
         (row, column): [trial for trial in trials if (trial.lr, trial.weight_decay) == (rate, decay)]
@@ -165,7 +110,9 @@ def heat_map(trials: Sequence[Trial]) -> Drawing:
         f"lr {rates[column]:g}, decay {decays[row]:g}: {' '.join(text.split())}"
         for (row, column), (_, text, _) in shown.items()
     )
-    caption = "Validation accuracy, darker is better; the frame is the best. Hatched cells did not go the whole way."
+    caption = "Validation accuracy at the end: darker is better, the frame is the best."
+    if any(hatch for _, _, hatch in shown.values()):
+        caption += " Hatched cells did not go the whole way."
     return Drawing(figure, f"Validation accuracy by learning rate and weight decay. {told}", caption)
 
 
@@ -173,8 +120,7 @@ def scatter(trials: Sequence[Trial]) -> Drawing:
     """Weight decay over learning rate, each trial with its rank of `ranked`."""
     places: dict[tuple[float, float], list[tuple[int, Trial]]] = {}
     for rank, trial in enumerate(ranked(trials), 1):
-        if 0 < trial.lr < math.inf and 0 <= trial.weight_decay < math.inf:
-            places.setdefault((trial.lr, trial.weight_decay), []).append((rank, trial))
+        places.setdefault((trial.lr, trial.weight_decay), []).append((rank, trial))
     decays = sorted({decay for _, decay in places})
     # Zero has no place on a log axis: a decade below the least that has.
     floor = min((decay for decay in decays if decay > 0), default=1.0) / 10
@@ -184,19 +130,21 @@ def scatter(trials: Sequence[Trial]) -> Drawing:
         y = max(decay, floor)
         if best.state == "failed":
             axes.plot(lr, y, "kx", markersize=8, markeredgewidth=2)
-        face = {"complete": "black" if rank == 1 else "0.85"}.get(best.state, "white")
-        if best.state != "failed":
-            edge = "black" if best.state == "complete" else "0.55"
-            axes.plot(lr, y, "o", markersize=15, markerfacecolor=face, markeredgecolor=edge)
+        else:
+            whole = best.state == "complete"
+            face = ("black" if rank == 1 else "0.85") if whole else "white"
             ink = "white" if face == "black" else "black"
-            axes.annotate(str(rank), (lr, y), ha="center", va="center_baseline", fontsize=8, color=ink)
+            # A circle hides what lies under it with its number: the better one is on top.
+            look = dict(markersize=15, markerfacecolor=face, markeredgecolor="black" if whole else "0.55")
+            axes.plot(lr, y, "o", zorder=3 - rank / 1000, **look)
+            words = dict(fontsize=8, color=ink, zorder=3 - (rank - 0.5) / 1000)
+            axes.annotate(str(rank), (lr, y), ha="center", va="center_baseline", **words)
         if others:
             also = "+ " + ", ".join(str(rank) for rank, _ in others)
             axes.annotate(also, (lr, y), (10, 0), textcoords="offset points", va="center", fontsize=7)
     _log_ticks(axes, "x", [lr for lr, _ in places])
     _log_ticks(axes, "y", decays, zero_at=floor)
     axes.set(xlabel="learning rate", ylabel="weight decay")
-    axes.margins(0.15)
     told = "; ".join(
         f"{rank}: lr {lr:g}, decay {decay:g}" for (lr, decay), inside in places.items() for rank, _ in inside
     )
@@ -207,7 +155,10 @@ def scatter(trials: Sequence[Trial]) -> Drawing:
 
 
 def curves(trials: Sequence[Trial], *, records: dict[str, list[dict]], bold: str) -> list[Drawing]:
-    """Train loss, and validation accuracy, over steps. records: by trial id, else the rungs. bold: the id to stand out."""
+    """Train loss, and validation accuracy, over steps, as far as there are any.
+
+    records: by trial id; a trial without any is drawn from its rungs. bold: the id of the trial to stand out.
+    """
     drawings = []
     for field, name in (("train_loss", "train loss"), ("val_accuracy", "validation accuracy")):
         lines = {trial: _points(trial, records.get(trial.id), field) for trial in trials}
@@ -221,7 +172,13 @@ def _curves(lines, *, name, bold):
     figure, axes = _panel()
     rates = sorted({trial.lr for trial in lines if math.isfinite(trial.lr)})
     ceiling = _HIGH * statistics.median(points[0, 1] for points in lines.values())
-    clipped = name == "train loss" and any(points[:, 1].max() > ceiling for points in lines.values())
+    clipped = name == "train loss" and 0 < ceiling < max(points[:, 1].max() for points in lines.values())
+    if clipped:
+        lowest = min(points[:, 1].min() for points in lines.values())
+        tame = [points[:, 1].max() for points in lines.values() if points[:, 1].max() <= ceiling]
+        if max(tame, default=lowest) > lowest:
+            ceiling = min(ceiling, 1.1 * max(tame))
+        axes.set_ylim(lowest - 0.05 * (ceiling - lowest), ceiling)
     kinds = {"dropped": "--", "failed": ":"}
     for trial, points in lines.items():
         place = rates.index(trial.lr) / max(1, len(rates) - 1) if trial.lr in rates else 0.0
@@ -233,9 +190,6 @@ def _curves(lines, *, name, bold):
         if trial.state == "failed":
             end = (points[-1, 0], min(points[-1, 1], ceiling) if clipped else points[-1, 1])
             axes.plot(*end, "kx", markersize=7, markeredgewidth=2, zorder=5, clip_on=False)
-    if clipped:
-        lowest = min(points[:, 1].min() for points in lines.values())
-        axes.set_ylim(lowest - 0.05 * (ceiling - lowest), ceiling)
     if name == "validation accuracy":
         axes.yaxis.set_major_formatter(PercentFormatter(1.0))
     axes.xaxis.set_major_locator(MaxNLocator(integer=True, nbins=6))
@@ -294,17 +248,22 @@ def _legend_below(figure, axes):
 
 
 def _log_ticks(axes, which, values, *, zero_at=math.nan):
-    """Makes `which` ("x" or "y") a log axis with few, plainly written ticks around `values`; zero stands at `zero_at`."""
+    """Makes `which` ("x" or "y") a log axis with few, plain ticks around `values`; zero stands at `zero_at`."""
     positive = [value for value in values if 0 < value < math.inf]
     low, high = min(positive, default=1.0), max(positive, default=1.0)
     decades = [10.0**decade for decade in range(math.floor(math.log10(low)), math.ceil(math.log10(high)) + 1)]
     ticks = sorted(digit * decade for digit in (1, 2, 5) for decade in decades)
-    ticks = [tick for tick in ticks if 0.8 * low <= tick <= 1.25 * high] or sorted({low, high})
+    ticks = [tick for tick in ticks if 0.8 * low <= tick <= 1.25 * high]
     if len(ticks) > 6:
-        ticks = decades[:: 1 + len(decades) // 8]
+        ticks = [tick for tick in ticks if tick in decades][:: 1 + len(decades) // 8]
+    ticks = (ticks or sorted({low, high})) if positive else []
     labels = [f"{tick:g}" for tick in ticks]
-    if 0.0 in values:
+    if zero_at > 0 and 0.0 in values:
         ticks, labels = [zero_at, *ticks], ["0", *labels]
+        low, high = zero_at, high if positive else zero_at
+    # The limits come first: on a log axis matplotlib widens a single point only with a warning.
+    margin = max(1.5, (high / low) ** 0.1)
+    axes.set(**{f"{which}lim": (low / margin, high * margin)})
     axes.set(**{f"{which}scale": "log"})
     axis = getattr(axes, f"{which}axis")
     axis.set_minor_locator(NullLocator())

@@ -132,7 +132,8 @@ class Procedure:
         phase, before = self.phases["overfit"], math.inf
         phase.grid([{"lr": rate, "weight_decay": 0.0}], group=f"{rate:g}")
         for steps in rungs:
-            [outcome] = self._advance(phase, phase.claim(f"{rate:g}"), steps)
+            [trial] = phase.begin(f"{rate:g}", steps, tell=self._tell)
+            outcome = trial.last
             if outcome.failed or outcome.learned or not outcome.train_loss < 0.98 * before:
                 break
             before = outcome.train_loss
@@ -143,17 +144,13 @@ class Procedure:
         phase, own = self.phases["lr"], self._config.optimizer.lr
         others = [rate for rate in DECADES if not math.isclose(rate, own)]
         phase.grid(_small_decay(*others, own), group="decades")
-        self._advance(phase, phase.claim("decades"), self._short(LR_STEPS[0]))
-        decades = phase.claim("decades")
+        decades = phase.begin("decades", self._short(LR_STEPS[0]), tell=self._tell)
         best = max(decades, key=lambda trial: search.rank(trial, lambda outcome: -outcome.train_loss)).point["lr"]
         phase.grid(_small_decay(best * HALF_A_DECADE, best / HALF_A_DECADE), group="between")
         near = [trial for trial in decades if 0.09 < trial.point["lr"] / best < 11 or trial.point["lr"] == own]
-        longer = [*near, *phase.claim("between")]
         steps = self._short(LR_STEPS[1])
-        outcomes = {
-            trial.point["lr"]: outcome
-            for trial, outcome in zip(longer, self._advance(phase, longer, steps), strict=True)
-        }
+        longer = [*phase.go_on(near, steps, tell=self._tell), *phase.begin("between", steps, tell=self._tell)]
+        outcomes = {trial.point["lr"]: trial.last for trial in longer}
 
         start = float(checks.probe(self.experiment)["zero_loss"])
         chosen, drops = checks.choose_rate(outcomes, start=start)
@@ -178,9 +175,9 @@ class Procedure:
         """The rate that learned the sample, on all data, without augmentation: is it the augmentation?"""
         phase = self.phases["plain"]
         phase.grid(_small_decay(rate), group="plain")
-        [outcome] = self._advance(phase, phase.claim("plain"), steps)
+        [trial] = phase.begin("plain", steps, tell=self._tell)
         phase.finish()
-        return {rate: outcome}
+        return {rate: trial.last}
 
     def _try_own_decay(self, rate, small, steps, *, start) -> list[Finding]:
         """A decay beyond the grid of step 4 is tried beside the small one of step 3."""
@@ -188,8 +185,8 @@ class Procedure:
         if decay <= 3 * max(self._decays):
             return []
         phase.grid([{"lr": rate, "weight_decay": decay}], group="own decay")
-        [own] = self._advance(phase, phase.claim("own decay"), steps)
-        return checks.decay(own, small, decay=decay, start=start)
+        [own] = phase.begin("own decay", steps, tell=self._tell)
+        return checks.decay(own.last, small, decay=decay, start=start)
 
     def coarse(self):
         """4. A few rates by a few decays, for an epoch or less; the best third for three times that."""
@@ -230,9 +227,9 @@ class Procedure:
                 break
             known = {trial.number: trial for trial in phase.trials()}
             going_on = [known[number] for number in carried]
-            phase.grid([t.point for t in going_on], group=group, continues=[t.workdir for t in going_on])
             around = _around(best.point if best else coarse["chosen"], self._decays)
             phase.sample(NEW_POINTS, group=group, sampler=self._sampler, bounds=around, seed=self._config.seed)
+            phase.grid([t.point for t in going_on], group=group, continues=[t.workdir for t in going_on])
             survivors = self._halve(phase, steps, group=group)
             before, best, rounds = best, best_within_a_standard_error(survivors), rounds + 1
             carried, length = [trial.number for trial in survivors], LONGER * steps
@@ -265,8 +262,7 @@ class Procedure:
             self.ledger.refuse("final")
         phase = self.phases["final"]
         phase.grid([step["chosen"]], group="final")
-        winner = best_within_a_standard_error(phase.halve([steps], groups=["final"], keep=1, score=search.val_accuracy,
-                                                          tell=self._tell))  # fmt: skip
+        winner = best_within_a_standard_error(phase.halve("final", [steps], keep=1, tell=self._tell))
         outcome, epochs = winner.last, steps / self._an_epoch
         figures = f"{outcome.best_val_accuracy:.2%} on validation after {epochs:.1f} epochs"
         self.study.save(
@@ -299,12 +295,8 @@ class Procedure:
 
     # Shared by the steps.
 
-    def _advance(self, phase, chosen, steps) -> list[Outcome]:
-        return [phase.advance(trial, steps, tell=self._tell) for trial in chosen]
-
     def _halve(self, phase, steps, *, group) -> list[Trial]:
-        rungs = [steps, LONGER * steps]
-        return phase.halve(rungs, groups=[group], keep=2, score=search.val_accuracy, tell=self._tell)
+        return phase.halve(group, [steps, LONGER * steps], keep=2, tell=self._tell)
 
     def _own_point(self):
         return {"lr": self._config.optimizer.lr, "weight_decay": self._config.optimizer.weight_decay}

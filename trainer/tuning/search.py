@@ -36,6 +36,7 @@ class Trial(NamedTuple):
     number: int
     point: Point
     rungs: dict[int, Outcome]
+    reported: frozenset[int]  # steps whose accuracy Optuna knows
     state: TrialState
     attributes: dict[str, Any]
 
@@ -99,7 +100,7 @@ class Phase:
         continues: for each point the workdir of the trial that it goes on with, where it has one.
         """
         known = [trial.attributes for trial in self.trials()]
-        places = {attributes["place"] for attributes in known if attributes.get("group") == group}
+        places = {attributes.get("place") for attributes in known if attributes.get("group") == group}
         for place, point in enumerate(points):
             if place not in places:
                 more = {"workdir": continues[place]} if continues else {}
@@ -111,40 +112,45 @@ class Phase:
     ) -> None:
         """Draws `count` points for `group` within `bounds`, on log axes, by the sampler of that name, once."""
         while True:
-            place = sum("place" not in trial.attributes for trial in self._members([group]))
+            place = sum("place" not in trial.attributes for trial in self._members(group))
             if place >= count:
                 return
-            # A sampler's own state would be lost with the process: each draw has a seed of its own.
-            self._study.sampler = SAMPLERS[sampler](seed + place)
-            orphans = self._orphans()
+            orphans = self._orphans(group=None)
             trial = self._live(orphans[0]) if orphans else self._study.ask()
-            for key, (low, high) in bounds.items():
+            for number, (key, (low, high)) in enumerate(bounds.items()):
+                # A sampler's own state would be lost with the process: each draw has a seed of its own.
+                self._study.sampler = SAMPLERS[sampler](seed + place * len(bounds) + number)
                 trial.suggest_float(key, low, high, log=True)
             trial.set_user_attr("worker", self._worker)
             trial.set_user_attr("group", group)  # last: it makes the trial count
 
-    def halve(
-        self,
-        rungs: Sequence[int],
-        *,
-        groups: Sequence[str],
-        keep: int,
-        score: Callable[[Outcome], float],
-        tell: Callable[[str], None],
-    ) -> list[Trial]:
-        """Runs the trials of `groups` to the first of `rungs` (steps), the best third of them to the next, and so on.
+    def begin(self, group: str, steps: int, *, tell: Callable[[str], None]) -> list[Trial]:
+        """All trials of `group` as they are at `steps`: trains this worker's, and takes those that nobody has."""
+        self._adopt(group)
+        for trial in self._members(group):
+            self._advance(trial, steps, tell=tell)
+        while (trial := self._take(group)) is not None:
+            self._advance(trial, steps, tell=tell)
+        return self._wait([trial.number for trial in self._members(group)], steps, tell=tell)
 
-        score: what is better is larger. Of each rung at least `keep` go on, unless they failed. Returns the survivors,
-        the best first. Li et al. 2018, one bracket.
+    def go_on(self, trials: Sequence[Trial], steps: int, *, tell: Callable[[str], None]) -> list[Trial]:
+        """`trials` as they are at `steps`."""
+        for trial in trials:
+            self._advance(trial, steps, tell=tell)
+        return self._wait([trial.number for trial in trials], steps, tell=tell)
+
+    def halve(self, group: str, rungs: Sequence[int], *, keep: int, tell: Callable[[str], None]) -> list[Trial]:
+        """Trains all of `group` to the first of `rungs` (steps), the third that is best on validation to the next, ...
+
+        Of each rung at least `keep` go on, unless they failed. Returns the survivors, the best first. Li et al. 2018,
+        one bracket of Hyperband.
         """
-        alive = self.claim(*groups)
+        alive = self.begin(group, rungs[0], tell=tell)
         for place, steps in enumerate(rungs):
-            for trial in alive:
-                self.advance(trial, steps, tell=tell)
-            alive = self._wait([trial.number for trial in alive], steps, tell=tell)
-            ranked = sorted(alive, key=lambda trial: rank(trial, score), reverse=True)
-            survivors = max(keep, len(alive) // KEEP)
-            last = place + 1 == len(rungs)
+            if place:
+                alive = self.go_on(alive, steps, tell=tell)
+            ranked = sorted(alive, key=lambda trial: rank(trial, val_accuracy), reverse=True)
+            survivors, last = max(keep, len(alive) // KEEP), place + 1 == len(rungs)
             for position, trial in enumerate(ranked):
                 if trial.last.failed:
                     self._end(trial, TrialState.FAIL, reason=trial.last.failed)
@@ -154,7 +160,8 @@ class Phase:
             alive = [trial for trial in ranked[:survivors] if not trial.last.failed]
         for trial in alive:
             self._end(trial, TrialState.COMPLETE, reason="")
-        return alive
+        known = {trial.number: trial for trial in self.trials()}
+        return [known[trial.number] for trial in alive]
 
     def finish(self):
         """Closes the trials of this worker that still run: there is nothing more to try in this phase."""
@@ -162,44 +169,52 @@ class Phase:
             failed = trial.last.failed
             self._end(trial, TrialState.FAIL if failed else TrialState.COMPLETE, reason=failed)
 
-    def _members(self, groups):
-        return [trial for trial in self.trials() if trial.attributes.get("group") in groups]
+    def _members(self, group):
+        return [trial for trial in self.trials() if trial.attributes.get("group") == group]
 
-    def claim(self, *groups: str) -> list[Trial]:
-        """Takes what waits for a worker, until nothing does, in the order in which it was put in; those of `groups`."""
-        while any(trial.state == TrialState.WAITING for trial in self.trials()):
-            self._study.ask(_WIDEST).set_user_attr("worker", self._worker)
-        for trial in self._orphans():
+    def _take(self, group):
+        """The first trial of `group` that waits for a worker, now this one's; None where none does."""
+        while any(trial.state == TrialState.WAITING for trial in self._members(group)):
+            asked = self._study.ask(_WIDEST)
+            if "group" not in asked.user_attrs:  # another worker was faster, and this is a new trial that nobody wants
+                self._study.tell(asked.number, state=TrialState.FAIL)
+                continue
+            asked.set_user_attr("worker", self._worker)
+            return next(trial for trial in self.trials() if trial.number == asked.number)
+        return None
+
+    def _adopt(self, group):
+        """Signs what a worker took that was killed before it could sign."""
+        for trial in self._orphans(group):
             live = self._live(trial)
             for key, widest in _WIDEST.items():
-                live.suggest_float(key, widest.low, widest.high)
+                live.suggest_float(key, widest.low, widest.high, log=True)
             live.set_user_attr("worker", self._worker)
-        return self._members(groups)
 
-    def _orphans(self):
-        """Trials taken by a worker that was killed before it could sign them."""
+    def _orphans(self, group):
+        """Trials of `group`, None for those of no group yet, taken by a worker that was killed before it could sign."""
         while True:
             running = self._study.get_trials(deepcopy=False, states=(TrialState.RUNNING,))
             unsigned = [trial for trial in running if "worker" not in trial.user_attrs]
+            unsigned = [trial for trial in unsigned if trial.user_attrs.get("group") == group]
             now = datetime.datetime.now()
             if all((now - trial.datetime_start).total_seconds() > _SIGNING for trial in unsigned):
                 return [self._read(trial) for trial in unsigned]
             time.sleep(0.1)  # another worker may be about to sign
 
-    def advance(self, trial: Trial, steps: int, *, tell: Callable[[str], None]) -> Outcome:
-        """Runs `trial` on to `steps`, unless it was there before, failed, or is another worker's."""
-        done = trial.rungs.get(steps) or (trial.last if trial.last.failed else None)
-        if done or trial.attributes.get("worker") != self._worker:
-            return done or trial.last
+    def _advance(self, trial, steps, *, tell):
+        """Trains `trial` on to `steps`, unless it was there before, failed, or is another worker's."""
+        trial = next(known for known in self.trials() if known.number == trial.number)
+        if steps in trial.rungs or trial.last.failed or trial.attributes.get("worker") != self._worker:
+            return
         outcome = self._run(trial, steps)
         live = self._live(trial)
-        if not outcome.failed:
+        if not outcome.failed and steps not in trial.reported:
             live.report(outcome.val_accuracy, steps)
         live.set_user_attr(f"rung-{steps}", outcome._asdict())
         said = outcome.failed or f"train loss {outcome.train_loss:.4f}  val acc {outcome.val_accuracy:.2%}"
         point = "  ".join(f"{key} {value:.3g}" for key, value in trial.point.items())
         tell(f"{trial.id}  {point}  step {steps:,}  {said}")
-        return outcome
 
     def _wait(self, numbers, steps, *, tell):
         """The trials `numbers` once each has run to `steps` or failed; those of other workers are waited for."""
@@ -208,13 +223,13 @@ class Phase:
             found = [trial for trial in self.trials() if trial.number in numbers]
             late = [trial.number for trial in found if steps not in trial.rungs and not trial.last.failed]
             if not late:
-                return found
+                return [_as_of(trial, steps) for trial in found]
             if late != missing:
                 began, missing = time.monotonic(), late
                 tell(f"waiting for {len(late)} trials of other machines")
             if time.monotonic() - began > RUNNING_LATE:
                 tell(f"going on without the trials {late} of other machines")
-                return [trial for trial in found if trial.number not in late]
+                return [_as_of(trial, steps) for trial in found if trial.number not in late]
             time.sleep(_POLL)
 
     def _read(self, trial: FrozenTrial) -> Trial:
@@ -228,7 +243,8 @@ class Phase:
         point = {key: value if value > _NO_DECAY else 0.0 for key, value in point.items()}
         own = f"{self.name}-{trial.number:02}"
         workdir = trial.user_attrs.get("workdir", own)
-        return Trial(own, workdir, trial.number, point, rungs, trial.state, dict(trial.user_attrs))
+        reported = frozenset(trial.intermediate_values)
+        return Trial(own, workdir, trial.number, point, rungs, reported, trial.state, dict(trial.user_attrs))
 
     def _live(self, trial):
         ids = {frozen.number: frozen._trial_id for frozen in self._study.get_trials(deepcopy=False)}
@@ -247,8 +263,13 @@ _WIDEST = {key: FloatDistribution(_NO_DECAY, 1e6, log=True) for key in ("lr", "w
 
 SAMPLERS = {
     "random": lambda seed: optuna.samplers.RandomSampler(seed=seed),
-    "tpe": lambda seed: optuna.samplers.TPESampler(seed=seed, n_startup_trials=4),
+    "tpe": lambda seed: optuna.samplers.TPESampler(seed=seed, n_startup_trials=4, multivariate=False),
 }
+
+
+def _as_of(trial, steps):
+    """`trial` as it was at `steps`: a phase that is run again decides on what it decided on before."""
+    return trial._replace(rungs={rung: outcome for rung, outcome in trial.rungs.items() if rung <= steps})
 
 
 def val_accuracy(outcome: Outcome) -> float:
