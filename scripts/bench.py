@@ -1,70 +1,45 @@
 """Benchmarks: one JSON line with figures, a ratio, the machine and the versions.
 
     python -m scripts.bench augment --out=docs/benchmarks
+    python -m scripts.bench trials --out=docs/benchmarks
 
-Each ratio is between two things measured in turns in the same process, so that a noisy machine slows both.
+What is compared is measured in turns, so that a noisy machine slows both. `trials` takes half an hour on two cores,
+most of it for speednet; --models=linear,mlp,cnn takes seven minutes.
 """
 
 import json
 import os
 import platform
-import statistics
-import time
 from pathlib import Path
 
 from absl import flags
 
 from scripts import command
 
-BATCH = flags.DEFINE_integer("batch", 256, "Images a batch.")
-SIZE = flags.DEFINE_integer("size", 32, "Height and width of the images, in pixels.")
-ROUNDS = flags.DEFINE_integer("rounds", 9, "How often each thing is measured, in turns; medians are reported.")
+BATCH = flags.DEFINE_integer("batch", 256, "augment: images a batch.", lower_bound=1)
+SIZE = flags.DEFINE_integer("size", 32, "augment: height and width of the images, in pixels.", lower_bound=1)
+MODELS = flags.DEFINE_list("models", ["linear", "mlp", "cnn", "speednet"], "trials: the models to try.")
+TRIALS = flags.DEFINE_integer("trials", 12, "trials: the most trials.", lower_bound=1)
+STEPS = flags.DEFINE_integer("steps", 200, "trials: the steps of a run; a tenth of them for speednet.", lower_bound=1)
+ROOT = flags.DEFINE_string("root", "", "trials: CIFAR-10 as class folders for speednet; without, synthetic images.")
+ROUNDS = flags.DEFINE_integer("rounds", 9, "How often each is measured, in turns; medians are given.", lower_bound=1)
 OUT = flags.DEFINE_string("out", None, "Folder that also gets the result, as NAME.json.")
 
 
-def augment():
-    """Whole-batch cost of each augmentation op: images/s, and time over that of the identity (clip alone)."""
-    import jax
+def _augment():
+    from scripts.benchmarks import augment
 
-    from trainer.data.augment import make_augment
-    from trainer.gallery.strips import SPECS
-
-    keys = jax.random.split(jax.random.key(0), BATCH.value)
-    images = jax.random.uniform(jax.random.key(1), (BATCH.value, SIZE.value, SIZE.value, 3))
-    chains = {"crop_and_flip": "pad_crop(4)|flip_lr(0.5)", "three_warps": "rotate(15)|shear(0.1)|translate(0.1)"}
-    compiled = {name: jax.jit(make_augment(spec)) for name, spec in {**SPECS, **chains}.items()}
-    baseline = jax.jit(lambda keys, images: images + 0.0)
-    seconds = _in_turns({"": lambda: baseline(keys, images)} | {n: _call(f, keys, images) for n, f in compiled.items()})
-    copy = seconds.pop("")
-    return {
-        "batch": BATCH.value,
-        "size": SIZE.value,
-        "images_per_second": {name: round(BATCH.value / value) for name, value in seconds.items()},
-        "times_a_copy": {name: round(value / copy, 1) for name, value in seconds.items()},
-        "ratio": round(copy / seconds["crop_and_flip"], 4),
-        "ratio_is": "time of a copy of the batch over time of crop_and_flip",
-    }
+    return augment.measure(batch=BATCH.value, size=SIZE.value, rounds=ROUNDS.value)
 
 
-BENCHMARKS = {"augment": augment}
+def _trials():
+    from scripts.benchmarks import trials
+
+    kwargs = {"models": MODELS.value, "trials": TRIALS.value, "steps": STEPS.value, "root": ROOT.value}
+    return trials.measure(**kwargs, rounds=ROUNDS.value)
 
 
-def _call(function, *arguments):
-    return lambda: function(*arguments)
-
-
-def _in_turns(calls):
-    """Median seconds of each call, one round after the other; the first round compiles and is not counted."""
-    import jax
-
-    found = {name: [] for name in calls}
-    for round_ in range(ROUNDS.value + 1):
-        for name, call in calls.items():
-            began = time.perf_counter()
-            jax.block_until_ready(call())
-            if round_:
-                found[name].append(time.perf_counter() - began)
-    return {name: statistics.median(values) for name, values in found.items()}
+BENCHMARKS = {"augment": _augment, "trials": _trials}
 
 
 def main(console, name):

@@ -9,6 +9,8 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from configs import digits
+from scripts.benchmarks.trials import one_program
 from trainer.data.augment import OPS
 
 ROOT = Path(__file__).parent.parent
@@ -116,9 +118,38 @@ def test_a_benchmark_prints_one_json_line_with_a_ratio(tmp_path):
     assert result["ratio"] > 0 and set(OPS) <= set(result["images_per_second"])
 
 
+def test_the_benchmark_of_trials_measures_every_way():
+    done = command("bench", "trials", "--models=linear", "--trials=1", "--steps=1", "--rounds=1")
+    assert done.returncode == 0, done.stderr
+    result = json.loads(done.stdout)
+    figures = result["models"]["linear"]
+    assert result["ratio"] == figures["runs"]["times_faster"]["1"] > 0
+    assert {"alone", "vmap_1", "map_1"} == set(figures["steps_of_trials"])
+    assert figures["over_4_devices"]["trial_a_device"]["times_faster"] > 0
+
+
+def test_trials_in_one_program_end_where_they_end_alone(tmp_path):
+    configs = []
+    for lr, seed in ((3e-3, 0), (1e-3, 1)):
+        config = digits.get_config()
+        config.model = {"name": "linear"}
+        config.schedule = {"name": "constant", "warmup_steps": 0}
+        config.optimizer.lr, config.seed = lr, seed
+        configs.append(config)
+    found = one_program(configs, tmp_path, counts=[2], turn=3, rounds=1)
+    # Adam's steps are about as long as the rate: a trial that took the other's would be 1e-3 off.
+    assert found["vmap_2"]["difference"] < 1e-5
+    assert found["map_2"]["difference"] < 1e-5
+
+
 @pytest.mark.parametrize(
     ("arguments", "says"),
-    [([], "NAME is missing; the command is python -m scripts.bench NAME"), (["augmnt"], "did you mean 'augment'")],
+    [
+        ([], "NAME is missing; the command is python -m scripts.bench NAME"),
+        (["augmnt"], "did you mean 'augment'"),
+        (["trials", "--models=lineer"], "did you mean 'linear'"),
+        (["trials", "--trials=0"], "--trials=0"),
+    ],
 )
 def test_an_unknown_benchmark_is_one_line(arguments, says):
     assert says in refusal("bench", *arguments)

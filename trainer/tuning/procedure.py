@@ -146,7 +146,7 @@ class Procedure:
         phase.grid(_small_decay(*others, own), group="decades")
         decades = phase.begin("decades", self._short(LR_STEPS[0]), tell=self._tell)
         best = max(decades, key=lambda trial: search.rank(trial, lambda outcome: -outcome.train_loss)).point["lr"]
-        phase.grid(_small_decay(best * HALF_A_DECADE, best / HALF_A_DECADE), group="between")
+        phase.grid(_small_decay(_round(best * HALF_A_DECADE), _round(best / HALF_A_DECADE)), group="between")
         near = [trial for trial in decades if 0.09 < trial.point["lr"] / best < 11 or trial.point["lr"] == own]
         steps = self._short(LR_STEPS[1])
         longer = [*phase.go_on(near, steps, tell=self._tell), *phase.begin("between", steps, tell=self._tell)]
@@ -196,7 +196,7 @@ class Procedure:
         )
         if found["chosen"] is None:
             raise ConfigError("step 3 found no rate at which the loss falls; mend what it names, in a new --workdir")
-        rates = [factor * found["chosen"]["lr"] for factor in (1 / HALF_A_DECADE, 1.0, HALF_A_DECADE)]
+        rates = [_round(factor * found["chosen"]["lr"]) for factor in (1 / HALF_A_DECADE, 1.0, HALF_A_DECADE)]
         points = [{"lr": rate, "weight_decay": decay} for rate in rates for decay in self._decays]
         if not found["findings"]:
             points.append(self._own_point())
@@ -235,10 +235,13 @@ class Procedure:
             carried, length = [trial.number for trial in survivors], LONGER * steps
             if before and best.point == before.point:
                 break
+        stopped = "the winner stays the same" if steps else "the budget has no room for a longer round"
         summary = "the budget has no room for longer runs"
         if best:
             summary = f"{_say(best)} after {rounds} round{'s' if rounds > 1 else ''}"
         self._write(5, "refine", "Refine", summary, [], chosen=best.point if best else coarse["chosen"])
+        self._write(7, "loop", "Go on, or stop", f"{rounds} rounds of step 5; {stopped}", [])
+        self.study.save(stopped=stopped)
 
     def _refine_steps(self, length, *, first) -> float:
         """The first rung of a round; 0 where the budget has no room for one as long as the carried trials are."""
@@ -309,6 +312,7 @@ class Procedure:
     def _tell(self, line):
         self.writer.say(line)
         self.study.note_trials(self.phases.values(), an_epoch=self._an_epoch)
+        self.study.save(steps_used=self.ledger.used_steps())
 
     def _write(self, number, name, title, summary, findings, **more):
         self.study.add_step(number, name, title, summary=summary, findings=findings, **more)
@@ -319,6 +323,11 @@ class Procedure:
 
 def _small_decay(*rates) -> list[search.Point]:
     return [{"lr": rate, "weight_decay": SMALL_DECAY} for rate in rates]
+
+
+def _round(rate) -> float:
+    """`rate` as one writes it, to three digits."""
+    return float(f"{rate:.3g}")
 
 
 def _around(point, decays) -> dict[str, tuple[float, float]]:

@@ -84,6 +84,8 @@ def sample(config: ml_collections.ConfigDict, *, examples: int) -> ml_collection
 
 def shortened(config: ml_collections.ConfigDict, *, steps: int, total_steps: int) -> ml_collections.ConfigDict:
     """`config`, whose run is `total_steps` long, in `steps` steps: its schedule is the same picture, drawn smaller."""
+    if steps == total_steps:
+        return config
     schedule = {}
     for key, value in config.schedule.to_dict().items():
         unit = key.rpartition("_")[2]

@@ -1,0 +1,280 @@
+"""Trials over learning rate, weight decay and seed: in processes of their own, in one process, in one program.
+
+Whole runs: `scripts.train` once a trial, which judges test too as it always does, against `train_and_evaluate` again
+and again with a `Shared`. Train steps: K trials one after the other against one program that takes the K states as
+one, each with its own rate, decay and weights, and the same batch; by `jax.vmap`, or by `jax.lax.map`. Devices: four
+virtual ones, every trial cut over all of them against a trial on each. All at a constant rate. The CPU time beside
+the time on the clock is what counts where other work shares the machine.
+"""
+
+import inspect
+import itertools
+import multiprocessing
+import os
+import resource
+import statistics
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Callable
+from concurrent.futures import ProcessPoolExecutor
+from pathlib import Path
+from typing import NamedTuple
+
+import jax
+import ml_collections
+import numpy as np
+
+from configs import cifar10_small, digits, lecture_rates, replay
+from scripts.benchmarks.turns import in_turns, ratio
+from trainer import config as config_lib
+from trainer.errors import LinseedError, unknown_name
+from trainer.experiment import Shared, build
+from trainer.parallel import DataParallel
+from trainer.train import train_and_evaluate
+from trainer.writers import Quiet
+
+COUNTS = (1, 3, 12)  # trials
+DEVICES = 4
+
+
+class Case(NamedTuple):
+    config: Callable  # folder of CIFAR-10, "" for none -> config
+    most: int  # trials in one program: what takes minutes is not worth a figure
+    share: float  # of the steps asked for
+    turn: int  # steps of a turn
+
+
+def _linear(root):
+    config = digits.get_config()
+    config.model = dict(name="linear")
+    return config
+
+
+def _speednet(root):
+    config = cifar10_small.get_config(f"root={root}" if root else "")
+    if not root:
+        config.data.source = dict(
+            name="synthetic", num_examples=2500, num_classes=10, image_size=32, channels=3, seed=0
+        )
+    config.data.val_fraction, config.data.train_examples = 0.02, 2000
+    config.optimizer.lr = 0.05  # without warm-up
+    return config
+
+
+CASES = {
+    "linear": Case(_linear, most=12, share=1.0, turn=20),
+    "mlp": Case(lambda root: lecture_rates.get_config(), most=12, share=1.0, turn=20),
+    "cnn": Case(lambda root: digits.get_config(), most=12, share=1.0, turn=4),
+    "speednet": Case(_speednet, most=3, share=0.1, turn=1),
+}
+
+
+def measure(*, models: list[str], trials: int, steps: int, root: str, rounds: int) -> dict:
+    """models: of `CASES`; trials: the most; steps: of a run; root: CIFAR-10 as class folders, or ""; rounds: of turns.
+
+    Without root speednet trains on synthetic images of the same size. Raises LinseedError for an unknown model.
+    """
+    for model in models or [""]:
+        if model not in CASES:
+            raise LinseedError(unknown_name("model of this benchmark", model, CASES))
+    figures = {model: _measure(CASES[model], trials, steps=steps, root=root, rounds=rounds) for model in models}
+    most = str(trials)
+    return {
+        "trials": trials,
+        "models": figures,
+        "ratio": round(statistics.geometric_mean(found["runs"]["times_faster"][most] for found in figures.values()), 2),
+        "ratio_is": f"time of {trials} runs in a process each over that of all in one, geometric mean of the models",
+    }
+
+
+def _measure(case, trials, *, steps, root, rounds):
+    steps = max(1, round(steps * case.share))
+    counts = sorted({*(count for count in COUNTS if count <= trials), trials})
+    configs = [_trial(case.config(root), index, steps=steps) for index in range(trials)]
+    kwargs = {"turn": min(case.turn, steps), "rounds": rounds}
+    with tempfile.TemporaryDirectory() as folder:
+        folder = Path(folder)
+        few = [count for count in counts if count <= case.most]
+        together = one_program(configs, folder, counts=few, **kwargs)
+        devices = _in_child(_over_devices, configs[:DEVICES], folder, devices=DEVICES, **kwargs)
+        runs = _runs(configs, folder, counts=counts)
+    source = configs[0].data.source.name
+    batch = configs[0].data.batch_size
+    return {"data": source, "batch": batch, "steps": steps, "runs": runs, "steps_of_trials": together, **devices}
+
+
+def _trial(config, index, *, steps):
+    """The trial `index` of a grid: four rates from the config's own down, three decays, a seed each."""
+    config.seed = index
+    config.optimizer.lr *= 0.5 ** (index % 4)
+    config.optimizer.weight_decay = (0.0, 1e-4, 1e-3)[index // 4 % 3]
+    config.schedule = dict(name="constant", warmup_steps=0)
+    config.horizon = dict(steps=steps)
+    config.eval = dict(every_steps=-(-steps // 4), batch_size=256)
+    config.log_every_steps = -(-steps // 4)
+    return config
+
+
+def _runs(configs, folder, *, counts):
+    """Seconds of whole runs, from the start of a process to the last result, by the number of trials.
+
+    Two are run in a process of their own, before and after those in one: all would cost the same.
+    """
+    alone = [_train_command(configs[0], folder / "process0")]
+    ends = _in_child(_one_after_the_other, configs, folder, devices=1, began=time.monotonic())
+    alone += [_train_command(config, folder / "process1") for config in configs[1:2]]
+    wall, cpu = np.mean(alone, axis=0)
+    shared = {str(count): ends[count - 1] for count in counts}
+    return {
+        "seconds_a_process": round(wall, 2),
+        "cpu_seconds_a_process": round(cpu, 2),
+        "seconds_in_one_process": {count: round(end[0], 2) for count, end in shared.items()},
+        "cpu_seconds_in_one_process": {count: round(end[1], 2) for count, end in shared.items()},
+        "times_faster": {count: round(int(count) * wall / end[0], 2) for count, end in shared.items()},
+        "cpu_times_less": {count: round(int(count) * cpu / end[1], 2) for count, end in shared.items()},
+    }
+
+
+def _one_after_the_other(configs, folder, *, began):
+    """(wall, CPU) seconds since `began`, of `time.monotonic`, and of this process, at the end of each run."""
+    shared, ends = Shared(), []
+    for index, config in enumerate(configs):
+        workdir = folder / f"shared{index}"
+        train_and_evaluate(config, workdir, writer=Quiet(), on_config_change="refuse", judge=("val",), shared=shared)
+        ends.append((time.monotonic() - began, time.process_time()))
+    return ends
+
+
+def one_program(configs: list[ml_collections.ConfigDict], folder: Path, *, counts, turn, rounds) -> dict:
+    """Train steps of the first K trials in one program, for each K of `counts`, against one after the other.
+
+    By the way, "vmap" or "map", and K: milliseconds of a step a trial, how many times faster that is than alone, the
+    seconds of the first call (which compiles), and the largest difference of a parameter from that of its trial alone
+    after a turn, of `turn` steps.
+    """
+    shared = Shared()
+    experiments = [build(config, folder, shared=shared) for config in configs]
+    parallel = DataParallel(configs[0].parallel.backend, devices=jax.devices()[:1])
+    batches = [parallel.shard(experiments[0].train_batch(step)) for step in range(turn)]
+    step = inspect.unwrap(experiments[0].train_step)
+    ways = {
+        "vmap": jax.vmap(step, in_axes=(0, None)),
+        "map": lambda states, batch: jax.lax.map(lambda state: step(state, batch), states),
+    }
+    programs = {name: parallel.compile(way, donate=True) for name, way in {"alone": step, **ways}.items()}
+
+    def start(count):
+        states = [experiment.state for experiment in experiments[:count]]
+        return parallel.replicate(jax.tree.map(lambda *leaves: np.stack(leaves), *states))
+
+    def follow(name, state):
+        began = time.perf_counter()
+        state, _ = jax.block_until_ready(programs[name](state, batches[0]))
+        seconds = time.perf_counter() - began
+        for batch in batches[1:]:
+            state, _ = programs[name](state, batch)
+        return jax.device_get(state.params), seconds
+
+    followed = [follow("alone", parallel.replicate(experiment.state)) for experiment in experiments[: max(counts)]]
+    alone = [params for params, _ in followed]
+    found = {"alone": {"first_call_seconds": round(followed[0][1], 2)}}
+    calls = {"alone": _stepper(programs["alone"], parallel.replicate(experiments[0].state), batches, repeats=turn)}
+    for way, count in itertools.product(ways, counts):
+        params, seconds = follow(way, start(count))
+        expected = jax.tree.map(lambda *leaves: np.stack(leaves), *alone[:count])
+        gaps = jax.tree.map(lambda a, b: np.max(np.abs(a - b)), params, expected)
+        difference = float(max(jax.tree.leaves(gaps)))
+        found[f"{way}_{count}"] = {"first_call_seconds": round(seconds, 2), "difference": float(f"{difference:.2g}")}
+        calls[f"{way}_{count}"] = _stepper(programs[way], start(count), batches, repeats=turn)
+    times = in_turns(calls, rounds=rounds)
+    for name, figures in found.items():
+        count = int(name.rpartition("_")[2]) if name != "alone" else 1
+        figures["ms"] = round(1e3 * statistics.median(times[name].wall) / turn / count, 3)
+        figures["cpu_ms"] = round(1e3 * statistics.median(times[name].cpu) / turn / count, 3)
+        figures["times_faster"] = round(count * ratio(times["alone"].wall, times[name].wall), 2)
+        figures["cpu_times_less"] = round(count * ratio(times["alone"].cpu, times[name].cpu), 2)
+    return found
+
+
+def _stepper(program, state, batches, *, repeats):
+    """A call that goes on training for `repeats` steps."""
+    states, batches = [state], itertools.cycle(batches)
+
+    def call():
+        for _ in range(repeats):
+            states.append(program(states.pop(), next(batches))[0])
+        return states
+
+    return call
+
+
+def _over_devices(configs, folder, *, turn, rounds):
+    """A step of each trial on `DEVICES` virtual devices: one trial a device against all trials on all devices."""
+    shared = Shared()
+    experiments = [build(config, folder, shared=shared) for config in configs]
+    cut, step, batch = experiments[0].parallel, experiments[0].train_step, experiments[0].train_batch(0)
+    backend = configs[0].parallel.backend
+
+    single = [DataParallel(backend, devices=[device]) for device in jax.devices()]
+    own = [parallel.compile(inspect.unwrap(step), donate=True) for parallel in single]
+
+    def steppers(places, programs, *, repeats):
+        return [
+            _stepper(program, place.replicate(experiment.state), [place.shard(batch)], repeats=repeats)
+            for place, program, experiment in zip(itertools.cycle(places), programs, experiments, strict=False)
+        ]
+
+    def one_by_one(calls):
+        # Two programs with collectives in flight can wait for each other for ever: their devices share threads.
+        return lambda: [jax.block_until_ready(call()) for call in calls]
+
+    def round_and_round(calls):
+        return lambda: [call() for _ in range(turn) for call in calls]
+
+    calls = {
+        "data_parallel": one_by_one(steppers([cut], itertools.repeat(step), repeats=turn)),
+        "one_device": one_by_one(steppers(single[:1], itertools.repeat(own[0]), repeats=turn)),
+        "trial_a_device": round_and_round(steppers(single, own, repeats=1)),
+    }
+    times = in_turns(calls, rounds=rounds)
+    base = times["data_parallel"]
+    return {
+        f"over_{len(single)}_devices": {
+            name: {
+                "ms": round(1e3 * statistics.median(found.wall) / turn / len(experiments), 3),
+                "cpu_ms": round(1e3 * statistics.median(found.cpu) / turn / len(experiments), 3),
+                "times_faster": round(ratio(base.wall, found.wall), 2),
+                "cpu_times_less": round(ratio(base.cpu, found.cpu), 2),
+            }
+            for name, found in times.items()
+        }
+    }
+
+
+def _in_child(function, *arguments, devices, **kwargs):
+    """What `function` returns in a process of its own, whose JAX sees so many `devices`."""
+    spawn = multiprocessing.get_context("spawn")
+    with ProcessPoolExecutor(1, spawn, initializer=_set_devices, initargs=(devices,)) as pool:
+        return pool.submit(function, *arguments, **kwargs).result()
+
+
+def _set_devices(count):
+    # Before JAX asks for its devices. Of a flag that is given twice the last one counts.
+    os.environ["XLA_FLAGS"] = f"{os.environ.get('XLA_FLAGS', '')} --xla_force_host_platform_device_count={count}"
+
+
+def _train_command(config, folder):
+    """(wall, CPU) seconds of `scripts.train`."""
+
+    def spent():
+        usage = resource.getrusage(resource.RUSAGE_CHILDREN)
+        return np.array([time.monotonic(), usage.ru_utime + usage.ru_stime])
+
+    path = folder.with_suffix(".json")
+    path.write_text(config_lib.to_json(config))
+    began = spent()
+    train = [sys.executable, "-m", "scripts.train", f"--config={replay.__file__}:{path}", f"--workdir={folder}"]
+    subprocess.run(train, check=True, capture_output=True)
+    return spent() - began
