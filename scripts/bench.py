@@ -2,6 +2,7 @@
 
     python -m scripts.bench augment --out=docs/benchmarks
     python -m scripts.bench trials --out=docs/benchmarks
+    python -m scripts.bench diagnosis --out=docs/benchmarks
 
 What is compared is measured in turns, so that a noisy machine slows both. `trials` takes half an hour on two cores,
 most of it for speednet; --models=linear,mlp,cnn takes seven minutes.
@@ -22,6 +23,9 @@ MODELS = flags.DEFINE_list("models", ["linear", "mlp", "cnn", "speednet"], "tria
 TRIALS = flags.DEFINE_integer("trials", 12, "trials: the most trials.", lower_bound=1)
 STEPS = flags.DEFINE_integer("steps", 200, "trials: the steps of a run; a tenth of them for speednet.", lower_bound=1)
 ROOT = flags.DEFINE_string("root", "", "trials: CIFAR-10 as class folders for speednet; without, synthetic images.")
+FAULTS = flags.DEFINE_list("faults", None, "diagnosis: the faults to plant, by name; all of them.")
+SEEDS = flags.DEFINE_integer("seeds", 10, "diagnosis: the seeds of clean runs.", lower_bound=0)
+EPOCHS = flags.DEFINE_float("epochs", 0.0, "diagnosis: of a plain run; 0: what sound runs take.", lower_bound=0)
 ROUNDS = flags.DEFINE_integer("rounds", 9, "How often each is measured, in turns; medians are given.", lower_bound=1)
 OUT = flags.DEFINE_string("out", None, "Folder that also gets the result, as NAME.json.")
 
@@ -39,7 +43,14 @@ def _trials():
     return trials.measure(**kwargs, rounds=ROUNDS.value)
 
 
-BENCHMARKS = {"augment": _augment, "trials": _trials}
+def _diagnosis():
+    from scripts.benchmarks import diagnosis
+
+    faults = list(diagnosis.FAULTS) if FAULTS.value is None else FAULTS.value
+    return diagnosis.measure(faults=faults, seeds=SEEDS.value, epochs=EPOCHS.value)
+
+
+BENCHMARKS = {"augment": _augment, "diagnosis": _diagnosis, "trials": _trials}
 
 
 def main(console, name):

@@ -20,13 +20,31 @@ CLEAR_DROP = 0.1  # of the loss of chance, within a hundred steps
 NEAR_BEST = 0.85  # of the best drop: rates that get so far are equals, and the largest of them is chosen
 VAL_GAP = 0.2  # in accuracy
 DEAD_SHARE = 0.5  # of a layer's units; a ReLU layer has a few by chance
+SUM_ERROR = 0.01  # of a row of probabilities, in bfloat16, whose steps are 1/256 of a number
 
 
 def probe(experiment: Experiment) -> dict[str, Any]:
-    """`make_probe_step`'s measurements of the first train batch, on the host."""
-    parallel = experiment.parallel
+    """`make_probe_step`'s measurements of the first train batch, on the host, and `awake_grads`.
+
+    These are the gradients with no scale or kernel at zero: residual branches and last layers that start at zero on
+    purpose keep the gradient from what is below them for one step, and nothing there is dead.
+    """
+    parallel, state = experiment.parallel, experiment.state
     batch = parallel.shard(experiment.train_batch(0))
-    return jax.device_get(experiment.probe_step(parallel.replicate(experiment.state), batch))
+
+    def measure(params):
+        return jax.device_get(experiment.probe_step(parallel.replicate(state.replace(params=params)), batch))
+
+    return {**measure(state.params), "awake_grads": measure(_awake(state.params))["grads"]}
+
+
+def _awake(params):
+    """`params` with small random numbers for all that is zero everywhere and no bias."""
+    rng = np.random.default_rng(0)
+    leaves, tree = jax.tree.flatten(params)
+    asleep = [not np.any(leaf) and not name.endswith("bias") for name, leaf in zip(paths(params), leaves, strict=True)]
+    draws = [np.asarray(0.1 * rng.standard_normal(leaf.shape), leaf.dtype) for leaf in leaves]
+    return tree.unflatten([draw if zero else leaf for draw, leaf, zero in zip(draws, leaves, asleep, strict=True)])
 
 
 def initial_loss(measured: Mapping[str, Any], params) -> tuple[list[Finding], dict[str, float]]:
@@ -46,8 +64,11 @@ def initial_loss(measured: Mapping[str, Any], params) -> tuple[list[Finding], di
     findings = [
         *_inputs(numbers),
         *_logits(measured),
-        *_weights(measured["grads"], params),
+        *_weights(measured, params),
     ]
+    # Of weights so large that the loss is no number, the gradient says nothing.
+    if not math.isfinite(loss):
+        findings = _inputs(numbers)
     if not findings and not expected / LOSS_RATIO <= loss <= expected * LOSS_RATIO:
         findings.append(
             Finding(
@@ -71,24 +92,21 @@ def _inputs(numbers):
 
 def _logits(measured):
     low, high, error = (float(measured[f"logit_{name}"]) for name in ("min", "max", "sum_error"))
-    if not (0 <= low and high <= 1 and error < 1e-3):
+    if not (0 <= low and high <= 1 and error < SUM_ERROR):
         return []
     said = f"each row of the network's output lies in {low:.3f} to {high:.3f} and sums to 1 within {error:.0e}"
     return [Finding("double_softmax", said, "return the scores before the softmax: the loss applies it")]
 
 
-def _weights(grads, params):
-    names, weights = paths(params), jax.tree.leaves(params)
-    kernels = [
-        (name, weight, grad)
-        for name, weight, grad in zip(names, weights, jax.tree.leaves(grads), strict=True)
-        if weight.ndim > 1
-    ]
-    zero = [name for name, weight, grad in kernels if not np.any(weight) and not np.any(grad)]
+def _weights(measured, params):
+    trees = (params, measured["grads"], measured["awake_grads"])
+    leaves = zip(paths(params), *map(jax.tree.leaves, trees), strict=True)
+    kernels = [leaf for leaf in leaves if leaf[1].ndim > 1]
+    zero = [name for name, weight, grad, _ in kernels if not np.any(weight) and not np.any(grad)]
     if zero:
         said = f"{zero[0]} is all zeros and so is its gradient ({len(zero)} of {len(kernels)} kernels)"
         return [Finding("zero_weights", said, "initialise at random: --config.model.init=auto")]
-    shares = {name: 1 - np.mean(np.any(grad, axis=tuple(range(grad.ndim - 1)))) for name, _, grad in kernels}
+    shares = {name: 1 - np.mean(np.any(grad, axis=tuple(range(grad.ndim - 1)))) for name, _, _, grad in kernels}
     worst = max(shares, key=shares.get, default=None)
     if worst is None or shares[worst] <= DEAD_SHARE:
         return []
@@ -118,9 +136,14 @@ def overfit(tries: Mapping[float, Outcome], *, own_lr: float, num_classes: int) 
         remedy = "look at the initial scale, the normalisation of the data and config.optimizer.clip_norm"
         return [Finding("bad_init", f"at every rate {said}", remedy)]
     all_said += f"{best:g}, reaches {reached:.0%}"
-    if reached > 2 / num_classes:
+    if _knows(reached, num_classes=num_classes):
         return [Finding("too_small", all_said, "a wider or deeper network")]
     return [Finding("bad_init", all_said, "choose --config.model.init=auto or a normalisation, or another activation")]
+
+
+def _knows(accuracy: float, *, num_classes: int) -> bool:
+    """Whether a few batches are right clearly more often than by chance: twice, or half the way to always."""
+    return accuracy > min(2 / num_classes, (1 + 1 / num_classes) / 2)
 
 
 def choose_rate(outcomes: Mapping[float, Outcome], *, start: float) -> tuple[float | None, dict[float, float]]:
@@ -147,7 +170,7 @@ def learning(
     plain: outcomes without augmentation, where no rate learned with it. overfits: whether step 2 did.
     """
     if chosen is None:
-        return _no_rate(outcomes, start=start, plain=plain, overfits=overfits)
+        return _no_rate(outcomes, start=start, plain=plain, overfits=overfits, num_classes=num_classes)
     _, drops = choose_rate(outcomes, start=start)
     best, own = max(drops.values()), drops.get(own_lr)
     remedy = f"--config.optimizer.lr={chosen:g}"
@@ -160,9 +183,10 @@ def learning(
     return _validation(outcomes[chosen], num_classes=num_classes)
 
 
-def _no_rate(outcomes, *, start, plain, overfits):
+def _no_rate(outcomes, *, start, plain, overfits, num_classes):
     tried = ", ".join(f"{rate:g}" for rate in sorted(outcomes))
-    losses = [outcome.train_loss for outcome in outcomes.values() if not outcome.failed]
+    sound = [outcome for outcome in outcomes.values() if not outcome.failed]
+    losses = [outcome.train_loss for outcome in sound]
     said = (
         f"at none of {tried} does the loss fall below {min(losses, default=math.inf):.3g}, from {start:.3g} of chance"
     )
@@ -172,6 +196,10 @@ def _no_rate(outcomes, *, start, plain, overfits):
         if not outcome.failed and outcome.train_loss < (1 - CLEAR_DROP) * start:
             said += f"; without augmentation it falls to {outcome.train_loss:.3g} at {rate:g}"
             return [Finding("augmentation", said, "--config.data.augment= with fewer or weaker operations")]
+    best = max((outcome.train_accuracy for outcome in sound), default=0.0)
+    if _knows(best, num_classes=num_classes):  # labels of other images could not be told
+        said += f", though {best:.0%} of the images are right: the scores are far too large"
+        return [Finding("bad_init", said, "choose --config.model.init=auto or a normalisation")]
     said += ", with or without augmentation, and yet a few batches are learned by heart"
     return [Finding("shuffled_labels", said, "look at images beside their labels, and at how they are paired")]
 

@@ -102,8 +102,10 @@ def overfit(curve: Curve) -> Iterator[Finding]:
         return
     lowest = int(np.argmin(curve.val_loss))
     loss, then, since = curve.val_loss[lowest], curve.val_index[lowest], curve.val_loss[lowest + 1 :][-3:]
-    # By a quarter: confident networks drift up by 5 to 20 % without harm. Images' losses spread as wide as their mean.
-    noise = loss * math.sqrt(2 / curve.val_examples[0])
+    # By a quarter: confident networks drift up by 5 to 20 % without harm. Images' losses spread as wide as their mean,
+    # or, where few are wrong, as far as these few: one more of them costs about the loss at chance.
+    few = Accuracy(curve.val_accuracy[lowest], curve.val_examples[0]).error * curve.chance
+    noise = math.sqrt(2) * max(loss / math.sqrt(curve.val_examples[0]), few)
     rose = len(since) > 1 and np.median(since) > 1.25 * loss + SIGMAS * noise
     best, last = curve.val_accuracy.max(), np.median(curve.val_accuracy[-3:])
     doubt = SIGMAS * Accuracy(best, curve.val_examples[0]).error * math.sqrt(2)

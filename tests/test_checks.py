@@ -1,0 +1,304 @@
+"""Steps 1 to 3 of the seven: what the first loss, a small sample and a few rates say of a config."""
+
+import types
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+import models
+from trainer import losses
+from trainer import state as state_lib
+from trainer.parallel import AXIS, DataParallel
+from trainer.regularizers import make_regularizer
+from trainer.step import make_probe_step
+from trainer.tuning import checks
+from trainer.tuning.findings import CAUSES
+from trainer.tuning.trials import Outcome
+
+CLASSES = 5
+RULES = ("rest:",)
+CHANCE = {"softmax": np.log(CLASSES), "svm": CLASSES - 1, "sigmoid": CLASSES * np.log(2)}
+MLP = dict(activation="relu", init="auto", normalization="none", dropout=0.0)
+
+
+class Changed:
+    """A model whose initial parameters, or whose logits, are changed."""
+
+    def __init__(self, model, *, params=lambda params: params, logits=lambda logits: logits):
+        self.model, self.params, self.logits = model, params, logits
+
+    def init(self, *args, **kwargs):
+        return {"params": self.params(self.model.init(*args, **kwargs)["params"])}
+
+    def apply(self, *args, **kwargs):
+        logits, state = self.model.apply(*args, **kwargs)
+        return self.logits(logits), state
+
+
+def mlp(**changes):
+    fixed = dict(num_classes=CLASSES, dtype=jnp.float32, axis_name=AXIS)
+    return Changed(models.build("mlp", widths=(16, 16), **MLP, **fixed), **changes)
+
+
+def kernels(change):
+    return lambda params: jax.tree.map(lambda leaf: change(leaf) if leaf.ndim > 1 else leaf, params)
+
+
+def measure(model, *, loss="softmax", regularizer="none", normalize=lambda images: (images - 0.5) / 0.29, **strength):
+    """The probe of one batch of noise, and the parameters it was taken at."""
+    rng = np.random.default_rng(0)
+    batch = {
+        "image": rng.integers(0, 256, (64, 4, 4, 1), dtype=np.uint8),
+        "label": rng.integers(0, CLASSES, 64, dtype=np.int32),
+        "mask": np.ones(64, np.float32),
+    }
+    parallel = DataParallel("pmap", devices=jax.devices()[:1])
+    params = model.init(jax.random.key(0), jnp.zeros((1, 4, 4, 1)), train=False)["params"]
+    state = state_lib.TrainState(
+        step=np.int32(0),
+        params=params,
+        model_state={},
+        opt_state=(),
+        rng=jax.random.key_data(jax.random.key(1)),
+        ema={},
+    )
+    probe = make_probe_step(
+        model=model,
+        loss=losses.make_loss(loss, label_smoothing=0.0),
+        regularizer=make_regularizer(regularizer, rules=RULES, **strength),
+        normalize=normalize,
+    )
+    experiment = types.SimpleNamespace(
+        parallel=parallel,
+        state=jax.device_get(state),
+        train_batch=lambda step: batch,
+        probe_step=parallel.compile(probe, donate=False),
+    )
+    return checks.probe(experiment), experiment.state.params
+
+
+def causes(findings):
+    assert all(finding.cause in CAUSES and finding.evidence and finding.remedy for finding in findings)
+    return [finding.cause for finding in findings]
+
+
+def initial_causes(model, **kwargs):
+    return causes(checks.initial_loss(*measure(model, **kwargs))[0])
+
+
+# Step 1.
+
+
+@pytest.mark.parametrize("loss", sorted(CHANCE))
+def test_scores_of_zero_have_the_loss_of_a_guess(loss):
+    """log C for the softmax, C - 1 for the SVM, C log 2 for sigmoids; a linear classifier starts at zero scores."""
+    linear = models.build("linear", num_classes=CLASSES, dtype=jnp.float32, axis_name=AXIS)
+    findings, numbers = checks.initial_loss(*measure(linear, loss=loss))
+    assert numbers["initial loss"] == pytest.approx(CHANCE[loss], rel=1e-5)
+    assert numbers["expected"] == pytest.approx(CHANCE[loss], rel=1e-5)
+    assert not findings
+
+
+@pytest.mark.parametrize("loss", sorted(CHANCE))
+def test_random_weights_of_a_fitting_scale_raise_no_alarm(loss):
+    findings, numbers = checks.initial_loss(*measure(mlp(), loss=loss))
+    assert numbers["expected"] == pytest.approx(CHANCE[loss], rel=1e-5)
+    assert not findings
+
+
+def test_the_regulariser_raises_the_loss_by_its_own_value():
+    """And leaves the loss that is compared with that of a guess as it was."""
+    plain = checks.initial_loss(*measure(mlp()))[1]
+    measured, params = measure(mlp(), regularizer="l2", strength=0.1)
+    numbers = checks.initial_loss(measured, params)[1]
+    squares = sum(np.sum(leaf**2) for leaf in jax.tree.leaves(params) if leaf.ndim > 1)
+    assert plain["with the regulariser"] == plain["initial loss"]
+    assert numbers["initial loss"] == pytest.approx(plain["initial loss"])
+    assert numbers["with the regulariser"] - numbers["initial loss"] == pytest.approx(0.1 * squares, rel=1e-4)
+
+
+def test_weights_of_a_wrong_scale_are_a_bad_start():
+    assert initial_causes(mlp(params=kernels(lambda kernel: 30 * kernel))) == ["bad_init"]
+
+
+def test_a_loss_that_is_not_a_number_is_a_bad_start():
+    assert initial_causes(mlp(params=kernels(lambda kernel: jnp.full_like(kernel, jnp.inf))))[0] == "bad_init"
+
+
+def test_zero_weights_are_told_from_a_classifier_that_may_start_at_zero():
+    assert initial_causes(mlp(params=kernels(jnp.zeros_like))) == ["zero_weights"]
+
+
+@pytest.mark.parametrize("bias", [-100.0, -6.0])
+def test_units_below_zero_on_every_image_are_dead(bias):
+    def lower(params):
+        return {**params, "block1": jax.tree.map(lambda p: p + bias if p.ndim == 1 else p, params["block1"])}
+
+    assert initial_causes(mlp(params=lower)) == ["dead_units"]
+
+
+def test_what_is_under_a_layer_that_starts_at_zero_is_not_dead():
+    """Its gradient is zero for one step: last layers and residual branches start so on purpose."""
+
+    def zero_head(params):
+        return {**params, "head": jax.tree.map(jnp.zeros_like, params["head"])}
+
+    model = mlp(params=zero_head)
+    measured, _ = measure(model)
+    assert not np.any(measured["grads"]["block1"]["dense"]["kernel"])
+    assert initial_causes(model) == []
+
+
+@pytest.mark.parametrize("dtype", [jnp.float32, jnp.bfloat16])
+def test_an_output_of_probabilities_is_a_softmax_too_many(dtype):
+    softmax = mlp(logits=lambda logits: jax.nn.softmax(logits.astype(dtype)).astype(jnp.float32))
+    assert initial_causes(softmax) == ["double_softmax"]
+
+
+def test_pixels_of_0_to_255_are_named_before_the_loss_that_they_make():
+    findings, numbers = checks.initial_loss(*measure(mlp(), normalize=lambda images: 255 * images))
+    assert causes(findings)[0] == "input_scale"
+    assert numbers["input mean"] == pytest.approx(127.5, rel=0.05)
+
+
+@pytest.mark.parametrize("normalize", [lambda images: images, lambda images: images - 0.5])
+def test_pixels_that_are_only_scaled_or_centred_are_no_fault(normalize):
+    assert initial_causes(mlp(), normalize=normalize) == []
+
+
+# Step 2.
+
+
+def sampled(accuracy, *, failed=""):
+    """An outcome of the small sample."""
+    if failed:
+        return Outcome(steps=5, failed=failed)
+    return Outcome(steps=300, train_loss=1 - accuracy, train_accuracy=accuracy, best_train_accuracy=accuracy)
+
+
+NAN = sampled(0, failed="the loss of step 3 is not finite")
+
+
+@pytest.mark.parametrize(
+    ("tries", "expected"),
+    [
+        ({0.1: sampled(1.0)}, []),
+        ({0.1: sampled(1.0), 1.0: sampled(0.1), 10.0: NAN}, []),
+        ({0.1: sampled(0.2), 1e-2: sampled(1.0), 1e-3: sampled(0.4)}, ["lr_too_high"]),
+        ({0.1: NAN, 1e-3: sampled(1.0)}, ["lr_too_high"]),
+        ({0.1: sampled(0.2), 1.0: sampled(1.0), 10.0: NAN}, ["lr_too_low"]),
+        ({0.1: sampled(0.7), 1.0: sampled(0.6), 10.0: NAN, 1e-3: sampled(0.3)}, ["too_small"]),
+        ({0.1: sampled(0.12), 1.0: sampled(0.1), 1e-3: sampled(0.1)}, ["bad_init"]),
+        ({0.1: NAN, 1.0: NAN, 1e-3: NAN}, ["bad_init"]),
+    ],
+)
+def test_what_a_sample_learned_by_heart_says_of_the_rate_and_the_network(tries, expected):
+    assert causes(checks.overfit(tries, own_lr=0.1, num_classes=10)) == expected
+
+
+def test_the_remedy_is_the_rate_that_learned_and_is_nearest():
+    tries = {0.1: sampled(0.2), 1e-2: sampled(1.0), 1e-4: sampled(1.0)}
+    (finding,) = checks.overfit(tries, own_lr=0.1, num_classes=10)
+    assert finding.remedy == "--config.optimizer.lr=0.01"
+
+
+# Step 3.
+
+START = float(np.log(10))
+
+
+def trained(drop, *, train=0.8, val=0.8, examples=1000):
+    """An outcome of a hundred steps on all data, its loss lower than that of chance by the share `drop`."""
+    return Outcome(
+        steps=100,
+        train_loss=START * (1 - drop),
+        train_accuracy=train,
+        best_train_accuracy=train,
+        val_accuracy=val,
+        val_examples=examples,
+    )
+
+
+def test_of_rates_that_drop_alike_the_largest_is_chosen():
+    outcomes = {1e-3: trained(0.3), 1e-2: trained(0.8), 1e-1: trained(0.75), 1.0: trained(0.1), 10.0: NAN}
+    chosen, drops = checks.choose_rate(outcomes, start=START)
+    assert chosen == 1e-1
+    assert drops[1e-2] == pytest.approx(0.8) and 10.0 not in drops
+
+
+@pytest.mark.parametrize("outcomes", [{0.1: trained(0.01), 1.0: trained(-3.0)}, {0.1: NAN}])
+def test_no_rate_is_chosen_where_no_loss_falls(outcomes):
+    assert checks.choose_rate(outcomes, start=START)[0] is None
+
+
+def learned(outcomes, *, own_lr=0.1, plain=None, overfits=True):
+    chosen, _ = checks.choose_rate(outcomes, start=START)
+    return causes(
+        checks.learning(
+            outcomes,
+            own_lr=own_lr,
+            chosen=chosen,
+            start=START,
+            plain=plain or {},
+            overfits=overfits,
+            num_classes=10,
+        )
+    )
+
+
+@pytest.mark.parametrize(
+    ("outcomes", "expected"),
+    [
+        ({0.1: trained(0.8), 1.0: trained(0.1)}, []),
+        ({0.1: trained(0.6), 1e-2: trained(0.8)}, []),  # slower, and no fault
+        ({0.1: NAN, 1e-2: trained(0.8)}, ["lr_too_high"]),
+        ({0.1: trained(-0.5), 1e-3: trained(0.8)}, ["lr_too_high"]),
+        ({0.1: trained(0.05), 1.0: trained(0.8)}, ["lr_too_low"]),
+    ],
+)
+def test_the_own_rate_is_compared_with_the_one_that_learns(outcomes, expected):
+    assert learned(outcomes) == expected
+
+
+def test_where_nothing_falls_the_trial_without_augmentation_tells_which():
+    still = {0.1: trained(0.02, train=0.12), 1.0: trained(0.0, train=0.1)}
+    assert learned(still, plain={0.1: trained(0.7)}) == ["augmentation"]
+    assert learned(still, plain={0.1: trained(0.01)}) == ["shuffled_labels"]
+    assert learned(still, plain={0.1: NAN}) == ["shuffled_labels"]
+    assert learned(still, overfits=False) == [], "step 2 has named the cause"
+
+
+@pytest.mark.parametrize(
+    ("train", "val", "examples", "expected"),
+    [
+        (0.9, 0.1, 1000, ["val_distribution"]),
+        (0.9, 0.85, 1000, []),
+        (0.9, 0.4, 4, []),  # two of four images: no evidence
+    ],
+)
+def test_validation_far_below_train_on_images_hardly_seen(train, val, examples, expected):
+    assert learned({0.1: trained(0.8, train=train, val=val, examples=examples)}) == expected
+
+
+def test_a_decay_is_too_high_where_it_takes_half_of_what_a_small_one_learns():
+    small = trained(0.8)
+    tell = lambda own: causes(checks.decay(own, small, decay=10.0, start=START))  # noqa: E731
+    assert tell(trained(0.7)) == []
+    assert tell(trained(0.2)) == ["decay_too_high"]
+    assert tell(NAN) == ["decay_too_high"]
+
+
+def test_images_that_are_right_at_a_loss_above_chance_have_labels_of_their_own():
+    """Scores of the wrong scale cost more than a guess does, and are right all the same."""
+    outcomes = {0.1: trained(-20.0, train=0.7), 1.0: trained(-50.0, train=0.1)}
+    assert learned(outcomes, plain={0.1: trained(-20.0, train=0.7)}) == ["bad_init"]
+
+
+@pytest.mark.parametrize(("classes", "reached"), [(2, 0.9), (3, 0.8), (10, 0.3), (100, 0.05)])
+def test_what_learns_a_part_of_the_sample_by_heart_is_too_small(classes, reached):
+    outcome = {0.1: sampled(reached)}
+    assert causes(checks.overfit(outcome, own_lr=0.1, num_classes=classes)) == ["too_small"]
+    chance = {0.1: sampled(1.1 / classes)}
+    assert causes(checks.overfit(chance, own_lr=0.1, num_classes=classes)) == ["bad_init"]
