@@ -21,6 +21,8 @@ STORAGE = flags.DEFINE_string(
     "storage", "", "SQLAlchemy URL where several machines share a study; a file in --workdir."
 )
 STUDY = flags.DEFINE_string("study", "study", "Name of the study in --storage.")
+RATES = flags.DEFINE_list("rates", [], "Learning rates of step 4, with commas; none: those around the rate of step 3.")
+DECAYS = flags.DEFINE_list("decays", [], "Weight decays of step 4, with commas; none: those that suit the optimiser.")
 SAMPLER = flags.DEFINE_enum("sampler", "tpe", ["random", "tpe"], "Who draws the points of step 5.")
 
 
@@ -38,6 +40,8 @@ def main(console, step):
         storage=STORAGE.value,
         study=STUDY.value,
         sampler=SAMPLER.value,
+        rates=_numbers("rates"),
+        decays=_numbers("decays"),
         name=Path(config_flags.get_config_filename(flags.FLAGS["config"]).partition(":")[0]).stem,
         writer=writer,
     )
@@ -45,6 +49,15 @@ def main(console, step):
     for line in record["next"]:
         writer.say(f"next: {line}")
     writer.say(f"page: {workdir / 'study.html'}")
+
+
+def _numbers(flag):
+    from trainer.errors import ConfigError
+
+    try:
+        return tuple(float(value) for value in flags.FLAGS[flag].value)
+    except ValueError as error:
+        raise ConfigError(f"--{flag} should be numbers with commas: {error}") from error
 
 
 if __name__ == "__main__":

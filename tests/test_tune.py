@@ -45,7 +45,10 @@ class Lines(writers.Quiet):
 
 
 def run(workdir, *, config=None, step="all", spend=BUDGET, **options):
-    keys = dict(storage="", study="study", sampler="tpe", name="tiny", writer=writers.Quiet()) | options
+    keys = (
+        dict(storage="", study="study", sampler="tpe", rates=(), decays=(), name="tiny", writer=writers.Quiet())
+        | options
+    )
     limit = budget.parse(spend) if spend else budget.UNLIMITED
     return tune.tune(config or tiny(), workdir, step=step, budget=limit, **keys)
 
@@ -155,6 +158,8 @@ def test_each_step_can_be_run_alone_and_says_what_it_needs(straight, tmp_path):
     ("options", "error", "says"),
     [
         (dict(step="corse"), ConfigError, "did you mean 'coarse'"),
+        (dict(rates=(0.1,), decays=(1e-4, 1e-4)), ConfigError, "leaves nothing to choose"),
+        (dict(rates=(-0.1, 1.0)), ConfigError, "--rates should be above 0"),
         (dict(sampler="grid"), ConfigError, "known: random, tpe"),
         (dict(storage="nosuchdb://host/x"), ConfigError, "does not answer"),
         (dict(config=tiny(**{"optimizer.lr": 0.1})), WorkdirError, "optimizer.lr: 3.0 -> 0.1"),

@@ -25,6 +25,7 @@ from trainer.data import sources
 from trainer.errors import LinseedError, NonFiniteError, unknown_name
 from trainer.train import train_and_evaluate
 from trainer.tuning import curves, trials, tune
+from trainer.tuning.budget import UNLIMITED
 
 STEPS = ("check", "overfit", "lr")
 
@@ -156,8 +157,8 @@ def examine(config: ml_collections.ConfigDict, folder: Path) -> Said:
     workdir = Path(tempfile.mkdtemp(dir=folder))
     findings = []
     for step in STEPS:
-        options = dict(budget=None, storage="", study="study", sampler="tpe", name="case", writer=writers.Quiet())
-        record = tune.tune(config, workdir / "study", step=step, **options)
+        options = dict(storage="", study="study", sampler="tpe", rates=(), decays=(), name="case")
+        record = tune.tune(config, workdir / "study", step=step, budget=UNLIMITED, writer=writers.Quiet(), **options)
         found = next(entry for entry in record["steps"] if entry["name"] == step)
         findings += [(step, finding) for finding in found["findings"]]
     run, val_accuracy, stopped = workdir / "run", None, ""

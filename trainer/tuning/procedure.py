@@ -38,7 +38,7 @@ NEW_POINTS = 4  # of a round of step 5
 class Procedure:
     """The steps of one study. Each method is one of them and leaves its findings in the study's record.
 
-    experiment: of the config as it was given. decays: the grid of decays.
+    experiment: of the config as it was given. rates, decays: the grid of step 4; no rates: those around that of step 3.
     """
 
     def __init__(
@@ -50,12 +50,13 @@ class Procedure:
         storage: Any,
         name: str,
         sampler: str,
+        rates: tuple[float, ...],
         decays: tuple[float, ...],
         shared: Shared,
         writer: writers.Quiet,
     ):
         self.study, self.experiment, self.writer = study, experiment, writer
-        self._config, self._sampler, self._decays = study.config, sampler, decays
+        self._config, self._sampler, self._rates, self._decays = study.config, sampler, rates, decays
         self._an_epoch = len(experiment.train.labels) / experiment.batch_size
         self._sample_size = min(SAMPLE_BATCHES * experiment.batch_size, len(experiment.train.labels))
 
@@ -194,11 +195,13 @@ class Procedure:
             self.phases["search"],
             self.study.step("lr") or {"chosen": dict(self._own_point()), "findings": []},
         )
-        if found["chosen"] is None:
+        if found["chosen"] is None and not self._rates:
             raise ConfigError("step 3 found no rate at which the loss falls; mend what it names, in a new --workdir")
-        rates = [_round(factor * found["chosen"]["lr"]) for factor in (1 / HALF_A_DECADE, 1.0, HALF_A_DECADE)]
+        rates = self._rates or [
+            _round(factor * found["chosen"]["lr"]) for factor in (1 / HALF_A_DECADE, 1.0, HALF_A_DECADE)
+        ]
         points = [{"lr": rate, "weight_decay": decay} for rate in rates for decay in self._decays]
-        if not found["findings"]:
+        if not found["findings"] and not self._rates:
             points.append(self._own_point())
         best_third = len(points) // search.KEEP
         runs, cost = len(points) + best_third, len(points) + best_third * (LONGER - 1)
@@ -332,7 +335,7 @@ def _round(rate) -> float:
 
 def _around(point, decays) -> dict[str, tuple[float, float]]:
     """The neighbourhood that step 5 samples: half a decade of the rate, a decade of the decay, to either side."""
-    decay = point["weight_decay"] or min(decay for decay in decays if decay) / 10
+    decay = point["weight_decay"] or min((decay for decay in decays if decay), default=10 * SMALL_DECAY) / 10
     lr = point["lr"]
     return {"lr": (lr / HALF_A_DECADE, lr * HALF_A_DECADE), "weight_decay": (decay / 10, decay * 10)}
 

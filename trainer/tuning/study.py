@@ -44,8 +44,8 @@ def get_config():
 class Study:
     """The record of the study in `workdir`: a JSON object, written whole after each change."""
 
-    def __init__(self, workdir: Path, config: ml_collections.ConfigDict, *, name: str):
-        """Opens the study in `workdir`, or begins it. Raises WorkdirError where it belongs to another config."""
+    def __init__(self, workdir: Path, config: ml_collections.ConfigDict, *, name: str, search_space: dict):
+        """Opens the study in `workdir`, or begins it. Raises WorkdirError where it is of another config or search."""
         self.workdir, self.config = workdir, config
         self._path = workdir / STUDY
         sha256 = config_lib.sha256(config)
@@ -60,8 +60,14 @@ class Study:
                 raise WorkdirError(
                     f"{workdir} holds the study of another config ({'; '.join(changed[:6])}); choose another --workdir"
                 )
+            if self.record["search_space"] != search_space:
+                raise WorkdirError(
+                    f"{workdir} holds a study of another search ({self.record['search_space']}); choose another "
+                    "--workdir, or give its --rates, --decays and --sampler"
+                )
         else:
             self.record = {
+                "search_space": search_space,
                 "config_name": name,
                 "config": json.loads(config_lib.to_json(config)),
                 "config_sha256": sha256,

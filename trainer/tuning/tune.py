@@ -1,5 +1,6 @@
 """`tune`: a config through the seven steps, in a workdir that can be killed and continued."""
 
+import math
 import tempfile
 from pathlib import Path
 
@@ -38,13 +39,16 @@ def tune(
     storage: str,
     study: str,
     sampler: str,
+    rates: tuple[float, ...],
+    decays: tuple[float, ...],
     name: str,
     writer: writers.Quiet,
 ) -> dict:
     """Takes `config` through one step of `STEPS`, or "all" of them; returns what `study.json` holds.
 
     budget: `UNLIMITED` for the natural length of each step. storage: an SQLAlchemy URL, "" for a file in `workdir`;
-    study: the name of the study in it. sampler: of `search.SAMPLERS`. name: of the config, for the page. Raises a
+    study: the name of the study in it. sampler: of `search.SAMPLERS`. rates, decays: the grid of step 4, () for those
+    around the rate of step 3 and those that suit the optimiser. name: of the config, for the page. Raises a
     LinseedError for all that a user can mend; what was found before is kept, and the same call goes on.
     """
     if step not in (*STEPS, "all"):
@@ -57,8 +61,12 @@ def tune(
             f"there is no rate and decay to search for '{config.optimizer.name}' on the full batch; choose another "
             "config.optimizer.name and a config.data.batch_size"
         )
+    if not decays:
+        decays = DECOUPLED_DECAYS if _decouples(config) else COUPLED_DECAYS
+    _check_grid(rates, decays)
     with workdir_lib.lock(workdir):
-        record = study_lib.Study(workdir, config, name=name)
+        search_space = {"rates": list(rates), "decays": list(decays), "sampler": sampler}
+        record = study_lib.Study(workdir, config, name=name, search_space=search_space)
         record.save(budget=budget.text or None)
         shared = experiment_lib.Shared()
         with tempfile.TemporaryDirectory() as folder:
@@ -71,7 +79,8 @@ def tune(
             storage=search.open_storage(storage or f"sqlite:///{(workdir / study_lib.STORAGE).absolute()}"),
             name=study,
             sampler=sampler,
-            decays=DECOUPLED_DECAYS if _decouples(config) else COUPLED_DECAYS,
+            rates=rates,
+            decays=decays,
             shared=shared,
             writer=writer,
         )
@@ -83,6 +92,16 @@ def tune(
         finally:
             _conclude(record)
     return record.record
+
+
+def _check_grid(rates, decays):
+    if any(not 0 < rate < math.inf for rate in rates) or any(not 0 <= decay < math.inf for decay in decays):
+        raise ConfigError("--rates should be above 0 and --decays at least 0, and all of them finite")
+    if len(set(rates)) == 1 and len(set(decays)) == 1:
+        raise ConfigError(
+            f"a grid of one point, --rates={rates[0]:g} and --decays={decays[0]:g}, leaves nothing to choose; give two "
+            "of one, or leave one out"
+        )
 
 
 def _decouples(config):
