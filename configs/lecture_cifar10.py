@@ -1,7 +1,7 @@
 """The lecture on CIFAR-10 in a small convolutional network: BatchNorm, dropout, augmentation, warm-up, ReLU, Kaiming.
 
 Five 3x3 convolutions, ReLU, Kaiming, no normalisation, momentum SGD, on all images or on 2,000 (`few`). Each word after
-the colon changes one thing, and words add up. Expected: 49 % on validation with `few`; docs/lecture.md has each. Each
+the colon changes one thing, and words add up. Expected: 57 % on validation without a word; docs/lecture.md has each. A
 run takes about a minute on two CPU cores, a third of it to read the images.
 
     python -m scripts.train --config=configs/lecture_cifar10.py --workdir=runs/lecture
@@ -15,11 +15,11 @@ import ml_collections
 from configs import variants
 
 VARIANTS = {
-    "augmentation": {"data.augment": "pad_crop(4)|flip_lr(0.5)|color_jitter(0.2, 0.2, 0.2)"},
+    "augmentation": {"data.augment": "pad_crop(4)|flip_lr(0.5)"},
     "batchnorm": {"model.normalization": "batch"},
     "dropout": {"model.dropout": 0.5},
     "few": {"data.train_examples": 2000},
-    "high_rate": {"optimizer.lr": 0.2},
+    "high_rate": {"optimizer.lr": 0.1},
     "sigmoid": {"model.activation": "sigmoid", "model.init": "xavier_normal"},
     "warmup": {"schedule.warmup_steps": 200},
     "xavier": {"model.init": "xavier_normal"},
