@@ -17,7 +17,7 @@ LOSS_RATIO = 2.0
 # Normalised pixels have mean 0 and deviation 1; those that are only scaled to 0..1, 0.5 and 0.3; those of 0..255, 100.
 INPUT_RANGE = (0.02, 10.0)
 CLEAR_DROP = 0.1  # of the loss of chance, within a hundred steps
-NEAR_BEST = 0.85  # of the best drop: rates that get so far are equals, and the largest of them is chosen
+NEAR_BEST = 0.95  # of the best drop: rates that get so far are equals, and the largest of them is chosen
 VAL_GAP = 0.2  # in accuracy
 DEAD_SHARE = 0.5  # of a layer's units; a ReLU layer has a few by chance
 SUM_ERROR = 0.01  # of a row of probabilities, in bfloat16, whose steps are 1/256 of a number
