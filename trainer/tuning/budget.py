@@ -55,6 +55,12 @@ class Ledger:
             longest[trial.workdir] = max(longest.get(trial.workdir, 0), trial.last.steps)
         return sum(longest.values())
 
+    def is_spent(self) -> bool:
+        """Whether nothing is left."""
+        if self.budget.seconds is not None:
+            return self._study.record["seconds_used"] >= self.budget.seconds
+        return self.budget.steps is not None and self.used_steps() >= self.budget.steps
+
     def left(self, *, runs: float, evaluations_per_step: float = 0.0) -> float:
         """Steps that are left beside `runs` starts of a trial, each with its evaluation, and evaluations on the way."""
         if self.budget.steps is not None:
@@ -82,8 +88,9 @@ class Ledger:
         """Raises ConfigError: the budget has no room for `name`. With a larger one it may be asked again."""
         self._study.save(allotted={key: steps for key, steps in self._study.record["allotted"].items() if key != name})
         raise ConfigError(
-            f"--budget={self.budget.text} has no room for the step '{name}', not even for {LEAST_STEPS} steps a trial; "
-            "raise it and run the same command again: what was found is kept"
+            f"--budget={self.budget.text} has no room for the step '{name}', not even for {LEAST_STEPS} steps a trial "
+            f"(used so far: {self._study.record['seconds_used']:.0f} s, {self.used_steps()} steps); raise it and run the "
+            "same command again: what was found is kept"
         )
 
     def _trials(self):

@@ -301,6 +301,11 @@ class Procedure:
 
     # Shared by the steps.
 
+    def refuse_to_begin_without_a_budget(self, name: str):
+        """Raises ConfigError where nothing is left for `name`, a step of a fixed length; one that has begun may end."""
+        if name in ("overfit", "lr") and self.ledger.is_spent() and not self.phases[name].trials():
+            self.ledger.refuse(name)
+
     def _halve(self, phase, steps, *, group) -> list[Trial]:
         return phase.halve(group, [steps, LONGER * steps], keep=2, tell=self._tell)
 

@@ -86,6 +86,7 @@ def tune(
         )
         try:
             for each in STEPS if step == "all" else [step]:
+                procedure.refuse_to_begin_without_a_budget(each)
                 STEPS[each](procedure)
                 if step == "all" and each == "lr" and record.step("lr")["chosen"] is None:
                     break
