@@ -88,9 +88,9 @@ class Ledger:
         """Raises ConfigError: the budget has no room for `name`. With a larger one it may be asked again."""
         self._study.save(allotted={key: steps for key, steps in self._study.record["allotted"].items() if key != name})
         raise ConfigError(
-            f"--budget={self.budget.text} has no room for the step '{name}', not even for {LEAST_STEPS} steps a trial "
-            f"(used so far: {self._study.record['seconds_used']:.0f} s, {self.used_steps()} steps); raise it and run the "
-            "same command again: what was found is kept"
+            f"--budget={self.budget.text} has no room for the step '{name}', not even for {LEAST_STEPS} steps a trial: "
+            f"{self._study.record['seconds_used']:.0f} s and {self.used_steps()} steps are used; raise it and run the "
+            "same command again, what was found is kept"
         )
 
     def _trials(self):
