@@ -5,6 +5,7 @@ import json
 import shutil
 
 import ml_collections
+import optuna
 import pytest
 
 from configs import digits
@@ -213,13 +214,16 @@ def test_a_continued_trial_is_counted_once_and_time_is_turned_into_steps():
     assert ledger.left(runs=5, evaluations_per_step=0.01) == pytest.approx(50 / 0.12)
 
 
-def test_a_length_once_given_stays_and_a_refused_one_can_be_asked_again():
-    ledger = budget.Ledger(Paper(), [], budget=budget.parse("1000steps"))
-    assert [ledger.allot("coarse", lambda steps=steps: steps) for steps in (40.7, 90)] == [40, 40]
-    assert ledger.allot("refine-1", lambda: 9.9) == 0
-    with pytest.raises(ConfigError, match="no room for the step 'refine-1'.*what was found is kept"):
-        ledger.refuse("refine-1")
-    assert ledger.allot("refine-1", lambda: 12) == 12
+def test_a_length_once_given_stays_and_none_is_found_anew_with_another_budget():
+    storage = optuna.storages.InMemoryStorage()
+    phase = search.Phase(storage, "study", name="search", worker="a", config_sha256="", run=None)
+    small, large = (budget.Ledger(Paper(), [phase], budget=budget.parse(text)) for text in ("1000steps", "2000steps"))
+    assert [small.allot(phase, "coarse", lambda steps=steps: steps) for steps in (40.7, 90)] == [40, 40]
+    assert [ledger.allot(phase, "refine-1", lambda: 9.9) for ledger in (small, large)] == [0, 0]
+    assert [ledger.allot(phase, "refine-2", lambda: 5) for ledger in (small, small)] == [0, 0]
+    assert large.allot(phase, "refine-2", lambda: 12) == small.allot(phase, "refine-2", lambda: 12) == 12
+    with pytest.raises(ConfigError, match="no room for the step 'coarse'.*what was found is kept"):
+        small.refuse("coarse")
 
 
 @pytest.mark.parametrize(("text", "seconds", "steps"), [("90s", 90, None), ("1.5h", 5400, None), ("40m", 2400, None),

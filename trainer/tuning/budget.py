@@ -29,7 +29,7 @@ UNLIMITED = Budget(None, None, "")
 def parse(text: str) -> Budget:
     """`"90s"`, `"30m"`, `"1.5h"` or `"4000steps"`. Raises ConfigError for anything else."""
     found = re.fullmatch(r"(\d+(?:\.\d+)?)\s*(s|m|h|steps)", text.strip())
-    if not found or not float(found[1]):
+    if not found or float(found[1]) < (1 if found[2] == "steps" else 1e-9):
         raise ConfigError(f"--budget={text} should be a time such as 90s, 30m or 2h, or a number of steps: 4000steps")
     amount, unit = float(found[1]), found[2]
     if unit == "steps":
@@ -41,7 +41,7 @@ class Ledger:
     """What a study has used and has left, counted in train steps.
 
     A budget of time is turned into steps by the speed of the trials so far, when a length is needed; what was given is
-    written down, so that it is the same when the command is run again.
+    written into the storage, so that it is the same when the command is run again, and for all workers.
     """
 
     def __init__(self, study: Study, phases: Sequence[Phase], *, budget: Budget):
@@ -75,18 +75,23 @@ class Ledger:
         seconds = self.budget.seconds - self._study.record["seconds_used"]
         return (seconds - runs * start) / (step + evaluations_per_step * start)
 
-    def allot(self, name: str, compute: Callable[[], float]) -> int:
-        """The whole number of steps given to `name`: `compute()` the first time. 0 where that is below LEAST_STEPS."""
-        allotted = self._study.record["allotted"]
-        if name not in allotted:
+    def allot(self, phase: Phase, name: str, compute: Callable[[], float]) -> int:
+        """The whole number of steps given to `name`: `compute()` the first time; 0 where that is below LEAST_STEPS.
+
+        0 is found anew when the command is run with another budget.
+        """
+
+        def give():
             steps = compute()
-            allotted = {**allotted, name: int(steps) if steps >= LEAST_STEPS else 0}
-            self._study.save(allotted=allotted)
-        return allotted[name]
+            return {"steps": int(steps) if steps >= LEAST_STEPS else 0, "budget": self.budget.text}
+
+        def is_stale(given):
+            return given["steps"] == 0 and given["budget"] != self.budget.text
+
+        return phase.plan(f"steps of {name}", give, is_stale=is_stale)["steps"]
 
     def refuse(self, name: str):
-        """Raises ConfigError: the budget has no room for `name`. With a larger one it may be asked again."""
-        self._study.save(allotted={key: steps for key, steps in self._study.record["allotted"].items() if key != name})
+        """Raises ConfigError: the budget has no room for `name`."""
         raise ConfigError(
             f"--budget={self.budget.text} has no room for the step '{name}', not even for {LEAST_STEPS} steps a trial: "
             f"{self._study.record['seconds_used']:.0f} s and {self.used_steps()} steps are used; raise it and run the "

@@ -4,9 +4,13 @@ import math
 
 
 def chance_loss(name: str, *, num_classes: int) -> float:
-    """What `losses.LOSSES[name]` gives where all logits are zero; with class weights, where their mean is 1."""
+    """The least that `losses.LOSSES[name]` comes to for who knows nothing but how many classes there are.
+
+    That of zero logits, but for sigmoid: there a class is said to be unlikely, 1 in C. Class weights: of mean 1.
+    """
+    share = 1 / num_classes
     return {
-        "sigmoid": num_classes * math.log(2),
+        "sigmoid": -num_classes * (share * math.log(share) + (1 - share) * math.log(1 - share)),
         "softmax": math.log(num_classes),
         "svm": num_classes - 1.0,
         "weighted_softmax": math.log(num_classes),

@@ -9,12 +9,14 @@ config's own schedule.
 import math
 from typing import Any
 
+from trainer import workdir as workdir_lib
 from trainer import writers
-from trainer.errors import ConfigError
+from trainer.errors import ConfigError, LinseedError
 from trainer.experiment import Experiment, Shared
 from trainer.tuning import checks, curves, search, trials
-from trainer.tuning.budget import Budget, Ledger
+from trainer.tuning.budget import LEAST_STEPS, UNLIMITED, Budget, Ledger
 from trainer.tuning.findings import Finding
+from trainer.tuning.floors import chance_loss
 from trainer.tuning.search import Phase, Trial, best_within_a_standard_error
 from trainer.tuning.study import TRIALS, WINNER, Study
 from trainer.tuning.trials import Outcome
@@ -38,7 +40,8 @@ NEW_POINTS = 4  # of a round of step 5
 class Procedure:
     """The steps of one study. Each method is one of them and leaves its findings in the study's record.
 
-    experiment: of the config as it was given. rates, decays: the grid of step 4; no rates: those around that of step 3.
+    experiment: of the config as it was given. storage: of steps 4 and 5, own_storage: of the steps before. rates,
+    decays: the grid of step 4; no rates: those around that of step 3.
     """
 
     def __init__(
@@ -48,6 +51,7 @@ class Procedure:
         *,
         budget: Budget,
         storage: Any,
+        own_storage: Any,
         name: str,
         sampler: str,
         rates: tuple[float, ...],
@@ -58,9 +62,10 @@ class Procedure:
         self.study, self.experiment, self.writer = study, experiment, writer
         self._config, self._sampler, self._rates, self._decays = study.config, sampler, rates, decays
         self._an_epoch = len(experiment.train.labels) / experiment.batch_size
-        self._sample_size = min(SAMPLE_BATCHES * experiment.batch_size, len(experiment.train.labels))
+        wanted = max(SAMPLE_BATCHES * experiment.batch_size, experiment.num_classes)
+        self._sample_size = min(wanted, len(experiment.train.labels))
 
-        def phase(of, make):
+        def phase(of, make, storage=storage):
             def run(trial, steps):
                 return trials.run(make(trial, steps), study.workdir / TRIALS / trial.workdir, shared=shared)
 
@@ -68,9 +73,10 @@ class Procedure:
             return Phase(storage, name, name=of, run=run, **keys)
 
         self.phases = {
-            "overfit": phase("overfit", self._sample_config),
-            "lr": phase("lr", self._short_config),
-            "plain": phase("plain", lambda trial, steps: trials.plain(self._short_config(trial, steps))),
+            # Every machine finds out for itself what is wrong; the search is shared.
+            "overfit": phase("overfit", self._sample_config, own_storage),
+            "lr": phase("lr", self._short_config, own_storage),
+            "plain": phase("plain", lambda trial, steps: trials.plain(self._short_config(trial, steps)), own_storage),
             "search": phase("search", self._constant_config),
             "final": phase("final", self._final_config),
         }
@@ -94,8 +100,12 @@ class Procedure:
         return trials.changed(config, {"eval.every_steps": max(SAMPLE_STEPS)})
 
     def _final_config(self, trial, steps):
-        config = trials.at_point(self._config, trial.point)
-        return trials.shortened(config, steps=steps, total_steps=self.experiment.total_steps)
+        return trials.shortened(
+            trials.at_point(self._config, trial.point),
+            steps=steps,
+            total_steps=self.experiment.total_steps,
+            num_examples=len(self.experiment.train.labels),
+        )
 
     # The steps.
 
@@ -145,15 +155,16 @@ class Procedure:
         phase, own = self.phases["lr"], self._config.optimizer.lr
         others = [rate for rate in DECADES if not math.isclose(rate, own)]
         phase.grid(_small_decay(*others, own), group="decades")
-        decades = phase.begin("decades", self._short(LR_STEPS[0]), tell=self._tell)
+        first, steps = phase.plan("lengths", lambda: [self._short(steps) for steps in LR_STEPS])
+        decades = phase.begin("decades", first, tell=self._tell)
         best = max(decades, key=lambda trial: search.rank(trial, lambda outcome: -outcome.train_loss)).point["lr"]
         phase.grid(_small_decay(_round(best * HALF_A_DECADE), _round(best / HALF_A_DECADE)), group="between")
         near = [trial for trial in decades if 0.09 < trial.point["lr"] / best < 11 or trial.point["lr"] == own]
-        steps = self._short(LR_STEPS[1])
         longer = [*phase.go_on(near, steps, tell=self._tell), *phase.begin("between", steps, tell=self._tell)]
         outcomes = {trial.point["lr"]: trial.last for trial in longer}
 
-        start = float(checks.probe(self.experiment)["zero_loss"])
+        guess = chance_loss(self._config.loss.name, num_classes=self.experiment.num_classes)
+        start = min(float(checks.probe(self.experiment)["zero_loss"]), guess)
         chosen, drops = checks.choose_rate(outcomes, start=start)
         rates = (self.study.step("overfit") or {}).get("rates", [])
         findings = checks.learning(
@@ -201,13 +212,11 @@ class Procedure:
             _round(factor * found["chosen"]["lr"]) for factor in (1 / HALF_A_DECADE, 1.0, HALF_A_DECADE)
         ]
         points = [{"lr": rate, "weight_decay": decay} for rate in rates for decay in self._decays]
-        if not found["findings"] and not self._rates:
+        if not found["findings"] and not self._rates and self._own_point() not in points:
             points.append(self._own_point())
-        best_third = len(points) // search.KEEP
-        runs, cost = len(points) + best_third, len(points) + best_third * (LONGER - 1)
-        steps = self.ledger.allot(
-            "coarse", lambda: min(COARSE_EPOCHS * self._an_epoch, COARSE * self.ledger.left(runs=runs) / cost)
-        )
+        runs, cost = _halving(len(points))
+        longest = max(COARSE_EPOCHS * self._an_epoch, LEAST_STEPS)
+        steps = self.ledger.allot(phase, "coarse", lambda: min(longest, COARSE * self.ledger.left(runs=runs) / cost))
         if not steps:
             self.ledger.refuse("coarse")
         phase.grid(points, group="coarse")
@@ -225,52 +234,69 @@ class Procedure:
         phase, best, carried, length, rounds = self.phases["search"], None, coarse["survivors"], coarse["steps"], 0
         while True:
             group = f"refine-{rounds + 1}"
-            steps = self.ledger.allot(group, lambda: self._refine_steps(length, first=rounds == 0))  # noqa: B023
+            steps = self.ledger.allot(
+                phase,
+                group,
+                lambda: self._refine_steps(length, carried=len(carried), rounds=rounds),  # noqa: B023
+            )
             if not steps:
                 break
             known = {trial.number: trial for trial in phase.trials()}
             going_on = [known[number] for number in carried]
             around = _around(best.point if best else coarse["chosen"], self._decays)
-            phase.sample(NEW_POINTS, group=group, sampler=self._sampler, bounds=around, seed=self._config.seed)
-            phase.grid([t.point for t in going_on], group=group, continues=[t.workdir for t in going_on])
+            seed = self._config.seed + 1000 * rounds
+            points = phase.draw(NEW_POINTS, group=group, sampler=self._sampler, bounds=around, seed=seed)
+            workdirs = [trial.workdir for trial in going_on]
+            phase.grid([*(trial.point for trial in going_on), *points], group=group, continues=workdirs)
             survivors = self._halve(phase, steps, group=group)
             before, best, rounds = best, best_within_a_standard_error(survivors), rounds + 1
             carried, length = [trial.number for trial in survivors], LONGER * steps
             if before and best.point == before.point:
                 break
-        stopped = "the winner stays the same" if steps else "the budget has no room for a longer round"
-        summary = "the budget has no room for longer runs"
-        if best:
-            summary = f"{_say(best)} after {rounds} round{'s' if rounds > 1 else ''}"
+        stopped = "the winner stays the same" if steps else self._no_more()
+        ran = f"{rounds} round{'' if rounds == 1 else 's'}"
+        summary = f"{_say(best)} after {ran}" if best else self._no_more()
         self._write(5, "refine", "Refine", summary, [], chosen=best.point if best else coarse["chosen"])
-        self._write(7, "loop", "Go on, or stop", f"{rounds} rounds of step 5; {stopped}", [])
+        self._write(7, "loop", "Go on, or stop", f"{ran} of step 5; {stopped}", [])
         self.study.save(stopped=stopped)
 
-    def _refine_steps(self, length, *, first) -> float:
-        """The first rung of a round; 0 where the budget has no room for one as long as the carried trials are."""
-        unlimited = self.ledger.budget.text == ""
-        if unlimited and not first:
-            return 0
-        runs, cost = NEW_POINTS + 6, NEW_POINTS + 2 * (LONGER - 1)
+    def _refine_steps(self, length, *, carried, rounds) -> float:
+        """The first rung of a round; 0 where there is no room for one as long as the carried trials are."""
+        if self.ledger.budget == UNLIMITED:
+            return 0 if rounds else max(REFINE_EPOCHS * self._an_epoch, length)
+        runs, cost = _halving(NEW_POINTS + carried)
         fits = min(REFINE_EPOCHS * self._an_epoch, REFINE * self.ledger.left(runs=runs) / cost)
-        return max(fits, length) if unlimited else fits if fits >= length else 0
+        return fits if fits >= length else 0
+
+    def _no_more(self) -> str:
+        unlimited = self.ledger.budget == UNLIMITED
+        return "without a --budget there is one round" if unlimited else "the budget has no room for a longer round"
 
     def final(self):
         """The winner with the config's own schedule, for its whole length or for what the budget has left."""
         step = self.study.step("refine") or self.study.step("coarse")
         if step is None:
             raise ConfigError("the final run takes the winner of the steps before; run the step 'coarse' first")
-        each = 1 / self.experiment.eval_every_steps
+        phase, each = self.phases["final"], 1 / self.experiment.eval_every_steps
+        point, budget = step["chosen"], self.ledger.budget.text
+        group = f"{point['lr']:g} {point['weight_decay']:g} {budget}".strip()
         steps = self.ledger.allot(
-            "final", lambda: min(self.experiment.total_steps, self.ledger.left(runs=2, evaluations_per_step=each))
+            phase, group, lambda: min(self.experiment.total_steps, self.ledger.left(runs=2, evaluations_per_step=each))
         )
-        if not steps:
-            self.ledger.refuse("final")
-        phase = self.phases["final"]
-        phase.grid([step["chosen"]], group="final")
-        winner = best_within_a_standard_error(phase.halve("final", [steps], keep=1, tell=self._tell))
-        outcome, epochs = winner.last, steps / self._an_epoch
+        before = [trial for trial in phase.trials() if trial.point == point and trial.last.steps >= steps]
+        if not before:
+            if not steps:
+                self.ledger.refuse("final")
+            phase.grid([point], group=group)
+            phase.halve(group, [steps], keep=1, tell=self._tell)
+        sound = [trial for trial in phase.trials() if trial.rungs and not trial.last.failed]
+        if not sound:
+            self.curves()
+            raise LinseedError("the final run failed; see the findings of step 6, mend what they name and begin anew")
+        winner = max(sound, key=lambda trial: trial.last.best_val_accuracy)
+        outcome, epochs = winner.last, winner.last.steps / self._an_epoch
         figures = f"{outcome.best_val_accuracy:.2%} on validation after {epochs:.1f} epochs"
+        config = self._final_config(winner, max(winner.rungs))
         self.study.save(
             winner={
                 "trial": winner.id,
@@ -279,7 +305,7 @@ class Procedure:
                 "val_loss": outcome.val_loss,
                 "epochs": epochs,
                 "config_file": WINNER,
-                "differences": self.study.write_winner(self._final_config(winner, steps), figures=figures),
+                "differences": self.study.write_winner(config, figures=figures),
             }
         )
 
@@ -290,10 +316,13 @@ class Procedure:
         if not found:
             raise ConfigError("there is no run to look at yet; run the step 'coarse' first")
         trial = max(found, key=lambda trial: (trial.last.steps, search.rank(trial, search.val_accuracy)))
+        workdir = self.study.workdir / TRIALS / trial.workdir
+        if not workdir.exists():
+            return self.writer.say(f"the curves of {trial.id} are with the machine that trained it")
         findings = curves.diagnose(
-            trials.records(self.study.workdir / TRIALS / trial.workdir),
+            trials.records(workdir),
             num_classes=self.experiment.num_classes,
-            config=self._config.to_dict(),
+            config=workdir_lib.read_config(workdir).to_dict(),
             stopped=trial.last.failed,
         )
         summary = f"the curves of {trial.id} show {'this:' if findings else 'nothing wrong'}"
@@ -331,6 +360,12 @@ class Procedure:
 
 def _small_decay(*rates) -> list[search.Point]:
     return [{"lr": rate, "weight_decay": SMALL_DECAY} for rate in rates]
+
+
+def _halving(count) -> tuple[int, int]:
+    """What halving `count` trials once costs: starts of a trial, and first rungs' worth of steps."""
+    survivors = max(2, count // search.KEEP)
+    return count + survivors, count + survivors * (LONGER - 1)
 
 
 def _round(rate) -> float:

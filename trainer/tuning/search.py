@@ -1,7 +1,8 @@
-"""Steps 3 to 5: the trials of a phase in an Optuna study, cut down by successive halving.
+"""Steps 2 to 5: the trials of a phase in an Optuna study, cut down by successive halving.
 
 Optuna samples the points and keeps the books; its trials do not resume, ours do, since each is a workdir. All that
 decides is in the storage, and a phase that is run again does nothing twice: it reads what is there and goes on.
+Where several workers share a storage, one of them plans: it chooses points and lengths, which the others read.
 """
 
 import datetime
@@ -21,8 +22,10 @@ from trainer.tuning.trials import Outcome
 optuna.logging.set_verbosity(optuna.logging.ERROR)
 
 KEEP = 3  # of so many trials one goes on to the next rung
-RUNNING_LATE = 900.0  # seconds without a word from a trial of another machine before its rung is closed without it
+RUNNING_LATE = 900.0  # seconds without a word from another machine before this one goes on without it
+LATE = 4  # or so many times what the slowest trial took, where that is more
 _SIGNING = 3.0  # seconds within which a worker that lives has signed what it took
+_SETTLE = 0.2  # seconds after which all who want to plan see the same one
 _POLL = 2.0  # seconds between two looks at what the others do
 
 Point = dict[str, float]  # "lr" and "weight_decay"
@@ -94,35 +97,61 @@ class Phase:
         """All trials, by number."""
         return [self._read(trial) for trial in self._study.get_trials(deepcopy=False)]
 
+    def plan(
+        self, key: str, compute: Callable[[], Any], *, is_stale: Callable[[Any], bool] = lambda value: False
+    ) -> Any:
+        """`compute()` (JSON) as the worker who plans found it, once for all workers and all times that this is run.
+
+        A stored value that `is_stale` is found anew. Where the planner says nothing for long, this worker plans.
+        """
+        began = time.monotonic()
+        while True:
+            attributes = self._study.user_attrs
+            if key in attributes and not is_stale(attributes[key]):
+                return attributes[key]
+            if self._plans(attributes):
+                self._study.set_user_attr(key, compute())
+                continue
+            if time.monotonic() - began > self._patience():
+                self._study.set_user_attr("planner", self._worker)
+            time.sleep(_POLL)
+
+    def _plans(self, attributes):
+        """Whether this worker plans: the first who wanted to."""
+        if "planner" not in attributes:
+            self._study.set_user_attr("planner", self._worker)
+            time.sleep(_SETTLE)
+        return self._study.user_attrs["planner"] == self._worker
+
     def grid(self, points: Sequence[Point], *, group: str, continues: Sequence[str] = ()):
         """Puts `points` into `group`, once, to be run by whoever comes first.
 
-        continues: for each point the workdir of the trial that it goes on with, where it has one.
+        continues: the workdirs of the trials that the first of the points go on with.
         """
-        known = [trial.attributes for trial in self.trials()]
-        places = {attributes.get("place") for attributes in known if attributes.get("group") == group}
-        for place, point in enumerate(points):
-            if place not in places:
-                more = {"workdir": continues[place]} if continues else {}
-                stored = {key: max(value, _NO_DECAY) for key, value in point.items()}
-                self._study.enqueue_trial(stored, user_attrs={"group": group, "place": place, **more})
+        points = self.plan(f"points of {group}", lambda: list(points))
+        while len(places := {trial.attributes["place"] for trial in self._members(group)}) < len(points):
+            if not self._plans(self._study.user_attrs):
+                time.sleep(_POLL)
+                continue
+            for place, point in enumerate(points):
+                if place not in places:
+                    more = {"workdir": continues[place]} if place < len(continues) else {}
+                    stored = {key: max(value, _NO_DECAY) for key, value in point.items()}
+                    self._study.enqueue_trial(stored, user_attrs={"group": group, "place": place, **more})
 
-    def sample(
+    def draw(
         self, count: int, *, group: str, sampler: str, bounds: Mapping[str, tuple[float, float]], seed: int
-    ) -> None:
-        """Draws `count` points for `group` within `bounds`, on log axes, by the sampler of that name, once."""
-        while True:
-            place = sum("place" not in trial.attributes for trial in self._members(group))
-            if place >= count:
-                return
-            orphans = self._orphans(group=None)
-            trial = self._live(orphans[0]) if orphans else self._study.ask()
-            for number, (key, (low, high)) in enumerate(bounds.items()):
-                # A sampler's own state would be lost with the process: each draw has a seed of its own.
-                self._study.sampler = SAMPLERS[sampler](seed + place * len(bounds) + number)
-                trial.suggest_float(key, low, high, log=True)
-            trial.set_user_attr("worker", self._worker)
-            trial.set_user_attr("group", group)  # last: it makes the trial count
+    ) -> list[Point]:
+        """`count` new points within `bounds`, on log axes, from what all groups but `group` have found so far."""
+        known = [t for t in self._study.get_trials(deepcopy=False) if t.state.is_finished()]
+        scratch = optuna.create_study(direction="maximize", sampler=SAMPLERS[sampler](seed))
+        scratch.add_trials([trial for trial in known if trial.user_attrs.get("group") != group])
+        points = []
+        for _ in range(count):
+            trial = scratch.ask()
+            drawn = {key: trial.suggest_float(key, low, high, log=True) for key, (low, high) in bounds.items()}
+            points.append({key: float(f"{value:.3g}") for key, value in drawn.items()})
+        return points
 
     def begin(self, group: str, steps: int, *, tell: Callable[[str], None]) -> list[Trial]:
         """All trials of `group` as they are at `steps`: trains this worker's, and takes those that nobody has."""
@@ -192,7 +221,7 @@ class Phase:
             live.set_user_attr("worker", self._worker)
 
     def _orphans(self, group):
-        """Trials of `group`, None for those of no group yet, taken by a worker that was killed before it could sign."""
+        """Trials of `group` taken by a worker that was killed before it could sign."""
         while True:
             running = self._study.get_trials(deepcopy=False, states=(TrialState.RUNNING,))
             unsigned = [trial for trial in running if "worker" not in trial.user_attrs]
@@ -205,7 +234,8 @@ class Phase:
     def _advance(self, trial, steps, *, tell):
         """Trains `trial` on to `steps`, unless it was there before, failed, or is another worker's."""
         trial = next(known for known in self.trials() if known.number == trial.number)
-        if steps in trial.rungs or trial.last.failed or trial.attributes.get("worker") != self._worker:
+        done = steps in trial.rungs or trial.last.failed or trial.state.is_finished()
+        if done or trial.attributes.get("worker") != self._worker:
             return
         outcome = self._run(trial, steps)
         live = self._live(trial)
@@ -221,16 +251,24 @@ class Phase:
         began, missing = time.monotonic(), None
         while True:
             found = [trial for trial in self.trials() if trial.number in numbers]
-            late = [trial.number for trial in found if steps not in trial.rungs and not trial.last.failed]
+            late = [
+                trial.number
+                for trial in found
+                if steps not in trial.rungs and not trial.last.failed and not trial.state.is_finished()
+            ]
             if not late:
-                return [_as_of(trial, steps) for trial in found]
+                return [_as_of(trial, steps) for trial in found if steps in trial.rungs or trial.last.failed]
             if late != missing:
                 began, missing = time.monotonic(), late
                 tell(f"waiting for {len(late)} trials of other machines")
-            if time.monotonic() - began > RUNNING_LATE:
+            if time.monotonic() - began > self._patience():
                 tell(f"going on without the trials {late} of other machines")
                 return [_as_of(trial, steps) for trial in found if trial.number not in late]
             time.sleep(_POLL)
+
+    def _patience(self):
+        """Seconds to wait for another worker."""
+        return max(RUNNING_LATE, LATE * max((trial.last.seconds for trial in self.trials()), default=0.0))
 
     def _read(self, trial: FrozenTrial) -> Trial:
         rungs = {

@@ -73,7 +73,6 @@ class Study:
                 "config_sha256": sha256,
                 "worker": uuid.uuid4().hex,
                 "seconds_used": 0.0,  # of all parts of the study
-                "allotted": {},  # steps, by what they were given to
                 "steps": [],
                 "trials": [],
                 "next": [],

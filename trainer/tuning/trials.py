@@ -11,7 +11,7 @@ from trainer import workdir as workdir_lib
 from trainer import writers
 from trainer.errors import NonFiniteError
 from trainer.experiment import Shared
-from trainer.schedules import UNITS
+from trainer.schedules import durations_to_steps
 from trainer.train import train_and_evaluate
 
 
@@ -82,19 +82,22 @@ def sample(config: ml_collections.ConfigDict, *, examples: int) -> ml_collection
     return changed(plain(config), off)
 
 
-def shortened(config: ml_collections.ConfigDict, *, steps: int, total_steps: int) -> ml_collections.ConfigDict:
+def shortened(
+    config: ml_collections.ConfigDict, *, steps: int, total_steps: int, num_examples: int
+) -> ml_collections.ConfigDict:
     """`config`, whose run is `total_steps` long, in `steps` steps: its schedule is the same picture, drawn smaller."""
     if steps == total_steps:
         return config
-    schedule = {}
-    for key, value in config.schedule.to_dict().items():
-        unit = key.rpartition("_")[2]
-        if unit in UNITS and unit != "percent":
+    batch_size = config.data.batch_size
+    schedule = durations_to_steps(
+        "schedule", config.schedule, num_examples=num_examples, batch_size=batch_size, total_steps=total_steps
+    )
+    for key, value in schedule.items():
+        if key.endswith("steps"):
             many = isinstance(value, (tuple, list))
-            scaled = [item * steps / total_steps for item in (value if many else (value,))]
-            scaled = [round(item) for item in scaled] if unit == "steps" else scaled
-            value = tuple(scaled) if many else scaled[0]
-        schedule[key] = value
+            scaled = [max(round(item * steps / total_steps), min(item, 1)) for item in (value if many else (value,))]
+            # Milestones that fall together are one.
+            schedule[key] = tuple(sorted({item for item in scaled if item < steps})) if many else scaled[0]
     return changed(config, {"schedule": schedule, "horizon": {"steps": steps}})
 
 

@@ -56,11 +56,12 @@ def tune(
     if sampler not in search.SAMPLERS:
         raise ConfigError(unknown_name("--sampler", sampler, search.SAMPLERS))
     experiment_lib.validate(config)
-    if "weight_decay" not in config.optimizer or not config.data.batch_size:
+    if "weight_decay" not in config.optimizer:
         raise ConfigError(
-            f"there is no rate and decay to search for '{config.optimizer.name}' on the full batch; choose another "
-            "config.optimizer.name and a config.data.batch_size"
+            f"'{config.optimizer.name}' has no rate and decay to search for; choose another config.optimizer.name"
         )
+    if not config.data.batch_size:
+        raise ConfigError("the steps are about mini-batches; set config.data.batch_size above 0")
     if not decays:
         decays = DECOUPLED_DECAYS if _decouples(config) else COUPLED_DECAYS
     _check_grid(rates, decays)
@@ -72,11 +73,13 @@ def tune(
         with tempfile.TemporaryDirectory() as folder:
             experiment = experiment_lib.build(config, Path(folder), shared=shared)
         writer.say(experiment.description)
+        own_storage = search.open_storage(f"sqlite:///{(workdir / study_lib.STORAGE).absolute()}")
         procedure = Procedure(
             record,
             experiment,
             budget=budget,
-            storage=search.open_storage(storage or f"sqlite:///{(workdir / study_lib.STORAGE).absolute()}"),
+            storage=search.open_storage(storage) if storage else own_storage,
+            own_storage=own_storage,
             name=study,
             sampler=sampler,
             rates=rates,
@@ -88,7 +91,7 @@ def tune(
             for each in STEPS if step == "all" else [step]:
                 procedure.refuse_to_begin_without_a_budget(each)
                 STEPS[each](procedure)
-                if step == "all" and each == "lr" and record.step("lr")["chosen"] is None:
+                if step == "all" and each == "lr" and record.step("lr")["chosen"] is None and not rates:
                     break
         finally:
             _conclude(record)
