@@ -33,7 +33,7 @@ def may_import(path, module):
         if top in {"configs", "scripts", "tests"} or module.startswith("absl.flags") or module == "absl.flags":
             return False
         if top == "models":
-            return path in {ROOT / "trainer" / "train.py", ROOT / "trainer" / "experiment.py"}
+            return path == ROOT / "trainer" / "experiment.py"
         inside_tuning = "tuning" in path.relative_to(ROOT).parts
         return inside_tuning or not module.startswith("trainer.tuning")
     return top not in {"tests"}

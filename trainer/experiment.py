@@ -238,7 +238,7 @@ def _programs(config, data, *, schedule_kwargs, total_steps, parallel, shared) -
             probe_step=parallel.compile(probe_step, donate=False),
         )
 
-    constant = config.schedule.name == "constant"  # the one whose rate does not depend on the length of the run
+    constant = config.schedule.name == "constant"  # as are trials; its rate does not depend on the length of the run
     static = {key: value for key, value in optimizer.items() if key != "weight_decay"}
     parts = [config[key].to_dict() for key in ("model", "loss", "regularizer")]
     parts += [config[key] for key in ("precision", "accumulation_parts", "label_smoothing", "ema_decay")]

@@ -66,9 +66,9 @@ def measure(
     state, batch = parallel.replicate(experiment.state), parallel.shard(experiment.train_batch(0))
     began = time.perf_counter()
     lowered = experiment.train_step.lower(state, batch)
-    compiled = lowered.compile()
-    compile_step = time.perf_counter() - began
     try:
+        compiled = lowered.compile()
+        compile_step = time.perf_counter() - began
         timed, state = time_steps(
             compiled,
             state,

@@ -20,7 +20,14 @@ STEPS = {
     6: "Look at the curves",
     7: "Go on, or stop",
 }
-_PHASES = {"overfit": STEPS[2], "lr": STEPS[3], "coarse": STEPS[4], "refine": STEPS[5], "final": "Final runs"}
+_PHASES = {
+    "overfit": STEPS[2],
+    "lr": STEPS[3],
+    "plain": "Without augmentation",
+    "coarse": STEPS[4],
+    "refine": STEPS[5],
+    "final": "Final runs",
+}
 _MARKS = {"ok": "✓ ok", "alarm": "⚠ alarm", "not run": "– not run"}
 _SHORT = {"weight_decay": "weight decay", "lr": "learning rate"}
 
