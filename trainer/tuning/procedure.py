@@ -202,15 +202,12 @@ class Procedure:
 
     def coarse(self):
         """4. A few rates by a few decays, for an epoch or less; the best third for three times that."""
-        phase, found = (
-            self.phases["search"],
-            self.study.step("lr") or {"chosen": dict(self._own_point()), "findings": []},
-        )
+        phase = self.phases["search"]
+        found = self.study.step("lr") or {"chosen": self._own_point(), "findings": []}
         if found["chosen"] is None and not self._rates:
             raise ConfigError("step 3 found no rate at which the loss falls; mend what it names, in a new --workdir")
-        rates = self._rates or [
-            _round(factor * found["chosen"]["lr"]) for factor in (1 / HALF_A_DECADE, 1.0, HALF_A_DECADE)
-        ]
+        around = (1 / HALF_A_DECADE, 1.0, HALF_A_DECADE)
+        rates = self._rates or [_round(factor * found["chosen"]["lr"]) for factor in around]
         points = [{"lr": rate, "weight_decay": decay} for rate in rates for decay in self._decays]
         if not found["findings"] and not self._rates and self._own_point() not in points:
             points.append(self._own_point())
