@@ -10,7 +10,7 @@ train: .venv/installed
 test: .venv/installed
 	.venv/bin/ruff check .
 	.venv/bin/ruff format --check .
-	.venv/bin/python -m pytest
+	.venv/bin/python -m pytest --numprocesses=auto --dist=loadfile
 
 # Installs exactly what requirements.lock pins, by hash. Some systems split venv off python3: virtualenv then does it.
 .venv/installed: requirements.lock setup.cfg pyproject.toml
