@@ -118,7 +118,9 @@ def _conclude(record):
     winner, findings = record.record.get("winner"), []
     for step in record.record["steps"]:
         findings += step["findings"]
-    following = [finding["remedy"] for finding in findings]
+    # What the winner has mended needs no mending.
+    open_findings = (record.step("curves") or {}).get("findings", []) if winner else findings
+    following = list(dict.fromkeys(finding["remedy"] for finding in open_findings))
     if winner:
         path = record.workdir / study_lib.WINNER
         verdict = (
