@@ -41,6 +41,13 @@ def get_config():
 '''
 
 
+def _part(phase, group):
+    """The part of the page that a trial of `group` is drawn in."""
+    if group == "own decay":  # beside the rates, whose decay is small
+        return group
+    return group.partition("-")[0] if phase == "search" else phase
+
+
 class Study:
     """The record of the study in `workdir`: a JSON object, written whole after each change."""
 
@@ -109,7 +116,7 @@ class Study:
         entries = [
             {
                 "id": trial.id,
-                "phase": trial.attributes["group"].partition("-")[0] if phase.name == "search" else phase.name,
+                "phase": _part(phase.name, trial.attributes["group"]),
                 "workdir": trial.workdir,
                 **trial.point,
                 "seed": config["seed"],
