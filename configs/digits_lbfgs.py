@@ -26,6 +26,7 @@ def get_config(variant=""):
         val_fraction=0.1,
         split_seed=0,
         train_examples=0,  # of train, for training; 0: all
+        placement="auto",  # of the train images: on the devices where they fit, else on the host
         batch_size=0,
         augment="",
         mix=dict(name="none"),
@@ -61,6 +62,7 @@ def get_config(variant=""):
     config.early_stopping = dict(patience=0, min_delta=0.0)
     config.checkpoint = dict(keep_latest=1)
     config.log_every_steps = 5
+    config.steps_per_call = 1  # in one program; more where a step is short
 
     if options["quick"]:
         config.horizon.steps = 5

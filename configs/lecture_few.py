@@ -33,6 +33,7 @@ def get_config(variant=""):
         val_fraction=0.9,
         split_seed=0,
         train_examples=0,  # of train, for training; 0: all
+        placement="auto",  # of the train images: on the devices where they fit, else on the host
         batch_size=48,
         augment="",
         mix=dict(name="none"),
@@ -72,6 +73,7 @@ def get_config(variant=""):
     config.early_stopping = dict(patience=0, min_delta=0.0)
     config.checkpoint = dict(keep_latest=1)
     config.log_every_steps = 50
+    config.steps_per_call = 1  # in one program; more where a step is short
 
     for word, changes in VARIANTS.items():
         if options[word]:

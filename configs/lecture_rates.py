@@ -41,6 +41,7 @@ def get_config(variant=""):
         val_fraction=0.3,
         split_seed=0,
         train_examples=0,  # of train, for training; 0: all
+        placement="auto",  # of the train images: on the devices where they fit, else on the host
         batch_size=32,
         augment="",
         mix=dict(name="none"),
@@ -75,6 +76,7 @@ def get_config(variant=""):
     config.early_stopping = dict(patience=0, min_delta=0.0)
     config.checkpoint = dict(keep_latest=1)
     config.log_every_steps = 50
+    config.steps_per_call = 1  # in one program; more where a step is short
 
     for word, changes in VARIANTS.items():
         if options[word]:

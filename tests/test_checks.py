@@ -73,7 +73,7 @@ def measure(model, *, loss="softmax", regularizer="none", normalize=lambda image
     experiment = types.SimpleNamespace(
         parallel=parallel,
         state=jax.device_get(state),
-        train_batch=lambda step: batch,
+        feed=types.SimpleNamespace(batch=lambda step: batch),
         probe_step=parallel.compile(probe, donate=False),
     )
     return checks.probe(experiment), experiment.state.params

@@ -6,7 +6,7 @@ import pytest
 
 from trainer import metrics
 from trainer.data.splits import Split
-from trainer.evaluate import evaluate
+from trainer.evaluate import Evaluator
 from trainer.parallel import DataParallel
 
 
@@ -27,7 +27,9 @@ def test_every_example_counts_once(devices, batch_size, count):
     parallel = DataParallel("pmap", devices=jax.devices()[:devices])
     compiled = parallel.compile(eval_step, donate=False)
     weights = parallel.replicate(np.float32(128))
-    found = evaluate(weights, split, eval_step=compiled, batch_size=batch_size, parallel=parallel)
+    evaluate = Evaluator(compiled, batch_size=batch_size, parallel=parallel, resident=split)
+    found = evaluate(weights, split)
+    assert evaluate(weights, Split(split.images.copy(), split.labels)) == evaluate(weights, split) == found
     score = split.images.mean(axis=(1, 2, 3))
     assert found["examples"] == count
     assert found["accuracy"] == pytest.approx(np.mean((score > 128) == split.labels))

@@ -131,7 +131,7 @@ def test_a_size_that_only_test_has_is_found_when_test_is_opened(splits):
 
 
 def test_more_images_than_memory_is_an_error_and_not_a_kill(splits, monkeypatch):
-    monkeypatch.setattr("trainer.data.source._memory_bytes", lambda: 1000)
+    monkeypatch.setattr("trainer.data.source.memory_bytes", lambda: 1000)
     assert "image_size" in error_of(lambda: read(splits))
 
 

@@ -169,15 +169,15 @@ def files(folder):
 
 
 class Killer(writers.Quiet):
-    """Ends the run when it hands out step 12."""
+    """Ends the run when it hands out step 15."""
 
     def advance(self, step):
-        if step == 12:
+        if step == 15:
             raise InterruptedError
 
 
 def test_a_run_under_way_has_the_rest_left_and_is_not_touched(tmp_path):
-    """Killed after step 12, it goes on from its snapshot of step 10; finished, nothing is left."""
+    """Killed at step 15, it goes on from its snapshot of step 10; finished, nothing is left."""
     config = mlp()
     with pytest.raises(InterruptedError):
         train.train_and_evaluate(config, tmp_path, writer=Killer(), on_config_change="refuse")

@@ -3,8 +3,12 @@
 import numpy as np
 import pytest
 
-from trainer.data.pipeline import batch_indices, eval_batches, train_batch
+from trainer.data.pipeline import all_places, eval_batches, gather, places
 from trainer.data.splits import Split
+
+
+def batch_indices(step, **kwargs):
+    return places(step, **kwargs)["index"]
 
 
 def numbered(count):
@@ -37,8 +41,20 @@ def test_epochs_are_shuffled_anew():
     assert not any((orders[i] == orders[j]).all() for i, j in ((0, 1), (1, 2), (0, 2)))
 
 
+def test_a_batch_names_the_epoch_of_each_example():
+    stream = [places(step, seed=0, num_examples=20, batch_size=8)["epoch"] for step in range(5)]
+    np.testing.assert_array_equal(np.concatenate(stream), np.repeat([0, 1], 20))
+
+
+def test_a_batch_of_all_examples_counts_each_once():
+    batch = all_places(3, num_examples=10, multiple=4)
+    assert {len(values) for values in batch.values()} == {12} and set(batch["epoch"]) == {3}
+    np.testing.assert_array_equal(batch["index"][batch["mask"] > 0], np.arange(10))
+
+
 def test_images_stay_with_their_labels():
-    batch = train_batch(numbered(30), 5, seed=0, batch_size=8)
+    batch = gather(numbered(30), places(5, seed=0, num_examples=30, batch_size=8))
+    np.testing.assert_array_equal(batch["index"], batch["label"])
     np.testing.assert_array_equal(batch["image"][:, 0, 0, 0], batch["label"])
     assert batch["image"].dtype == np.uint8 and batch["label"].dtype == np.int32
     assert batch["mask"].dtype == np.float32 and batch["mask"].all()

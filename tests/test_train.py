@@ -52,7 +52,7 @@ class Stop(Exception):
 
 
 class Killer(writers.Quiet):
-    """Ends the run when it hands out step `step`."""
+    """Ends the run when it hands out step `step`, with what was saved `train.AHEAD` steps before."""
 
     def __init__(self, step):
         self.step = step
@@ -135,6 +135,25 @@ def test_a_killed_run_ends_as_if_nothing_happened(straight, tmp_path, kills):
     assert records(tmp_path) == records(workdir)
 
 
+def test_images_on_the_host_and_on_the_devices_train_alike(straight, tmp_path):
+    result, workdir = straight
+    again = run(tiny(**{"data.placement": "host"}), tmp_path)
+    assert again["params_sha256"] == result["params_sha256"]
+    assert records(tmp_path) == records(workdir)
+
+
+def test_how_many_steps_are_one_call_changes_nothing_but_rounding(straight, tmp_path):
+    """7 steps are never left before a window ends. XLA compiles the body of a loop in its own way."""
+    for steps in (3, 7):
+        config, workdir = tiny(**{"steps_per_call": steps}), tmp_path / str(steps)
+        with pytest.raises(Stop):
+            run(config, workdir, writer=Killer(21))
+        run(config, workdir)
+        for found, expected in zip(records(workdir), records(straight[1]), strict=True):
+            assert found == pytest.approx(expected, rel=1e-3, abs=1e-5)
+    assert records(tmp_path / "3") == records(tmp_path / "7")
+
+
 def test_kill_9_and_the_same_command(tmp_path):
     """Through the real process: SIGKILL once the first snapshot is there, then the same command again."""
     command = [sys.executable, "-m", "scripts.train", "--config=configs/digits.py:quick"]
@@ -204,7 +223,7 @@ def test_one_device_and_four_agree(straight, tmp_path, monkeypatch):
 
 def test_another_config_is_refused_unless_told_to(straight, tmp_path):
     with pytest.raises(Stop):
-        run(tiny(), tmp_path, writer=Killer(6))
+        run(tiny(), tmp_path, writer=Killer(9))
     longer = tiny(**{"horizon.epochs": 7.0})
     with pytest.raises(WorkdirError, match=r"horizon.epochs: 6.0 -> 7.0"):
         run(longer, tmp_path)
@@ -225,7 +244,7 @@ def test_another_config_is_refused_unless_told_to(straight, tmp_path):
 def test_a_change_that_cannot_be_accepted_leaves_the_run_as_it_was(straight, tmp_path, change, says):
     """Other splits would train on what the first part was measured on; the first command then still goes on."""
     with pytest.raises(Stop):
-        run(tiny(), tmp_path, writer=Killer(6))
+        run(tiny(), tmp_path, writer=Killer(9))
     with pytest.raises((CheckpointError, DataError), match=says):
         run(tiny(**change), tmp_path, on_config_change="accept")
     assert run(tiny(), tmp_path)["params_sha256"] == straight[0]["params_sha256"]
@@ -233,7 +252,7 @@ def test_a_change_that_cannot_be_accepted_leaves_the_run_as_it_was(straight, tmp
 
 def test_data_that_changed_under_a_run_is_refused(tmp_path, monkeypatch):
     with pytest.raises(Stop):
-        run(tiny(), tmp_path, writer=Killer(6))
+        run(tiny(), tmp_path, writer=Killer(9))
     load = sources.load
 
     def changed(**kwargs):
@@ -276,15 +295,20 @@ def test_the_loop_gives_up_the_old_state_and_moves_nothing_behind_our_back(tmp_p
     donations = []
     compile_ = DataParallel.compile
 
-    def watched(self, fn, *, donate):
+    def watched(self, fn, *, donate, **kwargs):
         donations.append((fn.__name__, donate))
-        return compile_(self, fn, donate=donate)
+        return compile_(self, fn, donate=donate, **kwargs)
 
     monkeypatch.setattr(DataParallel, "compile", watched)
     monkeypatch.setattr(DataParallel, "shard", lambda self, batch: {k: self._cut(v) for k, v in batch.items()})
     with pytest.raises(Exception, match="Disallowed host-to-device transfer"):
         run(tiny(), tmp_path)
-    assert sorted(donations) == [("eval_step", False), ("probe_step", False), ("train_step", True)]
+    assert sorted(donations) == [
+        ("eval_step", False),
+        ("probe_step", False),
+        ("train_step", True),
+        ("train_steps", True),
+    ]
 
 
 def test_validation_and_test_are_measured_without_label_smoothing(tmp_path, monkeypatch):
@@ -305,20 +329,18 @@ def test_validation_and_test_are_measured_without_label_smoothing(tmp_path, monk
     ],
 )
 def test_a_non_finite_loss_stops_the_run_and_names_the_window(tmp_path, monkeypatch, bad_step, window, kept):
-    """A label that no class has stands for whatever makes a loss NaN."""
-    batch_of, make_loss = pipeline.train_batch, losses.make_loss
+    """Places that no example has stand for whatever makes a loss NaN."""
+    places, make_loss = pipeline.places, losses.make_loss
 
-    def poisoned_batch(split, step, **kwargs):
-        batch = batch_of(split, step, **kwargs)
-        if step + 1 == bad_step:
-            batch["label"] = np.full_like(batch["label"], 99)
-        return batch
+    def poisoned_places(step, **kwargs):
+        batch = places(step, **kwargs)
+        return {**batch, "index": np.full_like(batch["index"], 2**30)} if step + 1 == bad_step else batch
 
     def poisoned_loss(name, **kwargs):
         loss = make_loss(name, **kwargs)
-        return lambda logits, labels: jnp.where(labels == 99, jnp.nan, loss(logits, labels))
+        return lambda logits, labels: jnp.where(labels < 0, jnp.nan, loss(logits, labels))
 
-    monkeypatch.setattr(pipeline, "train_batch", poisoned_batch)
+    monkeypatch.setattr(pipeline, "places", poisoned_places)
     monkeypatch.setattr(losses, "make_loss", poisoned_loss)
     with pytest.raises(NonFiniteError, match=f"of step {bad_step} is not finite .logged window: {window}.; {kept}"):
         run(tiny(), tmp_path)
@@ -339,7 +361,7 @@ def test_parameters_that_blew_up_are_neither_saved_nor_called_a_result(tmp_path)
 def test_damage_in_the_latest_snapshot_costs_time_but_not_the_result(straight, tmp_path, caplog):
     config = tiny(**{"checkpoint.keep_latest": 3})
     with pytest.raises(Stop):
-        run(config, tmp_path, writer=Killer(18))
+        run(config, tmp_path, writer=Killer(21))
     for path in (tmp_path / "checkpoints" / "16" / "state").rglob("d/*"):
         path.write_bytes(path.read_bytes()[:-7])
     with caplog.at_level(logging.WARNING):
@@ -389,7 +411,7 @@ def test_a_batch_that_the_devices_do_not_divide_is_refused(tmp_path, key):
 
 def test_going_on_with_another_number_of_devices_is_said(tmp_path, monkeypatch):
     with pytest.raises(Stop):
-        run(tiny(), tmp_path, writer=Killer(6))
+        run(tiny(), tmp_path, writer=Killer(9))
     devices = train.jax.devices
     monkeypatch.setattr(train.jax, "devices", lambda: devices()[:2])
     killer = Killer(-1)

@@ -37,10 +37,14 @@ RATES = {"lars": 3.0, "lbfgs": 1.0, "lion": 0.01, "sgd": 0.5, "adagrad": 0.05} |
 RATES |= dict.fromkeys(("adafactor", "lamb"), 0.3)
 
 
+def train_batch(train, step, *, batch_size):
+    return pipeline.gather(train, pipeline.places(step, seed=0, num_examples=len(train.labels), batch_size=batch_size))
+
+
 @pytest.fixture(scope="module")
 def digits():
     train = sources.load("digits", test_fraction=0.2, split_seed=0).train
-    batches = [pipeline.train_batch(train, step, seed=0, batch_size=BATCH) for step in range(STEPS)]
+    batches = [train_batch(train, step, batch_size=BATCH) for step in range(STEPS)]
     images = np.stack([batch["image"] for batch in batches]).reshape(STEPS, BATCH, -1) / np.float32(255)
     return images, np.stack([batch["label"] for batch in batches])
 
@@ -109,7 +113,7 @@ def run(*, backend="pmap", devices=2, steps=12, batch=None, dropout=0.0, normali
     )
     found = []
     for number in range(steps):
-        data = batch or pipeline.train_batch(train, number, seed=0, batch_size=32)
+        data = batch or train_batch(train, number, batch_size=32)
         state, metrics = step(state, parallel.shard(data))
         jax.block_until_ready(state)
         found.append(float(metrics["loss"] / metrics["examples"]))
@@ -120,7 +124,7 @@ def run(*, backend="pmap", devices=2, steps=12, batch=None, dropout=0.0, normali
 def test_lbfgs_searches_through_the_step_and_fits_the_whole_batch(backend):
     train = sources.load("synthetic", num_examples=96, num_classes=3, image_size=8, channels=3, seed=0).train
     tx = make_tx("lbfgs", schedule=lambda _: 1.0, clip_norm=0.0, memory_size=10, max_linesearch_steps=15)
-    whole = pipeline.full_batch(train, multiple=2)
+    whole = pipeline.gather(train, pipeline.all_places(0, num_examples=96, multiple=2))
     _, found = run(backend=backend, tx=tx, batch=whole, steps=25)
     assert found[-1] < 0.02 and all(b <= a + 1e-6 for a, b in zip(found, found[1:], strict=False))
 

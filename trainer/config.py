@@ -17,6 +17,7 @@ import ml_collections
 from trainer import rules
 from trainer.data import augment
 from trainer.data.augment.mixing import MIXING
+from trainer.data.feeds import PLACEMENTS
 from trainer.data.sources import SOURCES
 from trainer.data.stats import NORMALIZERS
 from trainer.errors import ConfigError, unknown_name
@@ -94,6 +95,7 @@ FIELDS: dict[str, Check] = {
     "data.val_fraction": _number(0, 1, above=True, below=True),
     "data.split_seed": _integer(0, 2**31 - 1),
     "data.train_examples": _integer(0),  # 0: all of the train split
+    "data.placement": _one_of(*PLACEMENTS),
     "data.augment": _text,
     "data.normalize": _one_of(*NORMALIZERS),
     "data.mean": _numbers,
@@ -114,6 +116,7 @@ FIELDS: dict[str, Check] = {
     "early_stopping.min_delta": _number(0),
     "checkpoint.keep_latest": _integer(1),
     "log_every_steps": _integer(1),
+    "steps_per_call": _integer(1),
 }
 
 PARAMETERS: dict[str, Check] = {

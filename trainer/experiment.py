@@ -19,13 +19,13 @@ from trainer import config as config_lib
 from trainer import losses, optim, regularizers, schedules
 from trainer import state as state_lib
 from trainer import workdir as workdir_lib
-from trainer.data import augment, pipeline, sources, splits, stats
+from trainer.data import augment, feeds, pipeline, sources, splits, stats
 from trainer.data.augment import mixing
 from trainer.data.source import Source
 from trainer.errors import ConfigError
-from trainer.evaluate import evaluate
-from trainer.parallel import AXIS, DataParallel
-from trainer.step import make_eval_step, make_logits, make_probe_step, make_train_step
+from trainer.evaluate import Evaluator
+from trainer.parallel import AXIS, REPLICATED, SHARDED, DataParallel
+from trainer.step import make_eval_step, make_logits, make_probe_step, make_train_step, make_train_steps
 
 DTYPES = {"bfloat16": jnp.bfloat16, "float32": jnp.float32}
 
@@ -38,7 +38,7 @@ class Experiment(NamedTuple):
     fingerprint: str  # of train and val
     num_classes: int
     test: splits.SealedTest
-    train_batch: Callable  # step -> host batch
+    feed: feeds.Feed  # of train batches
     batch_size: int  # examples a step
     total_steps: int
     warmup_steps: int
@@ -47,10 +47,11 @@ class Experiment(NamedTuple):
     parallel: DataParallel
     hyperparams: dict[str, float]  # what `optim.with_hyperparams` takes
     state: state_lib.TrainState  # before the first step, host arrays
+    train_steps: Callable  # (carry, batches, resident, count) -> (carry, step): what the loop calls
     train_step: Callable  # (state, batch) -> (state, metrics)
     probe_step: Callable  # (state, batch) -> measurements of the first step
     logits: Callable  # (weights, images) -> logits, per device, not compiled
-    evaluate: Callable  # (weights, split) -> loss, accuracy, examples
+    evaluate: Evaluator  # (weights, split) -> loss, accuracy, examples
     description: str
 
 
@@ -69,6 +70,7 @@ class Programs(NamedTuple):
 
     init: Callable  # root key -> (params, model_state, opt_state)
     logits: Callable  # of `make_logits`; to be compiled as a part of something
+    train_steps: Callable
     train_step: Callable
     eval_step: Callable
     probe_step: Callable
@@ -107,16 +109,18 @@ def build(config: ml_collections.ConfigDict, workdir: Path, *, shared: Shared) -
     data = _data(config, workdir, shared=shared)
     source, train, val = data.source, data.train, data.val
     image_shape = train.images.shape[1:]
+    num_examples = len(train.labels)
     if config.data.batch_size:
         batch_size = config.data.batch_size
-        train_batch = functools.partial(pipeline.train_batch, train, seed=config.seed, batch_size=batch_size)
+        draw = {"seed": config.seed, "num_examples": num_examples, "batch_size": batch_size}
+        places = functools.partial(pipeline.places, **draw)
     else:
-        batch_size = len(train.labels)
-        full_batch = pipeline.full_batch(train, multiple=parallel.num_devices * parts)
-        train_batch = lambda step: full_batch  # noqa: E731
+        batch_size, multiple = num_examples, parallel.num_devices * parts
+        places = functools.partial(pipeline.all_places, num_examples=num_examples, multiple=multiple)
+    feed = feeds.make_feed(train, places=places, placement=config.data.placement)
 
     # Durations become steps here, once.
-    to_steps = functools.partial(schedules.durations_to_steps, num_examples=len(train.labels), batch_size=batch_size)
+    to_steps = functools.partial(schedules.durations_to_steps, num_examples=num_examples, batch_size=batch_size)
     total_steps = max(1, to_steps("horizon", config.horizon, total_steps=None)["steps"])
     if total_steps >= 2**31:
         raise ConfigError(f"config.horizon is {total_steps:,} steps; the most is 2^31")
@@ -137,7 +141,7 @@ def build(config: ml_collections.ConfigDict, workdir: Path, *, shared: Shared) -
     description = "\n".join(
         [
             *(f"skipped {line}" for line in source.skipped),
-            f"{config.data.source.name}: {len(train.labels):,} train, {len(val.labels):,} val ({val_from}), "
+            f"{config.data.source.name}: {num_examples:,} train, {len(val.labels):,} val ({val_from}), "
             f"test sealed; {len(source.class_names)} classes of {size} images",
             f"{config.model.name}: {sum(leaf.size for leaf in jax.tree.leaves(state.params)):,} parameters; "
             f"{config.optimizer.name}, {config.schedule.name} over {total_steps:,} steps, "
@@ -155,7 +159,7 @@ def build(config: ml_collections.ConfigDict, workdir: Path, *, shared: Shared) -
         fingerprint=data.fingerprint,
         num_classes=len(source.class_names),
         test=splits.SealedTest(source.open_test, record=workdir / workdir_lib.OPENINGS),
-        train_batch=train_batch,
+        feed=feed,
         batch_size=batch_size,
         total_steps=total_steps,
         warmup_steps=schedule_kwargs["warmup_steps"],
@@ -164,11 +168,15 @@ def build(config: ml_collections.ConfigDict, workdir: Path, *, shared: Shared) -
         parallel=parallel,
         hyperparams=hyperparams,
         state=state,
+        train_steps=programs.train_steps,
         train_step=programs.train_step,
         probe_step=programs.probe_step,
         logits=programs.logits,
-        evaluate=functools.partial(
-            evaluate, eval_step=programs.eval_step, batch_size=config.eval.batch_size, parallel=parallel
+        evaluate=Evaluator(
+            programs.eval_step,
+            batch_size=config.eval.batch_size,
+            parallel=parallel,
+            resident=val if feed.resident else None,
         ),
         description=description,
     )
@@ -227,12 +235,14 @@ def _programs(config, data, *, schedule_kwargs, total_steps, parallel, shared) -
             accumulation_parts=config.accumulation_parts,
             ema_decay=config.ema_decay,
         )
+        train_steps = make_train_steps(train_step, steps_per_call=config.steps_per_call, window=config.log_every_steps)
         logits = make_logits(model=model, normalize=normalize)
         eval_step = make_eval_step(logits=logits, loss=plain_loss)
         probe_step = make_probe_step(model=model, loss=plain_loss, regularizer=regularizer, normalize=normalize)
         return Programs(
             init=init,
             logits=logits,
+            train_steps=parallel.compile(train_steps, donate=True, takes=(REPLICATED, SHARDED, REPLICATED, REPLICATED)),
             train_step=parallel.compile(train_step, donate=True),
             eval_step=parallel.compile(eval_step, donate=False),
             probe_step=parallel.compile(probe_step, donate=False),
@@ -242,6 +252,7 @@ def _programs(config, data, *, schedule_kwargs, total_steps, parallel, shared) -
     static = {key: value for key, value in optimizer.items() if key != "weight_decay"}
     parts = [config[key].to_dict() for key in ("model", "loss", "regularizer")]
     parts += [config[key] for key in ("precision", "accumulation_parts", "label_smoothing", "ema_decay")]
+    parts += [config.steps_per_call, config.log_every_steps]
     parts += [config.data.augment, config.data.mix.to_dict(), config.parallel.backend]
     parts += [data.fingerprint, config.data.normalize, config.data.mean, config.data.std]
     settings = [static, schedule_kwargs, None if constant else total_steps, *parts, classes, image_shape]

@@ -14,6 +14,7 @@ from trainer import state as state_lib
 from trainer.data.splits import Split
 from trainer.errors import ConfigError
 from trainer.experiment import Experiment
+from trainer.step import first_carry, stacked
 
 # Marks in a lowered program that stand for no arithmetic.
 _PLACEMENT = {"Sharding", "SPMDFullToShardShape", "SPMDShardToFullShape"}
@@ -62,21 +63,27 @@ def measure(
     config: that of `experiment`. timed_steps, time_limit: see `time_steps`. Raises ConfigError where a step does not
     fit into the device's memory.
     """
-    parallel = experiment.parallel
-    state, batch = parallel.replicate(experiment.state), parallel.shard(experiment.train_batch(0))
+    parallel, feed, steps = experiment.parallel, experiment.feed, config.steps_per_call
+    carry = parallel.replicate(first_carry(experiment.state, window=config.log_every_steps))
+    resident, count = parallel.replicate(feed.resident), parallel.replicate(np.int32(steps))
+
+    def batch_at(call):
+        batches = feed.batches(call * steps)
+        return parallel.shard(stacked([next(batches) for _ in range(steps)], steps_per_call=steps))
+
     began = time.perf_counter()
-    lowered = experiment.train_step.lower(state, batch)
+    lowered = experiment.train_steps.lower(carry, batch_at(0), resident, count)
     try:
         compiled = lowered.compile()
         compile_step = time.perf_counter() - began
-        timed, state = time_steps(
-            compiled,
-            state,
-            batch_at=lambda step: parallel.shard(experiment.train_batch(step)),
-            steps=timed_steps,
+        timed, carry = time_steps(
+            lambda carry, batch: compiled(carry, batch, resident, count),
+            carry,
+            batch_at=batch_at,
+            steps=max(1, timed_steps // steps),
             time_limit=time_limit,
         )
-        compile_evaluation, evaluation = _time_evaluation(experiment, state, batch_size=config.eval.batch_size)
+        compile_evaluation, evaluation = _time_evaluation(experiment, carry["state"], batch_size=config.eval.batch_size)
     except jax.errors.JaxRuntimeError as error:
         if "RESOURCE_EXHAUSTED" not in str(error):
             raise
@@ -84,7 +91,9 @@ def measure(
             "a train step or an evaluation does not fit into the device's memory; lower config.data.batch_size or "
             "config.eval.batch_size, or raise config.accumulation_parts"
         ) from error
-    seconds = Seconds(compile_step + compile_evaluation, statistics.median(timed), len(timed), evaluation)
+    seconds = Seconds(
+        compile_step + compile_evaluation, statistics.median(timed) / steps, len(timed) * steps, evaluation
+    )
     flops = count_flops(
         lowered,
         devices=parallel.num_devices,

@@ -10,6 +10,9 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+# What a train step reports, in the order of its row in the window of the loop.
+STEP_METRICS = ("loss", "correct", "examples", "grad_norm", "update_ratio", "lr")
+
 
 def masked_sums(*, losses: jax.Array, logits: jax.Array, labels: jax.Array, mask: jax.Array) -> dict[str, jax.Array]:
     """Sums over the examples whose mask is 1.
@@ -24,6 +27,16 @@ def masked_sums(*, losses: jax.Array, logits: jax.Array, labels: jax.Array, mask
         "correct": jnp.sum(jnp.where(real, correct, False).astype(jnp.float32)),
         "examples": jnp.sum(mask),
     }
+
+
+def pack(step_metrics: Mapping[str, jax.Array]) -> jax.Array:
+    """STEP_METRICS of a step as one row, float32 [K]: a window of them is fetched in one transfer."""
+    return jnp.stack([jnp.asarray(step_metrics[name], jnp.float32) for name in STEP_METRICS])
+
+
+def unpack(rows: np.ndarray) -> list[dict[str, np.ndarray]]:
+    """Rows [N, K] of `pack` as the metrics of N steps."""
+    return [dict(zip(STEP_METRICS, row, strict=True)) for row in rows]
 
 
 def means(sums: Iterable[Mapping[str, np.ndarray]]) -> dict[str, float]:

@@ -1,8 +1,9 @@
 """Data parallelism: the only file that knows how devices are arranged.
 
 Every device function has one contract, `fn(replicated, sharded) -> replicated`:
-a per-device function whose collectives name `AXIS`. Placement, compilation and
-donation happen here; the function itself is the same for every backend.
+a per-device function whose collectives name `AXIS`, perhaps with more replicated
+arguments. Placement, compilation and donation happen here; the function itself is
+the same for every backend.
 """
 
 import jax
@@ -14,15 +15,21 @@ from trainer.errors import ConfigError, unknown_name
 AXIS = "batch"
 
 
-def _pmap(fn, *, mesh, donate):
+# How device functions may take an argument: a copy on each device, or the device's part of it.
+REPLICATED, SHARDED = "replicated", "sharded"
+
+
+def _pmap(fn, *, mesh, takes, donate):
+    axes = tuple({REPLICATED: None, SHARDED: 0}[how] for how in takes)
     return jax.pmap(
-        fn, axis_name=AXIS, in_axes=(None, 0), out_axes=None, devices=list(mesh.devices.flat), donate_argnums=donate
+        fn, axis_name=AXIS, in_axes=axes, out_axes=None, devices=list(mesh.devices.flat), donate_argnums=donate
     )
 
 
-def _shard_map(fn, *, mesh, donate):
-    specs = dict(in_specs=(PartitionSpec(), PartitionSpec(AXIS)), out_specs=PartitionSpec())
-    return jax.jit(jax.shard_map(fn, mesh=mesh, **specs), donate_argnums=donate)
+def _shard_map(fn, *, mesh, takes, donate):
+    specs = tuple({REPLICATED: PartitionSpec(), SHARDED: PartitionSpec(AXIS)}[how] for how in takes)
+    mapped = jax.shard_map(fn, mesh=mesh, in_specs=specs, out_specs=PartitionSpec())
+    return jax.jit(mapped, donate_argnums=donate)
 
 
 BACKENDS = {"pmap": _pmap, "shard_map": _shard_map}
@@ -47,9 +54,12 @@ class DataParallel:
     def num_devices(self) -> int:
         return self._mesh.size
 
-    def compile(self, fn, *, donate: bool):
-        """Compiles `fn(replicated, sharded) -> replicated`; `donate` gives up the first argument's buffers."""
-        return BACKENDS[self._backend](fn, mesh=self._mesh, donate=(0,) if donate else ())
+    def compile(self, fn, *, donate: bool, takes: tuple[str, ...] = (REPLICATED, SHARDED)):
+        """Compiles `fn(replicated, sharded) -> replicated`, or with the arguments that `takes` names, in order.
+
+        `donate` gives up the first argument's buffers.
+        """
+        return BACKENDS[self._backend](fn, mesh=self._mesh, takes=takes, donate=(0,) if donate else ())
 
     def replicate(self, tree):
         """A copy of each array of `tree` on every device."""

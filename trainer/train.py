@@ -4,16 +4,19 @@ An experiment (see `trainer.experiment`) -> state, new or restored -> batches, s
 -> the best snapshot restored -> the test split opened, once -> result.json.
 """
 
+import collections
 import contextlib
 import json
 import math
 import time
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
+import jax.numpy as jnp
 import ml_collections
+import numpy as np
 
 from trainer import config as config_lib
 from trainer import metrics, optim, report, writers
@@ -24,6 +27,11 @@ from trainer.checkpoint import Snapshots
 from trainer.errors import CheckpointError, ConfigError, DataError, NonFiniteError
 from trainer.experiment import Experiment, Shared, build, validate
 from trainer.progress import Progress
+from trainer.step import first_carry, stacked
+
+# Calls of the train step that may be under way: enough to keep the devices at work while the host logs and saves, few
+# enough for their batches to fit.
+AHEAD = 4
 
 
 def train_and_evaluate(
@@ -109,49 +117,107 @@ def _check_same_data(experiment, progress):
 
 
 def _train(config, experiment, *, state, progress, snapshots, log, writer, started):
-    """The loop. Returns the final state (on the devices) and progress."""
-    parallel, total_steps, batch_size = experiment.parallel, experiment.total_steps, experiment.batch_size
-    num_examples = len(experiment.train.labels)
-    step = window_start = int(state.step)
-    seconds_before = progress.seconds
-    state = parallel.replicate(state)
-    window, window_began = [], None  # the first window waits for the compiler and is not timed
-    writer.start(step=step, total_steps=total_steps)
-    with jax.transfer_guard("disallow"):
-        while step < total_steps and not _is_stale(config, progress):
-            state, step_metrics = experiment.train_step(state, parallel.shard(experiment.train_batch(step)))
-            window.append(step_metrics)
-            step += 1
-            writer.advance(step)
-            evaluates = step % experiment.eval_every_steps == 0 or step == total_steps
-            if not evaluates and step % config.log_every_steps:
-                continue
+    """The loop. Returns the final state (on the devices) and progress.
 
-            # The one place where the host waits for the devices. What is not finite is neither logged nor saved.
-            window = jax.device_get(window)
-            bad = metrics.first_non_finite(window)
-            if bad is not None:
-                what = f"the loss, the gradient or the update of step {window_start + bad + 1}"
-                raise _non_finite(what, window=(window_start + 1, step), snapshots=snapshots)
-            record = {"step": step, "epoch": step * batch_size / num_examples, **metrics.summarize(window)}
-            if window_began is not None:
-                images, seconds = len(window) * batch_size, time.monotonic() - window_began
-                record["images_per_second"] = images / seconds
-                progress = progress.timed(images=images, seconds=seconds)
-            if evaluates:
-                val = experiment.evaluate(state_lib.evaluated_weights(state), experiment.val)
-                if not math.isfinite(val["loss"]):
-                    raise _non_finite("the validation loss", window=(window_start + 1, step), snapshots=snapshots)
-                record.update({f"val_{key}": value for key, value in val.items()})
-                progress = progress.evaluated(step, val, min_delta=config.early_stopping.min_delta)
-            log.write(record)
-            writer.write(record)
-            if evaluates:
-                progress = progress.at(seconds=seconds_before + time.monotonic() - started)
-                snapshots.save(state, step=step, progress=progress.to_json(), val_accuracy=val["accuracy"])
-            window, window_start, window_began = [], step, time.monotonic()
+    The host runs ahead of the devices, by at most `AHEAD` calls. A window of steps ends at a log or an evaluation; what
+    it came to is read, logged and saved by `finish` while the devices are at the calls that follow.
+    """
+    parallel, total_steps, batch_size = experiment.parallel, experiment.total_steps, experiment.batch_size
+    step = start = int(state.step)
+    seconds_before = progress.seconds
+    carry = parallel.replicate(first_carry(state, window=config.log_every_steps))
+    resident = parallel.replicate(experiment.feed.resident)
+    counts = [parallel.replicate(np.int32(count)) for count in range(config.steps_per_call + 1)]
+    window_began = None  # the first window waits for the compiler and is not timed
+
+    def finish(window):
+        """Reads, logs and saves what the window came to, unless it is not finite."""
+        nonlocal progress, window_began
+        rows = jax.device_get(window.rows)[np.arange(window.start, window.step) % config.log_every_steps]
+        steps = metrics.unpack(rows)
+        ready = time.monotonic()
+        span = (window.start + 1, window.step)
+        bad = metrics.first_non_finite(steps)
+        if bad is not None:
+            what = f"the loss, the gradient or the update of step {window.start + bad + 1}"
+            raise _non_finite(what, window=span, snapshots=snapshots)
+        epoch = window.step * batch_size / len(experiment.train.labels)
+        record = {"step": window.step, "epoch": epoch, **metrics.summarize(steps)}
+        if window_began is not None:
+            images, seconds = len(steps) * batch_size, ready - window_began
+            record["images_per_second"] = images / seconds
+            progress = progress.timed(images=images, seconds=seconds)
+        if window.evaluation:
+            val = metrics.means(jax.device_get(window.evaluation))
+            ready = time.monotonic()
+            if not math.isfinite(val["loss"]):
+                raise _non_finite("the validation loss", window=span, snapshots=snapshots)
+            record.update({f"val_{key}": value for key, value in val.items()})
+            progress = progress.evaluated(window.step, val, min_delta=config.early_stopping.min_delta)
+        window_began = ready
+        log.write(record)
+        writer.write(record)
+        if window.evaluation:
+            progress = progress.at(seconds=seconds_before + time.monotonic() - started)
+            snapshots.save(window.state, step=window.step, progress=progress.to_json(), val_accuracy=val["accuracy"])
+
+    waiting, calls = None, collections.deque()  # the window to finish; the calls under way
+    writer.start(step=step, total_steps=total_steps)
+    with jax.transfer_guard("disallow"), contextlib.closing(experiment.feed.batches(step)) as batches:
+        while step < total_steps and not _is_stale(config, progress):
+            stop = _next_stop(step, config.log_every_steps, experiment.eval_every_steps, total_steps)
+            count = min(config.steps_per_call, stop - step)
+            batch = parallel.shard(stacked([next(batches) for _ in range(count)], steps_per_call=config.steps_per_call))
+            carry, made = experiment.train_steps(carry, batch, resident, counts[count])
+            step += count
+            writer.advance(step)
+            calls.append(made)
+            if len(calls) > AHEAD:
+                done = jax.block_until_ready(calls.popleft())
+                if waiting and done is waiting.made:
+                    finish(waiting)
+                    waiting = None
+            if step < stop:
+                continue
+            if waiting:
+                finish(waiting)
+            waiting, evaluation, kept = None, None, None
+            if step % experiment.eval_every_steps == 0 or step == total_steps:
+                weights = state_lib.evaluated_weights(carry["state"])
+                evaluation = experiment.evaluate.start(weights, experiment.val)
+                kept = _copy(carry["state"])  # the next call gives up the original
+            waiting, start = _Window(start, step, made, _copy(carry["window"]), evaluation, kept), step
+            if evaluation and config.early_stopping.patience:  # whether to go on depends on it
+                finish(waiting)
+                waiting = None
+        if waiting:
+            finish(waiting)
     snapshots.wait()
-    return state, progress
+    return carry["state"], progress
+
+
+class _Window(NamedTuple):
+    """Steps start + 1 to step, the last made by the call that gave `made`.
+
+    rows: their metrics. evaluation, state: an evaluation's sums and a copy of the state, or None where there is none.
+    """
+
+    start: int
+    step: int
+    made: jax.Array
+    rows: jax.Array
+    evaluation: list | None
+    state: state_lib.TrainState | None
+
+
+@jax.jit
+def _copy(tree):
+    return jax.tree.map(jnp.copy, tree)
+
+
+def _next_stop(step, log_every, eval_every, total_steps):
+    """The next step at which a window ends."""
+    return min(total_steps, *(step - step % every + every for every in (log_every, eval_every)))
 
 
 def _is_stale(config, progress):

@@ -157,7 +157,7 @@ def one_program(configs: list[ml_collections.ConfigDict], folder: Path, *, count
     shared = Shared()
     experiments = [build(config, folder, shared=shared) for config in configs]
     parallel = DataParallel(configs[0].parallel.backend, devices=jax.devices()[:1])
-    batches = [parallel.shard(experiments[0].train_batch(step)) for step in range(turn)]
+    batches = [parallel.shard(experiments[0].feed.batch(step)) for step in range(turn)]
     step = inspect.unwrap(experiments[0].train_step)
     ways = {
         "vmap": jax.vmap(step, in_axes=(0, None)),
@@ -214,7 +214,7 @@ def _over_devices(configs, folder, *, turn, rounds):
     """A step of each trial on `DEVICES` virtual devices: one trial a device against all trials on all devices."""
     shared = Shared()
     experiments = [build(config, folder, shared=shared) for config in configs]
-    cut, step, batch = experiments[0].parallel, experiments[0].train_step, experiments[0].train_batch(0)
+    cut, step, batch = experiments[0].parallel, experiments[0].train_step, experiments[0].feed.batch(0)
     backend = configs[0].parallel.backend
 
     single = [DataParallel(backend, devices=[device]) for device in jax.devices()]

@@ -1,4 +1,9 @@
-"""Batches as a pure function of (seed, step), from data in memory."""
+"""Batches as a pure function of (seed, step): which examples they hold, and the examples themselves, from memory.
+
+A train batch holds image uint8 [B, H, W, C], label int32 [B], mask float32 [B] (0 on padding), index int32 [B], the
+example's place in the train split, and epoch int32 [B], the epoch that it is seen in. Without image and label it is a
+batch of places, for whoever has the images.
+"""
 
 import functools
 from collections.abc import Iterator
@@ -10,11 +15,11 @@ from trainer.data.splits import Split
 
 @functools.lru_cache(maxsize=2)
 def _order(seed: int, epoch: int, num_examples: int) -> np.ndarray:
-    return np.random.default_rng([seed, epoch]).permutation(num_examples)
+    return np.random.default_rng([seed, epoch]).permutation(num_examples).astype(np.int32)
 
 
-def batch_indices(step: int, *, seed: int, num_examples: int, batch_size: int) -> np.ndarray:
-    """The examples of batch `step`: int64 [batch_size].
+def places(step: int, *, seed: int, num_examples: int, batch_size: int) -> dict[str, np.ndarray]:
+    """Batch `step` of the shuffled, endless training stream, as places: index, epoch, and a mask of ones.
 
     The shuffled epochs follow one another without a gap, so that every example is seen once an
     epoch, none is dropped, and a batch may end one epoch and begin the next.
@@ -22,26 +27,31 @@ def batch_indices(step: int, *, seed: int, num_examples: int, batch_size: int) -
     place = np.arange(step * batch_size, (step + 1) * batch_size)
     epochs, within = np.divmod(place, num_examples)
     parts = [_order(seed, int(epoch), num_examples)[within[epochs == epoch]] for epoch in np.unique(epochs)]
-    return np.concatenate(parts)
+    return {
+        "index": np.concatenate(parts),
+        "epoch": epochs.astype(np.int32),
+        "mask": np.ones(batch_size, np.float32),
+    }
 
 
-def train_batch(split: Split, step: int, *, seed: int, batch_size: int) -> dict[str, np.ndarray]:
-    """Batch `step` of the shuffled, endless training stream.
+def all_places(step: int, *, num_examples: int, multiple: int) -> dict[str, np.ndarray]:
+    """Batch `step` where a batch is all examples, in order, padded with the first to a multiple of `multiple`."""
+    size = -(-num_examples // multiple) * multiple
+    missing = size - num_examples
+    return {
+        "index": np.pad(np.arange(num_examples, dtype=np.int32), (0, missing)),
+        "epoch": np.full(size, step, np.int32),
+        "mask": np.pad(np.ones(num_examples, np.float32), (0, missing)),
+    }
 
-    image uint8 [B, H, W, C], label int32 [B], mask float32 [B] (all ones).
-    """
-    index = batch_indices(step, seed=seed, num_examples=len(split.labels), batch_size=batch_size)
-    return {"image": split.images[index], "label": split.labels[index], "mask": np.ones(batch_size, np.float32)}
 
-
-def full_batch(split: Split, *, multiple: int) -> dict[str, np.ndarray]:
-    """All of `split` as one batch, padded to a multiple of `multiple`; for optimisers that want the whole loss."""
-    size = -(-len(split.labels) // multiple) * multiple
-    return next(eval_batches(split, batch_size=size))
+def gather(split: Split, batch: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
+    """The batch of places `batch` with its images and labels, read from `split`."""
+    return {**batch, "image": split.images[batch["index"]], "label": split.labels[batch["index"]]}
 
 
 def eval_batches(split: Split, *, batch_size: int) -> Iterator[dict[str, np.ndarray]]:
-    """Every example of `split` once, in order; the last batch is padded with zeros whose mask is 0."""
+    """Every example of `split` once, in order: image, label, mask; the last is padded with zeros whose mask is 0."""
     for start in range(0, len(split.labels), batch_size):
         images, labels = split.images[start : start + batch_size], split.labels[start : start + batch_size]
         missing = batch_size - len(labels)

@@ -48,7 +48,7 @@ def empty_images(count: int, *, height: int, width: int, channels: int) -> np.nd
     system would otherwise answer by killing the process half way through reading.
     """
     needed = count * height * width * channels
-    present = _memory_bytes()
+    present = memory_bytes()
     if present is not None and needed > present:
         raise DataError(
             f"{count} images of {height}x{width}x{channels} need {needed / 1e9:.1f} GB and this machine has"
@@ -57,7 +57,7 @@ def empty_images(count: int, *, height: int, width: int, channels: int) -> np.nd
     return np.empty((count, height, width, channels), np.uint8)
 
 
-def _memory_bytes() -> int | None:
+def memory_bytes() -> int | None:
     """The machine's memory in bytes, or None where the system does not say."""
     try:
         return os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")

@@ -30,7 +30,7 @@ def probe(experiment: Experiment) -> dict[str, Any]:
     purpose keep the gradient from what is below them for one step, and nothing there is dead.
     """
     parallel, state = experiment.parallel, experiment.state
-    batch = parallel.shard(experiment.train_batch(0))
+    batch = parallel.shard(experiment.feed.batch(0))
 
     def measure(params):
         return jax.device_get(experiment.probe_step(parallel.replicate(state.replace(params=params)), batch))

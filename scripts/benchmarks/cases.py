@@ -1,0 +1,32 @@
+"""The configs that benchmarks run, brought to a size."""
+
+import ml_collections
+
+from configs import cifar10_resnet18, cifar10_small, digits
+
+
+def synthetic(config: ml_collections.ConfigDict, *, examples: int, image_size: int) -> ml_collections.ConfigDict:
+    """`config` on generated images, [image_size, image_size, 3], of ten classes."""
+    config.data.source = dict(
+        name="synthetic", num_examples=examples, num_classes=10, image_size=image_size, channels=3, seed=0
+    )
+    return config
+
+
+def constant_rate(config: ml_collections.ConfigDict, *, steps: int, eval_every_steps: int) -> ml_collections.ConfigDict:
+    """A copy of `config` that trains for `steps` at its peak rate: a program for every length of run."""
+    config = config.copy_and_resolve_references()
+    with config.unlocked():
+        config.schedule = dict(name="constant", warmup_steps=0)
+        config.horizon = dict(steps=steps)
+        config.eval = {**config.eval.to_dict(), "every_steps": eval_every_steps}
+        config.eval.pop("every_epochs", None)
+    return config
+
+
+# What one trains: name -> config. `small` for two CPU cores, the others for an accelerator.
+CASES = {
+    "digits": lambda: digits.get_config(),
+    "small": lambda: synthetic(cifar10_small.get_config(), examples=4000, image_size=32),
+    "resnet18": lambda: synthetic(cifar10_resnet18.get_config(), examples=20000, image_size=32),
+}

@@ -1,0 +1,57 @@
+"""What snapshots cost: steps/s of runs that save every few steps over those of runs that save once, at the end."""
+
+import statistics
+import tempfile
+import time
+from pathlib import Path
+
+from scripts.benchmarks.cases import constant_rate
+from scripts.benchmarks.turns import ratio
+from trainer.experiment import Shared
+from trainer.train import train_and_evaluate
+from trainer.writers import Quiet
+
+
+class _Clock(Quiet):
+    """When each record came, in seconds."""
+
+    def __init__(self):
+        self.records = []
+
+    def write(self, record):
+        self.records.append((record["step"], time.perf_counter()))
+
+
+def measure(*, config, steps: int, every: int, rounds: int) -> dict:
+    """config: what to train. steps: of a run. every: the steps between two snapshots.
+
+    A snapshot comes with an evaluation, which is of ten images here. Timed is the whole from the first record, at
+    `every` steps, to the last.
+    """
+    val_fraction = 10 / config.data.source.num_examples
+    config.data.val_fraction, config.log_every_steps = val_fraction, every
+    configs = {
+        "saving": constant_rate(config, steps=steps, eval_every_steps=every),
+        "plain": constant_rate(config, steps=steps, eval_every_steps=steps),
+    }
+    seconds, shared = {name: [] for name in configs}, Shared()
+    with tempfile.TemporaryDirectory() as folder:
+        for round_ in range(rounds + 1):  # the first compiles
+            for name, variant in configs.items():
+                clock, workdir = _Clock(), Path(folder) / f"{name}{round_}"
+                train_and_evaluate(
+                    variant, workdir, writer=clock, on_config_change="refuse", judge=("val",), shared=shared
+                )
+                first, last = clock.records[0], clock.records[-1]
+                if round_:
+                    seconds[name].append((last[1] - first[1]) / (last[0] - first[0]))
+    return {
+        "model": config.model.name,
+        "batch": config.data.batch_size,
+        "steps": steps,
+        "every_steps": every,
+        "steps_per_second": round(1 / statistics.median(seconds["saving"]), 2),
+        "plain_steps_per_second": round(1 / statistics.median(seconds["plain"]), 2),
+        "ratio": round(ratio(seconds["plain"], seconds["saving"]), 3),
+        "ratio_is": f"steps/s with a snapshot every {every} steps over those without, median over rounds",
+    }

@@ -1,0 +1,62 @@
+"""One global batch over 1, 2, 4 and 8 virtual CPU devices: what cutting it costs where no device is added."""
+
+import inspect
+import itertools
+import statistics
+import tempfile
+from pathlib import Path
+
+import jax
+import ml_collections
+
+from scripts.benchmarks.child import in_child
+from scripts.benchmarks.turns import in_turns, ratio
+from trainer.experiment import Shared, build
+from trainer.parallel import BACKENDS, DataParallel
+
+COUNTS = (1, 2, 4, 8)
+
+
+def measure(*, config: ml_collections.ConfigDict, turn: int, rounds: int) -> dict:
+    """config: what to train. turn: steps of a turn. In a process of its own, which has the devices."""
+    found = in_child(_measure, config, devices=max(COUNTS), turn=turn, rounds=rounds)
+    return {
+        "model": config.model.name,
+        "batch": config.data.batch_size,
+        "backends": found,
+        "ratio": found["pmap"]["times_faster"][str(max(COUNTS))],
+        "ratio_is": f"time of a step on one device over that of the same batch on {max(COUNTS)} that share its cores",
+    }
+
+
+def _measure(config, *, turn, rounds):
+    with tempfile.TemporaryDirectory() as folder:
+        experiment = build(config, Path(folder), shared=Shared())
+    step = inspect.unwrap(experiment.train_step)
+    calls = {}
+    for backend, count in itertools.product(BACKENDS, COUNTS):
+        parallel = DataParallel(backend, devices=jax.devices()[:count])
+        program = parallel.compile(step, donate=True)
+        state, batch = parallel.replicate(experiment.state), parallel.shard(experiment.feed.batch(0))
+        calls[backend, count] = _stepper(program, state, batch, turn=turn)
+    times = in_turns(calls, rounds=rounds)
+    return {
+        backend: {
+            "ms": {str(n): round(1e3 * statistics.median(times[backend, n].wall) / turn, 2) for n in COUNTS},
+            "cpu_ms": {str(n): round(1e3 * statistics.median(times[backend, n].cpu) / turn, 2) for n in COUNTS},
+            "times_faster": {str(n): round(ratio(times[backend, 1].wall, times[backend, n].wall), 3) for n in COUNTS},
+        }
+        for backend in BACKENDS
+    }
+
+
+def _stepper(program, state, batch, *, turn):
+    """A call that goes on training for `turn` steps, each waited for: programs in flight could wait for each other."""
+    states = [state]
+
+    def call():
+        for _ in range(turn):
+            states.append(jax.block_until_ready(program(states.pop(), batch)[0]))
+        return states
+
+    return call

@@ -1,0 +1,59 @@
+"""ResNet-50 train steps: images/s, and model FLOPs over what the device can do."""
+
+import statistics
+import tempfile
+from pathlib import Path
+
+import jax
+import ml_collections
+
+from configs import imagenet_resnet50
+from scripts.benchmarks.cases import constant_rate, synthetic
+from scripts.benchmarks.turns import in_turns
+from trainer.experiment import Shared, build
+
+# Dense bfloat16 FLOP/s, without sparsity, of the makers' data sheets: the start of the device's kind -> peak.
+PEAK_FLOPS = {
+    "NVIDIA A100": 312e12,
+    "NVIDIA H100 PCIe": 756e12,
+    "NVIDIA H100": 989e12,
+    "NVIDIA H200": 989e12,
+    "TPU v4": 275e12,
+    "TPU v5p": 459e12,
+    "TPU v5 lite": 197e12,
+}
+
+# Multiply-adds of a forward pass at 224x224 (He et al. 2015, table 1, with the stride in the 3x3 convolution); two
+# FLOPs each, and a train step is three forward passes. Scales with the area.
+FORWARD_MULTIPLY_ADDS_224 = 4.09e9
+
+
+def measure(*, batch: int, image_size: int, turn: int, rounds: int) -> dict:
+    """batch: images a step. image_size: pixels. turn: steps of a turn. On generated images, resident on the devices."""
+    config = ml_collections.ConfigDict(imagenet_resnet50.get_config())
+    config = synthetic(config, examples=max(2 * batch, 40), image_size=image_size)
+    config.data.batch_size = batch
+    config = constant_rate(config, steps=1, eval_every_steps=1)
+    with tempfile.TemporaryDirectory() as folder:
+        experiment = build(config, Path(folder), shared=Shared())
+    states = [experiment.parallel.replicate(experiment.state)]
+    batch_on_device = experiment.parallel.shard(experiment.feed.batch(0))
+
+    def steps():
+        for _ in range(turn):
+            states.append(experiment.train_step(states.pop(), batch_on_device)[0])
+        return states
+
+    seconds = statistics.median(in_turns({"step": steps}, rounds=rounds)["step"].wall) / turn
+    flops = 6 * FORWARD_MULTIPLY_ADDS_224 * (image_size / 224) ** 2 * batch / seconds
+    peak = next((peak for kind, peak in PEAK_FLOPS.items() if jax.devices()[0].device_kind.startswith(kind)), None)
+    utilisation = flops / (peak * jax.device_count()) if peak else None
+    return {
+        "batch": batch,
+        "image_size": image_size,
+        "precision": config.precision,
+        "images_per_second": round(batch / seconds, 1),
+        "model_tflops_per_second": round(flops / 1e12, 3),
+        "ratio": utilisation and round(utilisation, 3),
+        "ratio_is": "model FLOPs over the device's bfloat16 peak; null where the peak is not known",
+    }
