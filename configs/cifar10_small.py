@@ -51,6 +51,7 @@ def get_config(variant=""):
     config.schedule = dict(name="cosine", warmup_epochs=1.0)
     config.horizon = dict(epochs=11.0)
     config.accumulation_parts = 1
+    config.remat = "none"
     config.loss = dict(name="softmax")
     config.regularizer = dict(name="none")
     config.label_smoothing = 0.1

@@ -52,6 +52,7 @@ def get_config(variant=""):
     config.schedule = dict(name="constant", warmup_steps=0)
     config.horizon = dict(steps=40)
     config.accumulation_parts = 1
+    config.remat = "none"
     config.loss = dict(name="softmax")
     config.regularizer = dict(name="l2", strength=1e-4)
     config.label_smoothing = 0.0

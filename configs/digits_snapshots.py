@@ -61,6 +61,7 @@ def get_config(variant=""):
     config.schedule = dict(name="sgdr", cycle_steps=CYCLE_STEPS, cycle_factor=1.0, warmup_steps=0)
     config.horizon = dict(steps=CYCLES * CYCLE_STEPS)
     config.accumulation_parts = 1
+    config.remat = "none"
     config.loss = dict(name="softmax")
     config.regularizer = dict(name="none")
     config.label_smoothing = 0.0  # members made unsure would average to an even less sure whole

@@ -65,6 +65,7 @@ def get_config(variant=""):
     config.schedule = dict(name="cosine", warmup_steps=0)
     config.horizon = dict(steps=600)
     config.accumulation_parts = 1
+    config.remat = "none"
     config.ema_decay = 0.0
 
     # Running.

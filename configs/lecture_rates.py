@@ -66,6 +66,7 @@ def get_config(variant=""):
     config.schedule = dict(name="cosine", warmup_steps=0)
     config.horizon = dict(steps=600)
     config.accumulation_parts = 1
+    config.remat = "none"
     config.loss = dict(name="softmax")
     config.regularizer = dict(name="none")
     config.label_smoothing = 0.0

@@ -5,6 +5,7 @@ convolutions. `wide_resnet28_10` has 28 layers and ten times the width of a ResN
 parameters.
 """
 
+from collections.abc import Callable
 from functools import partial
 
 import flax.linen as nn
@@ -45,6 +46,7 @@ class WideResNet(nn.Module):
     The first block of each stage but the first has stride 2.
     """
 
+    block: Callable[..., nn.Module]
     stage_size: int
     widths: tuple[int, ...]
     dropout: float
@@ -57,7 +59,7 @@ class WideResNet(nn.Module):
         x = conv(16, 3, 1, self.dtype, "stem")(images)
         for i, width in enumerate(self.widths):
             for j in range(self.stage_size):
-                block = PreActivationBlock(
+                block = self.block(
                     width=width,
                     stride=2 if i > 0 and j == 0 else 1,
                     dropout=self.dropout,
@@ -74,4 +76,4 @@ class WideResNet(nn.Module):
 
 def wide_resnet28_10(*, dropout: float, num_classes: int, dtype: jnp.dtype, axis_name: str | None) -> nn.Module:
     """Builds `WideResNet` of 3 stages of 4 blocks, 160, 320 and 640 wide. dropout: in [0, 1); 0.3 published."""
-    return WideResNet(4, (160, 320, 640), dropout, num_classes, dtype, axis_name)
+    return WideResNet(PreActivationBlock, 4, (160, 320, 640), dropout, num_classes, dtype, axis_name)

@@ -3,6 +3,7 @@
     python -m scripts.bench augment --out=docs/benchmarks
     python -m scripts.bench trials --out=docs/benchmarks
     python -m scripts.bench diagnosis --out=docs/benchmarks
+    python -m scripts.bench startup --out=docs/benchmarks
 
 What is compared is measured in turns, so that a noisy machine slows both. `trials` takes half an hour on two cores,
 most of it for speednet; --models=linear,mlp,cnn takes seven minutes.
@@ -50,7 +51,13 @@ def _diagnosis():
     return diagnosis.measure(faults=faults, seeds=SEEDS.value, epochs=EPOCHS.value)
 
 
-BENCHMARKS = {"augment": _augment, "diagnosis": _diagnosis, "trials": _trials}
+def _startup():
+    from scripts.benchmarks import startup
+
+    return startup.measure(rounds=ROUNDS.value)
+
+
+BENCHMARKS = {"augment": _augment, "diagnosis": _diagnosis, "startup": _startup, "trials": _trials}
 
 
 def main(console, name):

@@ -11,26 +11,37 @@ from pathlib import Path
 from absl import flags
 from ml_collections import config_flags
 
-from scripts import command
+from scripts import command, compile_cache
 
 CONFIG = config_flags.DEFINE_config_file("config", None, "FILE.py, or FILE.py:variant.", lock_config=True)
 WORKDIR = flags.DEFINE_string("workdir", None, "Folder of the run, begun or not: what is left of it, and room on disk.")
 OUT = flags.DEFINE_string("out", None, "Folder that gets schedule.svg.")
 STEPS = flags.DEFINE_integer("steps", 7, "How many steps to time; the median is reported.", lower_bound=1)
 TIME_LIMIT = flags.DEFINE_float("time_limit", 30.0, "Seconds after which no further step is timed.", lower_bound=0.0)
+MEMORY = flags.DEFINE_string(
+    "memory", None, "Bytes of a device, such as 8GiB, to find the largest batch for; what the device says unless given."
+)
 PICTURE_ROWS = 21
+UNITS = {"": 1, "B": 1} | {
+    f"{prefix}{kind}": base**power
+    for kind, base in (("B", 1000), ("iB", 1024))
+    for power, prefix in enumerate(("K", "M", "G", "T"), start=1)
+}
 
 
 def main(console):
+    workdir = Path(WORKDIR.value) if WORKDIR.value else None
+    compile_cache.use(workdir=workdir)
     from trainer import writers
     from trainer.forecast import forecast
 
     with console.status("reading the data, compiling, timing"):
         found = forecast(
             CONFIG.value,
-            workdir=Path(WORKDIR.value) if WORKDIR.value else None,
+            workdir=workdir,
             timed_steps=STEPS.value,
             time_limit=TIME_LIMIT.value,
+            memory_limit=_memory_limit(),
         )
     say = writers.for_console(console).say
     say(found.description)
@@ -38,7 +49,7 @@ def main(console):
     console.print(_schedule(found.rates, steps_per_epoch=found.steps.per_epoch))
     console.print(_parameters(found.parameters))
     console.print(_figures("steps", _steps(found.steps)))
-    console.print(_figures("compute and memory", [*_flops(found), *_memory(found.memory)]))
+    console.print(_figures("compute and memory", [*_flops(found), *_memory(found.memory), *_room(found.room)]))
     console.print(_figures("time", _time(found)))
     console.print(_figures("snapshots on disk", _disk(found.disk)))
     for line in _remarks(found):
@@ -48,6 +59,24 @@ def main(console):
         path = Path(OUT.value) / "schedule.svg"
         draw_schedule(found.rates, steps_per_epoch=found.steps.per_epoch).savefig(path)
         say(f"schedule: {path}")
+
+
+def _memory_limit():
+    """Bytes, from --memory; None where it is not given."""
+    import re
+
+    from trainer.errors import ConfigError
+
+    if MEMORY.value is None:
+        return None
+    found = re.fullmatch(r"([0-9.]+) *([A-Za-z]*)", MEMORY.value)
+    try:
+        limit = int(float(found[1]) * UNITS[found[2]])
+    except (TypeError, ValueError, KeyError):
+        limit = 0
+    if limit <= 0:
+        raise ConfigError(f"--memory={MEMORY.value} should be bytes above 0, such as 8GiB or 500MB")
+    return limit
 
 
 def draw_schedule(rates, *, steps_per_epoch):
@@ -159,6 +188,18 @@ def _memory(memory):
     yield "data set on the host", _bytes(memory.data), "train and validation"
 
 
+def _room(room):
+    if room is None:
+        return
+    of = f"of {_bytes(room.limit)}; {room.compiled} sizes compiled"
+    if not room.batch:
+        yield "largest batch", "none", "a step with the smallest one does not fit"
+    else:
+        note = f"{room.per_device:,} on each device" + ("; all of the train split" if room.all_of_train else "")
+        yield "largest batch", f"{room.batch:,}", note
+    yield "device: a step of it", _bytes(room.bytes), of
+
+
 def _time(found):
     steps, seconds, after = found.steps, found.seconds, found.standing.step
     yield "start", _clock(found.start), "reading data, building"
@@ -190,6 +231,8 @@ def _remarks(found):
         "; early stopping may end the run before" if CONFIG.value.early_stopping.patience else ""
     )
     memory, disk, standing = found.memory, found.disk, found.standing
+    if found.room is None and CONFIG.value.data.batch_size:
+        yield "no largest batch: the device names no limit of its memory; --memory=8GiB says one"
     if memory.limit is not None and memory.peak is not None and memory.peak > memory.limit:
         yield "warning: a train step needs more memory than a device has; lower config.data.batch_size"
     if not disk.fits:

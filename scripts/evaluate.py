@@ -10,7 +10,7 @@ from pathlib import Path
 
 from absl import flags
 
-from scripts import command
+from scripts import command, compile_cache
 
 WORKDIR = flags.DEFINE_multi_string(
     "workdir", None, "Folder of the run. Given again for another run, their predictions are averaged: an ensemble."
@@ -30,9 +30,10 @@ flags.register_validator(
 
 
 def main(console):
+    workdirs = [Path(workdir) for workdir in WORKDIR.value]
+    compile_cache.use(workdir=workdirs[0])
     from trainer import ensemble, train
 
-    workdirs = [Path(workdir) for workdir in WORKDIR.value]
     if len(workdirs) == 1 and WHICH.value != "snapshots":
         judged = train.evaluate_snapshot(workdirs[0], which=WHICH.value, split=SPLIT.value)
     else:

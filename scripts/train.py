@@ -8,7 +8,7 @@ from pathlib import Path
 from absl import flags
 from ml_collections import config_flags
 
-from scripts import command
+from scripts import command, compile_cache
 
 CONFIG = config_flags.DEFINE_config_file("config", None, "FILE.py, or FILE.py:variant.", lock_config=True)
 WORKDIR = flags.DEFINE_string("workdir", None, "Folder of this run: snapshots, metrics, result.")
@@ -18,9 +18,10 @@ ON_CONFIG_CHANGE = flags.DEFINE_enum(
 
 
 def main(console):
+    workdir = Path(WORKDIR.value)
+    compile_cache.use(workdir=workdir)
     from trainer import train, writers
 
-    workdir = Path(WORKDIR.value)
     writer = writers.for_console(console)
     result = train.train_and_evaluate(CONFIG.value, workdir, writer=writer, on_config_change=ON_CONFIG_CHANGE.value)
     console.print(writers.summary(result))

@@ -10,7 +10,7 @@ from pathlib import Path
 from absl import flags
 from ml_collections import config_flags
 
-from scripts import command
+from scripts import command, compile_cache
 
 CONFIG = config_flags.DEFINE_config_file("config", None, "FILE.py, or FILE.py:variant.", lock_config=True)
 WORKDIR = flags.DEFINE_string("workdir", None, "Folder of this study: trials, study.json, study.html, winner.py.")
@@ -27,10 +27,11 @@ SAMPLER = flags.DEFINE_enum("sampler", "tpe", ["random", "tpe"], "Who draws the 
 
 
 def main(console, step):
+    workdir = Path(WORKDIR.value)
+    compile_cache.use(workdir=workdir)
     from trainer import writers
     from trainer.tuning import budget, tune
 
-    workdir = Path(WORKDIR.value)
     writer = writers.Plain(console)
     record = tune.tune(
         CONFIG.value,

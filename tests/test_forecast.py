@@ -45,7 +45,7 @@ def mlp(**changes):
 
 
 def foretell(config, workdir=None):
-    return forecast(config, workdir=workdir, timed_steps=2, time_limit=10.0)
+    return forecast(config, workdir=workdir, timed_steps=2, time_limit=10.0, memory_limit=None)
 
 
 @pytest.fixture(scope="module")

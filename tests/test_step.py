@@ -54,6 +54,7 @@ def train_step_of(model, tx, *, augment="", ema_decay=0.0):
         mix=make_mix("none", num_classes=CLASSES),
         accumulation_parts=1,
         ema_decay=ema_decay,
+        remat=lambda forward: forward,
     )
 
 

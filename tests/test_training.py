@@ -105,6 +105,7 @@ def run(*, backend="pmap", devices=2, steps=12, batch=None, dropout=0.0, normali
         mix=make_mix("none", num_classes=3),
         accumulation_parts=1,
         ema_decay=0.0,
+        remat=lambda forward: forward,
     )
     parallel = DataParallel(backend, devices=jax.devices()[:devices])
     step = parallel.compile(make_train_step(model=model, tx=tx, **{**defaults, **parts}), donate=True)

@@ -25,6 +25,7 @@ from trainer.losses import LOSSES
 from trainer.optim import CLIPS, OPTIMIZERS
 from trainer.parallel import BACKENDS
 from trainer.regularizers import REGULARIZERS
+from trainer.remat import REMAT
 from trainer.schedules import SCHEDULES, UNITS
 
 _LONGEST = 1e12  # the longest duration, in any unit
@@ -108,6 +109,7 @@ FIELDS: dict[str, Check] = {
     "schedule.warmup_steps": _number(0, _LONGEST),
     "horizon.steps": _number(0, _LONGEST, above=True),
     "accumulation_parts": _integer(1),
+    "remat": _one_of(*REMAT),
     "label_smoothing": _number(0, 1, below=True),
     "ema_decay": _number(0, 1, below=True),
     "eval.every_steps": _number(0, _LONGEST, above=True),

@@ -25,6 +25,7 @@ from trainer.data.source import Source
 from trainer.errors import ConfigError
 from trainer.evaluate import Evaluator
 from trainer.parallel import AXIS, REPLICATED, SHARDED, DataParallel
+from trainer.remat import REMAT
 from trainer.step import make_eval_step, make_logits, make_probe_step, make_train_step, make_train_steps
 
 DTYPES = {"bfloat16": jnp.bfloat16, "float32": jnp.float32}
@@ -218,6 +219,8 @@ def _programs(config, data, *, schedule_kwargs, total_steps, parallel, shared) -
         regularizer = regularizers.make_regularizer(**config.regularizer, rules=config.optimizer.rules)
         normalize = stats.make_normalize(data.statistics)
         model = models.build(**config.model, num_classes=classes, dtype=DTYPES[config.precision], axis_name=AXIS)
+        remat = REMAT[config.remat]
+        model = remat.model(model)
         init = state_lib.make_init(model, tx, image_shape=image_shape)
         jax.eval_shape(init, jax.random.key(0))
 
@@ -234,6 +237,7 @@ def _programs(config, data, *, schedule_kwargs, total_steps, parallel, shared) -
             mix=mixing.make_mix(**config.data.mix, num_classes=classes),
             accumulation_parts=config.accumulation_parts,
             ema_decay=config.ema_decay,
+            remat=remat.forward,
         )
         train_steps = make_train_steps(train_step, steps_per_call=config.steps_per_call, window=config.log_every_steps)
         logits = make_logits(model=model, normalize=normalize)
@@ -251,7 +255,7 @@ def _programs(config, data, *, schedule_kwargs, total_steps, parallel, shared) -
     constant = config.schedule.name == "constant"  # as are trials; its rate does not depend on the length of the run
     static = {key: value for key, value in optimizer.items() if key != "weight_decay"}
     parts = [config[key].to_dict() for key in ("model", "loss", "regularizer")]
-    parts += [config[key] for key in ("precision", "accumulation_parts", "label_smoothing", "ema_decay")]
+    parts += [config[key] for key in ("precision", "accumulation_parts", "remat", "label_smoothing", "ema_decay")]
     parts += [config.steps_per_call, config.log_every_steps]
     parts += [config.data.augment, config.data.mix.to_dict(), config.parallel.backend]
     parts += [data.fingerprint, config.data.normalize, config.data.mean, config.data.std]

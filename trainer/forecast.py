@@ -20,6 +20,7 @@ import numpy as np
 from trainer import rules as rules_lib
 from trainer import schedules
 from trainer import workdir as workdir_lib
+from trainer.batch_size import Room, find_room
 from trainer.errors import WorkdirError
 from trainer.experiment import Shared, build, validate
 from trainer.measure import Flops, Memory, Seconds, measure
@@ -108,6 +109,7 @@ class Forecast(NamedTuple):
     seconds: Seconds
     disk: Disk
     standing: Standing
+    room: Room | None  # None where no limit is known, or the batch is all of the train split
 
     def run_seconds(self, *, after: int) -> float:
         """From the start of the command to the end of the run, where it goes on after step `after`; 0: the whole run.
@@ -120,12 +122,18 @@ class Forecast(NamedTuple):
 
 
 def forecast(
-    config: ml_collections.ConfigDict, *, workdir: Path | None, timed_steps: int, time_limit: float
+    config: ml_collections.ConfigDict,
+    *,
+    workdir: Path | None,
+    timed_steps: int,
+    time_limit: float,
+    memory_limit: int | None,
 ) -> Forecast:
     """What training with `config` will cost on this machine's devices.
 
     workdir: where the run would be, or is; only read. timed_steps: how many steps to time, after one that warms up;
     fewer, and at least one, once they have taken `time_limit` seconds together.
+    memory_limit: bytes of a device to find the largest batch for; None: what the device itself says.
     Raises a LinseedError, whose message is one line, for all that would also stop the run.
     """
     validate(config)
@@ -135,6 +143,8 @@ def forecast(
         experiment = build(config, Path(folder), shared=Shared())
         start = time.perf_counter() - began
         flops, memory, seconds = measure(experiment, config, timed_steps=timed_steps, time_limit=time_limit)
+        limit = memory_limit or memory.limit
+        room = find_room(experiment, config, limit=limit) if limit and config.data.batch_size else None
     steps = Steps(
         total=experiment.total_steps,
         per_epoch=len(experiment.train.labels) / experiment.batch_size,
@@ -155,6 +165,7 @@ def forecast(
         seconds=seconds,
         disk=disk(memory.state, **snapshots, workdir=workdir),
         standing=found,
+        room=room,
     )
 
 

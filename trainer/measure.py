@@ -30,6 +30,14 @@ class Flops(NamedTuple):
     missing: tuple[str, ...]
 
 
+class StepBytes(NamedTuple):
+    """As in `Memory`."""
+
+    arguments: int
+    temporaries: int
+    peak: int
+
+
 class Memory(NamedTuple):
     """Bytes. arguments, temporaries, peak: of the compiled step on each device, None where the backend does not say.
 
@@ -160,20 +168,24 @@ def _time_evaluation(experiment, state, *, batch_size):
     return max(0.0, first - second), second * -(-len(experiment.val.labels) // batch_size)
 
 
-def _memory(compiled, experiment):
+def step_bytes(compiled: jax.stages.Compiled) -> StepBytes | None:
+    """What XLA says that a compiled step needs; None where the backend does not say."""
     try:
         found = compiled.memory_analysis()
     except (NotImplementedError, jax.errors.JaxRuntimeError):
-        found = None
-    arguments = temporaries = peak = None
-    if found is not None:
-        # XLA has a peak of its own, which on CPUs leaves the temporaries out.
-        arguments, temporaries = found.argument_size_in_bytes, found.temp_size_in_bytes
-        peak = arguments + temporaries + found.output_size_in_bytes - found.alias_size_in_bytes
+        return None
+    if found is None:
+        return None
+    # XLA has a peak of its own, which on CPUs leaves the temporaries out.
+    arguments, temporaries = found.argument_size_in_bytes, found.temp_size_in_bytes
+    return StepBytes(
+        arguments, temporaries, arguments + temporaries + found.output_size_in_bytes - found.alias_size_in_bytes
+    )
+
+
+def _memory(compiled, experiment):
     return Memory(
-        arguments=arguments,
-        temporaries=temporaries,
-        peak=peak,
+        *(step_bytes(compiled) or (None, None, None)),
         limit=(jax.devices()[0].memory_stats() or {}).get("bytes_limit"),
         state=sum(leaf.nbytes for leaf in jax.tree.leaves(experiment.state)),
         data=sum(array.nbytes for split in (experiment.train, experiment.val) for array in split),

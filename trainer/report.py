@@ -6,9 +6,6 @@ import json
 from pathlib import Path
 
 import jinja2
-import matplotlib
-from matplotlib.figure import Figure
-from matplotlib.ticker import MaxNLocator, PercentFormatter
 
 from trainer import workdir as workdir_lib
 from trainer import writers
@@ -52,8 +49,14 @@ _PAGE = jinja2.Environment(autoescape=True).from_string("""<!doctype html>
 """)
 
 
-def draw_curves(records: list[dict], *, best_step: int) -> Figure:
-    """Loss, accuracy and learning rate over epochs; train solid, validation dashed, the best snapshot marked."""
+def draw_curves(records: list[dict], *, best_step: int):
+    """Loss, accuracy and learning rate over epochs; train solid, validation dashed, the best snapshot marked.
+
+    A matplotlib Figure; matplotlib is imported where something is drawn, and no run waits for it before its first step.
+    """
+    from matplotlib.figure import Figure
+    from matplotlib.ticker import MaxNLocator, PercentFormatter
+
     figure = Figure(figsize=(10, 3.2), layout="constrained")
     loss, accuracy, rate = figure.subplots(1, 3)
     epochs = [record["epoch"] for record in records]
@@ -79,8 +82,13 @@ def draw_curves(records: list[dict], *, best_step: int) -> Figure:
     return figure
 
 
-def svg(figure: Figure, *, alt: str) -> str:
-    """`figure` as an `<svg>` to stand in a page, the same text each time. alt: what to say to who does not see it."""
+def svg(figure, *, alt: str) -> str:
+    """`figure`, of matplotlib, as an `<svg>` to stand in a page, the same text each time.
+
+    alt: what to say to who does not see it.
+    """
+    import matplotlib
+
     drawn = io.StringIO()
     # With a salt, names in the drawing come from what they name: on one page they clash only where that is equal.
     with matplotlib.rc_context({"svg.hashsalt": "figure"}):

@@ -46,6 +46,7 @@ def make_train_step(
     mix: Callable,
     accumulation_parts: int,
     ema_decay: float,
+    remat: Callable,
 ) -> Callable:
     """`train_step(state, batch) -> (state, metrics)`.
 
@@ -54,7 +55,7 @@ def make_train_step(
     -> images, labels or targets [B, C], over this device's share. The gradient is that of the mean loss over the real
     examples of the global batch, worked through in `accumulation_parts` pieces a device. `metrics` are sums over
     those examples (see `metrics.masked_sums`), and `grad_norm` (L2, before clipping), `update_ratio` (L2 of the update
-    over L2 of the parameters), `lr`.
+    over L2 of the parameters), `lr`. remat: of `remat.Remat`, its `forward`.
     """
 
     def train_step(state, batch):
@@ -87,7 +88,8 @@ def make_train_step(
             local = jax.lax.pcast(params, AXIS, to="varying")
 
             def piece_gradient(model_state, piece, index):
-                grads, (sums, model_state) = jax.grad(mean_loss, has_aux=True)(local, model_state, piece, index)
+                gradient = jax.grad(remat(mean_loss), has_aux=True)
+                grads, (sums, model_state) = gradient(local, model_state, piece, index)
                 return model_state, (grads, sums)
 
             model_state, (grads, sums) = accumulate(piece_gradient, state.model_state, batch, parts=accumulation_parts)

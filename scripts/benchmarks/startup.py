@@ -1,0 +1,87 @@
+"""What a user waits for: from the start of the command to the end of the first training step.
+
+The command is `python -m scripts.train`, each time in a process of its own, with no program in the cache (cold) and
+with those of the run before (warm). The first step has ended when its record is in metrics.jsonl; the process is then
+ended.
+"""
+
+import os
+import statistics
+import subprocess
+import sys
+import tempfile
+import time
+from pathlib import Path
+
+import ml_collections
+
+from configs import cifar10_resnet20, digits
+from scripts.benchmarks.turns import Times, ratio
+from trainer import config as config_lib
+from trainer import workdir as workdir_lib
+from trainer.errors import LinseedError
+
+POLL_SECONDS = 0.005
+
+
+def _resnet20():
+    config = cifar10_resnet20.get_config()
+    config.data.source = dict(name="synthetic", num_examples=2560, num_classes=10, image_size=32, channels=3, seed=0)
+    return config
+
+
+CONFIGS = {"digits": digits.get_config, "resnet20": _resnet20}
+BAR = "resnet20"  # the longer wait of the two
+
+
+def measure(*, rounds: int) -> dict:
+    """Seconds of each config, cold and warm, one after the other in each of `rounds` rounds."""
+    found = {name: {"cold": Times([], []), "warm": Times([], [])} for name in CONFIGS}
+    subprocess.run([sys.executable, "-c", "import trainer.train"], check=True)  # so that the disk has been read once
+    for _ in range(rounds):
+        for name, make in CONFIGS.items():
+            with tempfile.TemporaryDirectory(prefix="linseed-startup-") as folder:
+                for way, times in found[name].items():
+                    wall, cpu = first_step(make(), Path(folder) / way)
+                    times.wall.append(wall)
+                    times.cpu.append(cpu)
+    figures = {}
+    for name, ways in found.items():
+        figures[name] = {
+            "seconds": {way: round(statistics.median(times.wall), 2) for way, times in ways.items()},
+            "cpu_seconds": {way: round(statistics.median(times.cpu), 2) for way, times in ways.items()},
+            "ratio": round(ratio(ways["warm"].wall, ways["cold"].wall), 4),
+            "cpu_ratio": round(ratio(ways["warm"].cpu, ways["cold"].cpu), 4),
+        }
+    return {
+        "configs": figures,
+        "ratio": figures[BAR]["ratio"],
+        "ratio_is": f"{BAR}: seconds to the end of the first step with a warm cache over those with a cold one",
+    }
+
+
+def first_step(config: ml_collections.ConfigDict, workdir: Path) -> tuple[float, float]:
+    """Seconds until `config` has done a step in the new folder `workdir`: on the clock, and of the process.
+
+    The cache is that beside `workdir`. Raises LinseedError where the command ends before the step does.
+    """
+    config.log_every_steps = 1
+    given = workdir.with_suffix(".json")
+    given.write_text(config_lib.to_json(config))
+    command = [sys.executable, "-m", "scripts.train", f"--config=configs/replay.py:{given}", f"--workdir={workdir}"]
+    environment = {name: value for name, value in os.environ.items() if name != "JAX_COMPILATION_CACHE_DIR"}
+    began = time.perf_counter()
+    process = subprocess.Popen(command, env=environment, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True)
+    metrics = workdir / workdir_lib.METRICS
+    try:
+        while not (metrics.exists() and metrics.stat().st_size):
+            if process.poll() is not None:
+                raise LinseedError(f"the run ended before its first step: {process.stderr.read().strip()}")
+            time.sleep(POLL_SECONDS)
+        wall = time.perf_counter() - began
+    finally:
+        process.kill()
+        process.stderr.close()
+    _, _, usage = os.wait4(process.pid, 0)
+    process.returncode = 0  # waited for above, which also says what it used
+    return wall, usage.ru_utime + usage.ru_stime

@@ -1,0 +1,92 @@
+"""The largest batch that the devices have room for, found by compiling the train step; nothing is run."""
+
+from collections.abc import Callable
+from typing import NamedTuple
+
+import jax
+import ml_collections
+import numpy as np
+
+from trainer.experiment import Experiment
+from trainer.measure import step_bytes
+
+COMPILES = 8  # the most sizes that are tried
+PART = 50  # the search ends within one part in so many
+
+
+class Room(NamedTuple):
+    """The largest batch found to fit: examples on each device and on all, and bytes of its step on each.
+
+    0, 0 and the bytes of the smallest batch where that does not fit. limit: bytes of a device. compiled: sizes tried.
+    all_of_train: the batch is the train split, and larger ones were not tried.
+    """
+
+    per_device: int
+    batch: int
+    bytes: int
+    limit: int
+    compiled: int
+    all_of_train: bool
+
+
+def find_room(experiment: Experiment, config: ml_collections.ConfigDict, *, limit: int) -> Room | None:
+    """Where each device has `limit` bytes; None where the backend does not analyse its memory.
+
+    config: that of `experiment`. The batch divides evenly over devices and their `accumulation_parts`.
+    """
+    parallel = experiment.parallel
+    state, one_batch = parallel.replicate(experiment.state), experiment.feed.batch(0)
+    unit = parallel.num_devices * config.accumulation_parts
+
+    def bytes_at(units):
+        def resized(array):
+            return np.broadcast_to(array[:1], (units * unit, *array.shape[1:]))
+
+        batch = parallel.shard(jax.tree.map(resized, one_batch))
+        try:
+            found = step_bytes(experiment.train_step.lower(state, batch).compile())
+        except jax.errors.JaxRuntimeError as error:
+            if "RESOURCE_EXHAUSTED" not in str(error):
+                raise
+            return limit + 1
+        return None if found is None else found.peak
+
+    most = max(1, len(experiment.train.labels) // unit)
+    known = largest_fitting(bytes_at, start=max(1, experiment.batch_size // unit), most=most, limit=limit)
+    if known is None:
+        return None
+    fits = max((units for units, size in known.items() if size <= limit), default=0)
+    return Room(
+        per_device=fits * config.accumulation_parts,
+        batch=fits * unit,
+        bytes=known[fits or min(known)],
+        limit=limit,
+        compiled=len(known),
+        all_of_train=fits == most,
+    )
+
+
+def largest_fitting(
+    bytes_at: Callable[[int], int | None], *, start: int, most: int, limit: int
+) -> dict[int, int] | None:
+    """n -> bytes_at(n) of all n in 1..most that were asked for, down to the largest with bytes_at(n) <= limit.
+
+    bytes_at is nearly a straight line, and dear to ask: after `start` and its half or double, the line through the two
+    nearest to the limit says where to ask next. None where bytes_at(start) is.
+    """
+    known, fits, fails = {}, 0, most + 1
+    guess = min(start, most)
+    while fails - fits > max(1, fits // PART) and len(known) < COMPILES:
+        size = bytes_at(guess)
+        if size is None:
+            return None
+        known[guess] = size
+        fits, fails = (guess, fails) if size <= limit else (fits, guess)
+        if len(known) == 1:
+            guess = 2 * guess if fits else guess // 2
+        else:
+            low, high = sorted(sorted(known, key=lambda n: abs(known[n] - limit))[:2])
+            slope = (known[high] - known[low]) / (high - low)
+            guess = int(low + (limit - known[low]) / slope) if slope > 0 else (fits + fails) // 2
+        guess = min(max(guess, fits + 1), fails - 1)
+    return known
