@@ -17,6 +17,7 @@ def get_config(variant=""):
     config = ml_collections.ConfigDict()
     config.seed = 0
     config.precision = "float32"
+    config.convolution = "auto"  # oneDNN where that was proven to work here; "xla": never
     config.parallel = dict(backend="pmap")
 
     # Data. Test is carved from the 1,797 scans and opened once, at the end; validation is carved from the rest.

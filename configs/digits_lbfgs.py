@@ -18,6 +18,7 @@ def get_config(variant=""):
     config = ml_collections.ConfigDict()
     config.seed = 0
     config.precision = "float32"
+    config.convolution = "auto"  # oneDNN where that was proven to work here; "xla": never
     config.parallel = dict(backend="pmap")
 
     # Data: batch_size 0 is all of the train split in one batch. The line search needs the same loss each time it asks.

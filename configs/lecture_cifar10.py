@@ -31,6 +31,7 @@ def get_config(variant=""):
     config = ml_collections.ConfigDict()
     config.seed = 0
     config.precision = "float32"
+    config.convolution = "auto"  # oneDNN where that was proven to work here; "xla": never
     config.parallel = dict(backend="pmap")
 
     # Data. Validation is carved from train; test is opened once, at the end.

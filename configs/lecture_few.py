@@ -25,6 +25,7 @@ def get_config(variant=""):
     config = ml_collections.ConfigDict()
     config.seed = 0
     config.precision = "float32"
+    config.convolution = "auto"  # oneDNN where that was proven to work here; "xla": never
     config.parallel = dict(backend="pmap")
 
     # Data. Few images to train on, many to be judged on.

@@ -23,6 +23,7 @@ def get_config(variant=""):
     config = ml_collections.ConfigDict()
     config.seed = 0
     config.precision = "float32"
+    config.convolution = "auto"  # oneDNN where that was proven to work here; "xla": never
     config.parallel = dict(backend="pmap")
 
     # Data. A large validation split: these runs are compared on it, and differ by little.

@@ -11,7 +11,7 @@ import jax.numpy as jnp
 
 from models.alexnet import alexnet
 from models.cnn import cnn
-from models.layers import lookup
+from models.layers import Convolution, lookup
 from models.linear import linear
 from models.mlp import mlp
 from models.resnet import (
@@ -54,11 +54,21 @@ MODELS = {
 }
 
 
-def build(name: str, *, num_classes: int, dtype: jnp.dtype, axis_name: str | None, **kwargs: Any) -> nn.Module:
+def build(
+    name: str,
+    *,
+    num_classes: int,
+    dtype: jnp.dtype,
+    axis_name: str | None,
+    convolution: Convolution,
+    **kwargs: Any,
+) -> nn.Module:
     """The classifier `name` of MODELS; `kwargs` are its own arguments, as in a config's `model` section.
 
     dtype: jnp.float32 or jnp.bfloat16, the compute dtype. axis_name: the mapped axis over which batch normalisation
-    takes its statistics in training, or None for a single device. Raises ValueError for an unknown name and
-    TypeError for a missing or misspelt argument.
+    takes its statistics in training, or None for a single device. convolution: what convolves, e.g.
+    `jax.lax.conv_general_dilated`; a family without convolutions leaves it aside, as it does axis_name. Raises
+    ValueError for an unknown name and TypeError for a missing or misspelt argument.
     """
-    return lookup("model", name, MODELS)(num_classes=num_classes, dtype=dtype, axis_name=axis_name, **kwargs)
+    builder = lookup("model", name, MODELS)
+    return builder(num_classes=num_classes, dtype=dtype, axis_name=axis_name, convolution=convolution, **kwargs)

@@ -12,7 +12,7 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
-from models.layers import kaiming, lookup
+from models.layers import Convolution, kaiming, lookup
 
 
 class Stem(NamedTuple):
@@ -60,10 +60,11 @@ class AlexNet(nn.Module):
     dropout: float
     num_classes: int
     dtype: jnp.dtype
+    convolution: Convolution
 
     @nn.compact
     def __call__(self, images: jax.Array, *, train: bool) -> jax.Array:
-        conv = partial(nn.Conv, dtype=self.dtype, kernel_init=kaiming)
+        conv = partial(nn.Conv, dtype=self.dtype, kernel_init=kaiming, conv_general_dilated=self.convolution)
         stem = self.stem
         x = conv(64, (stem.size, stem.size), stem.stride, padding=stem.padding, name="conv1")(images)
         x = _overlapping_max_pool(nn.relu(x))
@@ -81,9 +82,11 @@ class AlexNet(nn.Module):
         )
 
 
-def alexnet(*, stem: str, dropout: float, num_classes: int, dtype: jnp.dtype, axis_name: str | None) -> nn.Module:
+def alexnet(
+    *, stem: str, dropout: float, num_classes: int, dtype: jnp.dtype, axis_name: str | None, convolution: Convolution
+) -> nn.Module:
     """Builds `AlexNet`. stem: a name in STEMS.
 
     dropout: rate after each hidden dense layer, in [0, 1); 0.5 is what was published.
     """
-    return AlexNet(lookup("stem", stem, STEMS), dropout, num_classes, dtype)
+    return AlexNet(lookup("stem", stem, STEMS), dropout, num_classes, dtype, convolution)

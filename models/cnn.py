@@ -7,7 +7,7 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
-from models.layers import ACTIVATIONS, NORMALIZATIONS, Activation, Block, initializer, lookup, max_pool_2x2
+from models.layers import ACTIVATIONS, NORMALIZATIONS, Activation, Block, Convolution, initializer, lookup, max_pool_2x2
 
 
 class Cnn(nn.Module):
@@ -24,6 +24,7 @@ class Cnn(nn.Module):
     num_classes: int
     dtype: jnp.dtype
     axis_name: str | None
+    convolution: Convolution
 
     @nn.compact
     def __call__(self, images: jax.Array, *, train: bool) -> jax.Array:
@@ -32,7 +33,7 @@ class Cnn(nn.Module):
             if i > 0:
                 x = max_pool_2x2(x)
             block = Block(
-                weights=partial(nn.Conv, kernel_size=(3, 3), name="conv"),
+                weights=partial(nn.Conv, kernel_size=(3, 3), conv_general_dilated=self.convolution, name="conv"),
                 width=width,
                 activation=self.activation,
                 kernel_init=self.kernel_init,
@@ -57,6 +58,7 @@ def cnn(
     num_classes: int,
     dtype: jnp.dtype,
     axis_name: str | None,
+    convolution: Convolution,
 ) -> nn.Module:
     """Builds `Cnn`. widths: channels of each block; the image is halved between blocks. dropout: rate, in [0, 1).
 
@@ -73,4 +75,5 @@ def cnn(
         num_classes=num_classes,
         dtype=dtype,
         axis_name=axis_name,
+        convolution=convolution,
     )

@@ -9,6 +9,9 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
+# `jax.lax.conv_general_dilated`, or a function of the same signature and the same values.
+Convolution = Callable[..., jax.Array]
+
 
 class Activation(NamedTuple):
     """A nonlinearity that may need more features than it gives, or parameters of its own.
@@ -169,13 +172,21 @@ class Block(nn.Module):
         return self.activation.build("activation")(x)
 
 
-def conv(features: int, size: int, stride: int, dtype: jnp.dtype, name: str) -> nn.Conv:
+def conv(features: int, size: int, stride: int, *, dtype: jnp.dtype, convolution: Convolution, name: str) -> nn.Conv:
     """A convolution without bias, He's variance: [B, H, W, C] -> [B, ceil(H / stride), ceil(W / stride), features].
 
     Padded alike on both sides at any stride; "SAME" would shift strided maps by half a pixel.
     """
     return nn.Conv(
-        features, (size, size), stride, padding=size // 2, use_bias=False, dtype=dtype, kernel_init=kaiming, name=name
+        features,
+        (size, size),
+        stride,
+        padding=size // 2,
+        use_bias=False,
+        dtype=dtype,
+        kernel_init=kaiming,
+        conv_general_dilated=convolution,
+        name=name,
     )
 
 

@@ -4,6 +4,8 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
+from models.layers import Convolution
+
 
 class Linear(nn.Module):
     """One dense layer on all pixels. With the softmax loss it is logistic regression, with the hinge losses an SVM.
@@ -22,6 +24,6 @@ class Linear(nn.Module):
         return head(x).astype(jnp.float32)
 
 
-def linear(*, num_classes: int, dtype: jnp.dtype, axis_name: str | None) -> nn.Module:
+def linear(*, num_classes: int, dtype: jnp.dtype, axis_name: str | None, convolution: Convolution) -> nn.Module:
     """Builds `Linear`, which has nothing to choose; the loss makes it a softmax or an SVM classifier."""
     return Linear(num_classes, dtype)

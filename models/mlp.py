@@ -7,7 +7,7 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
-from models.layers import ACTIVATIONS, NORMALIZATIONS, Activation, Block, initializer, lookup
+from models.layers import ACTIVATIONS, NORMALIZATIONS, Activation, Block, Convolution, initializer, lookup
 
 
 class Mlp(nn.Module):
@@ -54,6 +54,7 @@ def mlp(
     num_classes: int,
     dtype: jnp.dtype,
     axis_name: str | None,
+    convolution: Convolution,
 ) -> nn.Module:
     """Builds `Mlp`. widths: features of each hidden layer. dropout: rate after each of them, in [0, 1).
 

@@ -15,7 +15,7 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
-from models.layers import batch_norm, conv, kaiming, lookup
+from models.layers import Convolution, batch_norm, conv, kaiming, lookup
 
 
 def stochastic_depth(rate: float, *, train: bool) -> nn.Dropout:
@@ -35,16 +35,19 @@ class BasicBlock(nn.Module):
     drop_rate: float
     dtype: jnp.dtype
     axis_name: str | None
+    convolution: Convolution
 
     @nn.compact
     def __call__(self, x: jax.Array, *, train: bool) -> jax.Array:
         norm = partial(batch_norm, train=train, axis_name=self.axis_name, dtype=self.dtype)
-        y = conv(self.width, 3, self.stride, self.dtype, "conv1")(x)
+        y = conv(self.width, 3, self.stride, dtype=self.dtype, convolution=self.convolution, name="conv1")(x)
         y = nn.relu(norm(name="norm1")(y))
-        y = conv(self.width, 3, 1, self.dtype, "conv2")(y)
+        y = conv(self.width, 3, 1, dtype=self.dtype, convolution=self.convolution, name="conv2")(y)
         y = norm(name="norm2", scale_init=nn.initializers.zeros)(y)
         if x.shape != y.shape:
-            x = conv(self.width, 1, self.stride, self.dtype, "shortcut_conv")(x)
+            x = conv(self.width, 1, self.stride, dtype=self.dtype, convolution=self.convolution, name="shortcut_conv")(
+                x
+            )
             x = norm(name="shortcut_norm")(x)
         return nn.relu(x + stochastic_depth(self.drop_rate, train=train)(y))
 
@@ -57,18 +60,21 @@ class BottleneckBlock(nn.Module):
     drop_rate: float
     dtype: jnp.dtype
     axis_name: str | None
+    convolution: Convolution
 
     @nn.compact
     def __call__(self, x: jax.Array, *, train: bool) -> jax.Array:
         norm = partial(batch_norm, train=train, axis_name=self.axis_name, dtype=self.dtype)
-        y = conv(self.width, 1, 1, self.dtype, "conv1")(x)
+        y = conv(self.width, 1, 1, dtype=self.dtype, convolution=self.convolution, name="conv1")(x)
         y = nn.relu(norm(name="norm1")(y))
-        y = conv(self.width, 3, self.stride, self.dtype, "conv2")(y)
+        y = conv(self.width, 3, self.stride, dtype=self.dtype, convolution=self.convolution, name="conv2")(y)
         y = nn.relu(norm(name="norm2")(y))
-        y = conv(4 * self.width, 1, 1, self.dtype, "conv3")(y)
+        y = conv(4 * self.width, 1, 1, dtype=self.dtype, convolution=self.convolution, name="conv3")(y)
         y = norm(name="norm3", scale_init=nn.initializers.zeros)(y)
         if x.shape != y.shape:
-            x = conv(4 * self.width, 1, self.stride, self.dtype, "shortcut_conv")(x)
+            x = conv(
+                4 * self.width, 1, self.stride, dtype=self.dtype, convolution=self.convolution, name="shortcut_conv"
+            )(x)
             x = norm(name="shortcut_norm")(x)
         return nn.relu(x + stochastic_depth(self.drop_rate, train=train)(y))
 
@@ -84,13 +90,14 @@ class PlainShortcutBlock(nn.Module):
     drop_rate: float
     dtype: jnp.dtype
     axis_name: str | None
+    convolution: Convolution
 
     @nn.compact
     def __call__(self, x: jax.Array, *, train: bool) -> jax.Array:
         norm = partial(batch_norm, train=train, axis_name=self.axis_name, dtype=self.dtype)
-        y = conv(self.width, 3, self.stride, self.dtype, "conv1")(x)
+        y = conv(self.width, 3, self.stride, dtype=self.dtype, convolution=self.convolution, name="conv1")(x)
         y = nn.relu(norm(name="norm1")(y))
-        y = conv(self.width, 3, 1, self.dtype, "conv2")(y)
+        y = conv(self.width, 3, 1, dtype=self.dtype, convolution=self.convolution, name="conv2")(y)
         y = norm(name="norm2")(y)
         x = x[:, :: self.stride, :: self.stride]
         x = jnp.pad(x, ((0, 0), (0, 0), (0, 0), (0, self.width - x.shape[-1])))
@@ -103,10 +110,11 @@ class ImagenetStem(nn.Module):
     width: int
     dtype: jnp.dtype
     axis_name: str | None
+    convolution: Convolution
 
     @nn.compact
     def __call__(self, x: jax.Array, *, train: bool) -> jax.Array:
-        x = conv(self.width, 7, 2, self.dtype, "conv")(x)
+        x = conv(self.width, 7, 2, dtype=self.dtype, convolution=self.convolution, name="conv")(x)
         x = nn.relu(batch_norm(train=train, axis_name=self.axis_name, dtype=self.dtype, name="norm")(x))
         return nn.max_pool(x, (3, 3), (2, 2), padding=((1, 1), (1, 1)))
 
@@ -117,10 +125,11 @@ class CifarStem(nn.Module):
     width: int
     dtype: jnp.dtype
     axis_name: str | None
+    convolution: Convolution
 
     @nn.compact
     def __call__(self, x: jax.Array, *, train: bool) -> jax.Array:
-        x = conv(self.width, 3, 1, self.dtype, "conv")(x)
+        x = conv(self.width, 3, 1, dtype=self.dtype, convolution=self.convolution, name="conv")(x)
         return nn.relu(batch_norm(train=train, axis_name=self.axis_name, dtype=self.dtype, name="norm")(x))
 
 
@@ -143,10 +152,11 @@ class ResNet(nn.Module):
     num_classes: int
     dtype: jnp.dtype
     axis_name: str | None
+    convolution: Convolution
 
     @nn.compact
     def __call__(self, images: jax.Array, *, train: bool) -> jax.Array:
-        x = self.stem(self.width, self.dtype, self.axis_name, name="stem")(images, train=train)
+        x = self.stem(self.width, self.dtype, self.axis_name, self.convolution, name="stem")(images, train=train)
         depth = 0
         for i, size in enumerate(self.stage_sizes):
             for j in range(size):
@@ -157,6 +167,7 @@ class ResNet(nn.Module):
                     drop_rate=self.drop_path * depth / sum(self.stage_sizes),
                     dtype=self.dtype,
                     axis_name=self.axis_name,
+                    convolution=self.convolution,
                     name=f"stage{i + 1}_block{j + 1}",
                 )
                 x = block(x, train=train)
@@ -175,6 +186,7 @@ def _imagenet_resnet(
     num_classes: int,
     dtype: jnp.dtype,
     axis_name: str | None,
+    convolution: Convolution,
 ) -> ResNet:
     """Builds a network of table 1. stem: a name in STEMS. drop_path: rate of the last block, in [0, 1); 0 is none."""
     return ResNet(
@@ -187,10 +199,13 @@ def _imagenet_resnet(
         num_classes=num_classes,
         dtype=dtype,
         axis_name=axis_name,
+        convolution=convolution,
     )
 
 
-def _cifar_resnet(depth: int, /, *, num_classes: int, dtype: jnp.dtype, axis_name: str | None) -> ResNet:
+def _cifar_resnet(
+    depth: int, /, *, num_classes: int, dtype: jnp.dtype, axis_name: str | None, convolution: Convolution
+) -> ResNet:
     """Builds a network of section 4.2 with `depth` = 6n+2 weighted layers."""
     return ResNet(
         stem=CifarStem,
@@ -202,6 +217,7 @@ def _cifar_resnet(depth: int, /, *, num_classes: int, dtype: jnp.dtype, axis_nam
         num_classes=num_classes,
         dtype=dtype,
         axis_name=axis_name,
+        convolution=convolution,
     )
 
 

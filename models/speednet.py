@@ -12,7 +12,7 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
-from models.layers import batch_norm, kaiming, max_pool_2x2
+from models.layers import Convolution, batch_norm, kaiming, max_pool_2x2
 
 
 class SpeedNet(nn.Module):
@@ -27,13 +27,22 @@ class SpeedNet(nn.Module):
     num_classes: int
     dtype: jnp.dtype
     axis_name: str | None
+    convolution: Convolution
 
     @nn.compact
     def __call__(self, images: jax.Array, *, train: bool) -> jax.Array:
-        stem = nn.Conv(self.stem_width, (2, 2), padding="VALID", dtype=self.dtype, kernel_init=kaiming, name="stem")
+        stem = nn.Conv(
+            self.stem_width,
+            (2, 2),
+            padding="VALID",
+            dtype=self.dtype,
+            kernel_init=kaiming,
+            conv_general_dilated=self.convolution,
+            name="stem",
+        )
         x = nn.relu(stem(images))
         for i, width in enumerate(self.widths):
-            x = SpeedBlock(width, self.dtype, self.axis_name, name=f"block{i + 1}")(x, train=train)
+            x = SpeedBlock(width, self.dtype, self.axis_name, self.convolution, name=f"block{i + 1}")(x, train=train)
         x = jnp.max(x, axis=(1, 2))
         head = nn.Dense(self.num_classes, use_bias=False, dtype=self.dtype, name="head")
         return head(x).astype(jnp.float32) * self.logit_scale
@@ -45,10 +54,19 @@ class SpeedBlock(nn.Module):
     width: int
     dtype: jnp.dtype
     axis_name: str | None
+    convolution: Convolution
 
     @nn.compact
     def __call__(self, x: jax.Array, *, train: bool) -> jax.Array:
-        conv = partial(nn.Conv, self.width, (3, 3), use_bias=False, dtype=self.dtype, kernel_init=kaiming)
+        conv = partial(
+            nn.Conv,
+            self.width,
+            (3, 3),
+            use_bias=False,
+            dtype=self.dtype,
+            kernel_init=kaiming,
+            conv_general_dilated=self.convolution,
+        )
         norm = partial(
             batch_norm, train=train, axis_name=self.axis_name, dtype=self.dtype, momentum=0.6, use_scale=False
         )
@@ -66,6 +84,7 @@ def speednet(
     num_classes: int,
     dtype: jnp.dtype,
     axis_name: str | None,
+    convolution: Convolution,
 ) -> nn.Module:
     """Builds `SpeedNet`. widths: channels of each block, which halves the image; logit_scale: e.g. 1 / 9."""
-    return SpeedNet(stem_width, tuple(widths), logit_scale, num_classes, dtype, axis_name)
+    return SpeedNet(stem_width, tuple(widths), logit_scale, num_classes, dtype, axis_name, convolution)

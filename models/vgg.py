@@ -12,7 +12,7 @@ import jax
 import jax.numpy as jnp
 
 from models.alexnet import dense_head
-from models.layers import ACTIVATIONS, NORMALIZATIONS, Block, kaiming, lookup, max_pool_2x2
+from models.layers import ACTIVATIONS, NORMALIZATIONS, Block, Convolution, kaiming, lookup, max_pool_2x2
 
 WIDTHS = (64, 128, 256, 512, 512)
 
@@ -34,6 +34,7 @@ class Vgg(nn.Module):
     num_classes: int
     dtype: jnp.dtype
     axis_name: str | None
+    convolution: Convolution
 
     @nn.compact
     def __call__(self, images: jax.Array, *, train: bool) -> jax.Array:
@@ -41,7 +42,7 @@ class Vgg(nn.Module):
         for i, (size, width) in enumerate(zip(self.stage_sizes, self.widths, strict=True)):
             for j in range(size):
                 block = Block(
-                    weights=partial(nn.Conv, kernel_size=(3, 3), name="conv"),
+                    weights=partial(nn.Conv, kernel_size=(3, 3), conv_general_dilated=self.convolution, name="conv"),
                     width=width,
                     activation=ACTIVATIONS["relu"],
                     kernel_init=kaiming,
@@ -72,6 +73,7 @@ def _vgg(
     num_classes: int,
     dtype: jnp.dtype,
     axis_name: str | None,
+    convolution: Convolution,
 ) -> nn.Module:
     """Builds `Vgg`. stem: a name in STEMS.
 
@@ -87,6 +89,7 @@ def _vgg(
         num_classes=num_classes,
         dtype=dtype,
         axis_name=axis_name,
+        convolution=convolution,
     )
 
 

@@ -12,7 +12,7 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
-from models.layers import batch_norm, conv
+from models.layers import Convolution, batch_norm, conv
 
 
 class PreActivationBlock(nn.Module):
@@ -27,17 +27,20 @@ class PreActivationBlock(nn.Module):
     dropout: float
     dtype: jnp.dtype
     axis_name: str | None
+    convolution: Convolution
 
     @nn.compact
     def __call__(self, x: jax.Array, *, train: bool) -> jax.Array:
         norm = partial(batch_norm, train=train, axis_name=self.axis_name, dtype=self.dtype)
         y = nn.relu(norm(name="norm1")(x))
         if x.shape[-1] != self.width:
-            x = conv(self.width, 1, self.stride, self.dtype, "shortcut_conv")(y)
-        y = conv(self.width, 3, self.stride, self.dtype, "conv1")(y)
+            x = conv(self.width, 1, self.stride, dtype=self.dtype, convolution=self.convolution, name="shortcut_conv")(
+                y
+            )
+        y = conv(self.width, 3, self.stride, dtype=self.dtype, convolution=self.convolution, name="conv1")(y)
         y = nn.relu(norm(name="norm2")(y))
         y = nn.Dropout(self.dropout, deterministic=not train)(y)
-        return x + conv(self.width, 3, 1, self.dtype, "conv2")(y)
+        return x + conv(self.width, 3, 1, dtype=self.dtype, convolution=self.convolution, name="conv2")(y)
 
 
 class WideResNet(nn.Module):
@@ -53,10 +56,11 @@ class WideResNet(nn.Module):
     num_classes: int
     dtype: jnp.dtype
     axis_name: str | None
+    convolution: Convolution
 
     @nn.compact
     def __call__(self, images: jax.Array, *, train: bool) -> jax.Array:
-        x = conv(16, 3, 1, self.dtype, "stem")(images)
+        x = conv(16, 3, 1, dtype=self.dtype, convolution=self.convolution, name="stem")(images)
         for i, width in enumerate(self.widths):
             for j in range(self.stage_size):
                 block = self.block(
@@ -65,6 +69,7 @@ class WideResNet(nn.Module):
                     dropout=self.dropout,
                     dtype=self.dtype,
                     axis_name=self.axis_name,
+                    convolution=self.convolution,
                     name=f"stage{i + 1}_block{j + 1}",
                 )
                 x = block(x, train=train)
@@ -74,6 +79,8 @@ class WideResNet(nn.Module):
         return head(x).astype(jnp.float32)
 
 
-def wide_resnet28_10(*, dropout: float, num_classes: int, dtype: jnp.dtype, axis_name: str | None) -> nn.Module:
+def wide_resnet28_10(
+    *, dropout: float, num_classes: int, dtype: jnp.dtype, axis_name: str | None, convolution: Convolution
+) -> nn.Module:
     """Builds `WideResNet` of 3 stages of 4 blocks, 160, 320 and 640 wide. dropout: in [0, 1); 0.3 published."""
-    return WideResNet(PreActivationBlock, 4, (160, 320, 640), dropout, num_classes, dtype, axis_name)
+    return WideResNet(PreActivationBlock, 4, (160, 320, 640), dropout, num_classes, dtype, axis_name, convolution)

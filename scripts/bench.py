@@ -1,6 +1,7 @@
 """Benchmarks: one JSON line with figures, a ratio, the machine and the versions.
 
     python -m scripts.bench augment --out=docs/benchmarks
+    python -m scripts.bench conv --out=docs/benchmarks
     python -m scripts.bench trials --out=docs/benchmarks
     python -m scripts.bench diagnosis --out=docs/benchmarks
     python -m scripts.bench startup --out=docs/benchmarks
@@ -18,7 +19,7 @@ from absl import flags
 
 from scripts import command
 
-BATCH = flags.DEFINE_integer("batch", 256, "augment: images a batch.", lower_bound=1)
+BATCH = flags.DEFINE_integer("batch", 256, "augment, conv: images a batch.", lower_bound=1)
 SIZE = flags.DEFINE_integer("size", 32, "augment: height and width of the images, in pixels.", lower_bound=1)
 MODELS = flags.DEFINE_list("models", ["linear", "mlp", "cnn", "speednet"], "trials: the models to try.")
 TRIALS = flags.DEFINE_integer("trials", 12, "trials: the most trials.", lower_bound=1)
@@ -44,6 +45,12 @@ def _trials():
     return trials.measure(**kwargs, rounds=ROUNDS.value)
 
 
+def _conv():
+    from scripts.benchmarks import conv
+
+    return conv.measure(batch=BATCH.value, rounds=ROUNDS.value)
+
+
 def _diagnosis():
     from scripts.benchmarks import diagnosis
 
@@ -57,7 +64,7 @@ def _startup():
     return startup.measure(rounds=ROUNDS.value)
 
 
-BENCHMARKS = {"augment": _augment, "diagnosis": _diagnosis, "startup": _startup, "trials": _trials}
+BENCHMARKS = {"augment": _augment, "conv": _conv, "diagnosis": _diagnosis, "startup": _startup, "trials": _trials}
 
 
 def main(console, name):

@@ -103,6 +103,8 @@ def _mend_quietly(folder):
         trouble = _TROUBLE.match(str(message))
         if not trouble:
             return shown(message, *arguments, **kwargs)
+        if "std::bad_alloc" in trouble[2]:
+            return None  # a program that calls oneDNN, see `trainer.convolution`: it cannot be kept
         with contextlib.suppress(OSError):
             for path in folder.glob(f"{trouble[1]}-*-cache"):
                 path.unlink(missing_ok=True)

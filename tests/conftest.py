@@ -1,7 +1,7 @@
 """Sets the world of the tests, before JAX is imported: four CPU devices, and programs that compile fast.
 
 XLA compiles without its expensive passes, and what one test compiled the next finds in a cache that
-lives as long as the session. Child processes inherit both.
+lives as long as the session. Child processes inherit both. Convolutions are XLA's: the cache cannot hold oneDNN's.
 """
 
 import atexit
@@ -9,6 +9,8 @@ import os
 import shutil
 import sys
 import tempfile
+
+import pytest
 
 os.environ["JAX_PLATFORMS"] = "cpu"
 os.environ["XLA_FLAGS"] = " ".join(
@@ -33,3 +35,12 @@ def _skip_closed_loops(unraisable):
 
 # pytest has its own hook, see setup.cfg, until it ends; some of the futures live longer.
 atexit.register(setattr, sys, "unraisablehook", _skip_closed_loops)
+
+
+@pytest.fixture(autouse=True, scope="session")
+def convolutions_of_xla():
+    from trainer import convolution
+
+    with pytest.MonkeyPatch.context() as patched:
+        patched.setattr(convolution, "usable", lambda: False)
+        yield

@@ -38,7 +38,7 @@ class Changed:
 
 
 def mlp(**changes):
-    fixed = dict(num_classes=CLASSES, dtype=jnp.float32, axis_name=AXIS)
+    fixed = dict(num_classes=CLASSES, dtype=jnp.float32, axis_name=AXIS, convolution=jax.lax.conv_general_dilated)
     return Changed(models.build("mlp", widths=(16, 16), **MLP, **fixed), **changes)
 
 
@@ -94,7 +94,9 @@ def initial_causes(model, **kwargs):
 @pytest.mark.parametrize("loss", sorted(CHANCE))
 def test_scores_of_zero_have_the_loss_of_a_guess(loss):
     """log C for the softmax, C - 1 for the SVM, C log 2 for sigmoids; a linear classifier starts at zero scores."""
-    linear = models.build("linear", num_classes=CLASSES, dtype=jnp.float32, axis_name=AXIS)
+    linear = models.build(
+        "linear", num_classes=CLASSES, dtype=jnp.float32, axis_name=AXIS, convolution=jax.lax.conv_general_dilated
+    )
     findings, numbers = checks.initial_loss(*measure(linear, loss=loss))
     assert numbers["initial loss"] == pytest.approx(CHANCE[loss], rel=1e-5)
     assert numbers["expected"] == pytest.approx(CHANCE[loss], rel=1e-5)

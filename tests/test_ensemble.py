@@ -146,7 +146,9 @@ def test_the_average_equals_numpys_from_the_logits_of_the_members(runs):
         axes = (0,) if config.data.normalize == "mean_image" else (0, 1, 2)
         scale = 1.0 if config.data.normalize == "mean_image" else images.std(axis=axes)
         pixels = ((experiment.val.images / 255.0 - images.mean(axis=axes)) / scale).astype(np.float32)
-        model = models.build(**config.model, num_classes=4, dtype=np.float32, axis_name=None)
+        model = models.build(
+            **config.model, num_classes=4, dtype=np.float32, axis_name=None, convolution=jax.lax.conv_general_dilated
+        )
         logits = model.apply({"params": weights["params"], **weights["model_state"]}, pixels, train=False)
         probabilities.append(scipy.special.softmax(np.asarray(logits, np.float64), axis=1))
     labels, mean = experiment.val.labels, np.mean(probabilities, axis=0)

@@ -93,7 +93,14 @@ ROUNDED |= {"vgg11": 133, "vgg13": 133, "vgg16": 138, "vgg19": 144, "wide_resnet
 
 def _model(name, *, num_classes=NUM_CLASSES, dtype=jnp.float32, axis_name=None, **kwargs):
     kwargs = ARGUMENTS.get(name, {}) | kwargs
-    return build(name, num_classes=num_classes, dtype=dtype, axis_name=axis_name, **kwargs)
+    return build(
+        name,
+        num_classes=num_classes,
+        dtype=dtype,
+        axis_name=axis_name,
+        convolution=jax.lax.conv_general_dilated,
+        **kwargs,
+    )
 
 
 def _small(name, **kwargs):
@@ -214,7 +221,7 @@ def test_a_residual_block_starts_as_the_identity(block):
 @pytest.mark.parametrize("size", [6, 7])
 def test_a_plain_shortcut_drops_pixels_and_adds_zero_channels(size):
     x = nn.relu(jax.random.normal(jax.random.key(0), (2, size, size, 4)))
-    block = PlainShortcutBlock(6, 2, 0.0, jnp.float32, None)
+    block = PlainShortcutBlock(6, 2, 0.0, jnp.float32, None, jax.lax.conv_general_dilated)
     variables = _any_variables(block, x)
     # With its last scale and bias at zero a block is its shortcut.
     variables["params"]["norm2"] = jax.tree.map(np.zeros_like, variables["params"]["norm2"])
@@ -313,7 +320,7 @@ def test_drop_path_rises_linearly_to_the_rate_of_the_last_block():
 
 def test_drop_path_drops_the_whole_branch_of_an_example_or_scales_it_up():
     x = nn.relu(_images(count=64, size=4))
-    block = BasicBlock(3, 1, 0.25, jnp.float32, None)
+    block = BasicBlock(3, 1, 0.25, jnp.float32, None, jax.lax.conv_general_dilated)
     variables = _any_variables(block, x)
 
     def run(rate):
@@ -335,7 +342,7 @@ def test_a_pre_activation_block_adds_to_x_or_to_a_projection(width):
     x = _images(count=2, size=7)
     x = jnp.concatenate([x, x[..., :1]], axis=-1)
     stride = 1 if width == 4 else 2
-    block = PreActivationBlock(width, stride, 0.0, jnp.float32, None)
+    block = PreActivationBlock(width, stride, 0.0, jnp.float32, None, jax.lax.conv_general_dilated)
     variables = _any_variables(block, x)
     assert ("shortcut_conv" in variables["params"]) == (width != 4)
     variables["params"]["conv2"]["kernel"] *= 0.0

@@ -20,6 +20,7 @@ def create(*, seed=0, ema=False):
         num_classes=3,
         dtype=jnp.float32,
         axis_name="batch",
+        convolution=jax.lax.conv_general_dilated,
     )
     tx = optim.make_tx("adamw", schedule=lambda _: 0.1, clip_norm=0.0, b1=0.9, b2=0.9, eps=1e-8, weight_decay=0.0)
     return state.create(state.make_init(model, tx, image_shape=(8, 8, 1)), seed=seed, ema=ema)

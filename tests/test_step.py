@@ -22,7 +22,14 @@ CNN = dict(activation="relu", init="auto", normalization="batch")
 @pytest.fixture(scope="module")
 def model():
     return models.build(
-        "cnn", **CNN, widths=(4, 8), dropout=0.0, num_classes=CLASSES, dtype=jnp.float32, axis_name=AXIS
+        "cnn",
+        **CNN,
+        widths=(4, 8),
+        dropout=0.0,
+        num_classes=CLASSES,
+        dtype=jnp.float32,
+        axis_name=AXIS,
+        convolution=jax.lax.conv_general_dilated,
     )
 
 
@@ -219,7 +226,16 @@ def test_evaluation_does_not_count_padding(model, tx, devices):
 
 def test_bfloat16_computes_low_and_keeps_state_high(tx):
     def metrics_of(dtype):
-        model = models.build("cnn", **CNN, widths=(4,), dropout=0.0, num_classes=CLASSES, dtype=dtype, axis_name=AXIS)
+        model = models.build(
+            "cnn",
+            **CNN,
+            widths=(4,),
+            dropout=0.0,
+            num_classes=CLASSES,
+            dtype=dtype,
+            axis_name=AXIS,
+            convolution=jax.lax.conv_general_dilated,
+        )
         state, metrics, _, _ = run_steps(model, tx, backend="pmap", devices=2)
         assert {leaf.dtype for leaf in jax.tree.leaves((state.params, state.model_state))} == {np.dtype("float32")}
         return metrics["loss"] / metrics["examples"]
@@ -229,6 +245,8 @@ def test_bfloat16_computes_low_and_keeps_state_high(tx):
 
 
 def test_a_model_that_starts_at_zero_has_finite_metrics(tx):
-    model = models.build("linear", num_classes=CLASSES, dtype=jnp.float32, axis_name=AXIS)
+    model = models.build(
+        "linear", num_classes=CLASSES, dtype=jnp.float32, axis_name=AXIS, convolution=jax.lax.conv_general_dilated
+    )
     _, metrics, _, _ = run_steps(model, tx, backend="pmap", devices=2, steps=1)
     assert all(np.isfinite(value) for value in metrics.values())

@@ -95,7 +95,9 @@ def run(*, backend="pmap", devices=2, steps=12, batch=None, dropout=0.0, normali
     """`steps` steps through the real, compiled train step; returns the state and each step's mean loss."""
     train = sources.load("synthetic", num_examples=96, num_classes=3, image_size=8, channels=3, seed=0).train
     kwargs = dict(widths=(8,), activation="relu", init="auto", normalization=normalization, dropout=dropout)
-    model = models.build("cnn", **kwargs, num_classes=3, dtype=jnp.float32, axis_name=AXIS)
+    model = models.build(
+        "cnn", **kwargs, num_classes=3, dtype=jnp.float32, axis_name=AXIS, convolution=jax.lax.conv_general_dilated
+    )
     tx = parts.pop("tx", None) or make_tx("sgd", schedule=optax.constant_schedule(0.1), clip_norm=0.0, weight_decay=0.0)
     defaults = dict(
         loss=losses.make_loss("softmax", label_smoothing=0.0),

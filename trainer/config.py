@@ -15,6 +15,7 @@ from typing import Any
 import ml_collections
 
 from trainer import rules
+from trainer.convolution import CONVOLUTIONS
 from trainer.data import augment
 from trainer.data.augment.mixing import MIXING
 from trainer.data.feeds import PLACEMENTS
@@ -91,6 +92,7 @@ def _widths(value):
 FIELDS: dict[str, Check] = {
     "seed": _integer(0, 2**31 - 1),
     "precision": _one_of("float32", "bfloat16"),
+    "convolution": _one_of(*CONVOLUTIONS),
     "parallel.backend": _one_of(*BACKENDS),
     "data.batch_size": _integer(0, 2**20),  # 0: all of the train split, in one batch
     "data.val_fraction": _number(0, 1, above=True, below=True),
@@ -203,7 +205,7 @@ DURATIONS = ("eval", "horizon", "schedule")
 
 # What the loop supplies, and a config therefore does not.
 SUPPLIED = {
-    "model": ("num_classes", "dtype", "axis_name"),
+    "model": ("num_classes", "dtype", "axis_name", "convolution"),
     "schedule": ("lr", "warmup_steps", "decay_steps"),
     "loss": ("label_smoothing",),
 }

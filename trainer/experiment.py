@@ -19,6 +19,7 @@ from trainer import config as config_lib
 from trainer import losses, optim, regularizers, schedules
 from trainer import state as state_lib
 from trainer import workdir as workdir_lib
+from trainer.convolution import CONVOLUTIONS
 from trainer.data import augment, feeds, pipeline, sources, splits, stats
 from trainer.data.augment import mixing
 from trainer.data.source import Source
@@ -218,7 +219,13 @@ def _programs(config, data, *, schedule_kwargs, total_steps, parallel, shared) -
         tx = optim.make_tx(**optimizer, schedule=schedule)
         regularizer = regularizers.make_regularizer(**config.regularizer, rules=config.optimizer.rules)
         normalize = stats.make_normalize(data.statistics)
-        model = models.build(**config.model, num_classes=classes, dtype=DTYPES[config.precision], axis_name=AXIS)
+        model = models.build(
+            **config.model,
+            num_classes=classes,
+            dtype=DTYPES[config.precision],
+            axis_name=AXIS,
+            convolution=CONVOLUTIONS[config.convolution],
+        )
         remat = REMAT[config.remat]
         model = remat.model(model)
         init = state_lib.make_init(model, tx, image_shape=image_shape)
@@ -255,8 +262,8 @@ def _programs(config, data, *, schedule_kwargs, total_steps, parallel, shared) -
     constant = config.schedule.name == "constant"  # as are trials; its rate does not depend on the length of the run
     static = {key: value for key, value in optimizer.items() if key != "weight_decay"}
     parts = [config[key].to_dict() for key in ("model", "loss", "regularizer")]
-    parts += [config[key] for key in ("precision", "accumulation_parts", "remat", "label_smoothing", "ema_decay")]
-    parts += [config.steps_per_call, config.log_every_steps]
+    parts += [config[key] for key in ("precision", "convolution", "remat", "accumulation_parts", "label_smoothing")]
+    parts += [config[key] for key in ("ema_decay", "steps_per_call", "log_every_steps")]
     parts += [config.data.augment, config.data.mix.to_dict(), config.parallel.backend]
     parts += [data.fingerprint, config.data.normalize, config.data.mean, config.data.std]
     settings = [static, schedule_kwargs, None if constant else total_steps, *parts, classes, image_shape]

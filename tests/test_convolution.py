@@ -1,0 +1,244 @@
+"""Convolutions by oneDNN have the values and the gradients of XLA's, and stand aside where they are not proven."""
+
+import functools
+import json
+import sys
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from jax import lax
+from jax.sharding import Mesh, PartitionSpec
+
+import models
+from trainer import convolution, convolution_proof
+
+usable = convolution.usable  # before conftest.py puts its own in place
+NHWC = ("NHWC", "HWIO", "NHWC")
+proven = pytest.mark.skipif(not convolution_proof.proven(), reason="oneDNN's convolutions are not proven here")
+
+# Of batch, size, channels, features, kernel: the last three have the gradient of the kernel by oneDNN as well.
+SHAPES = ((2, 6, 3, 4, 2), (2, 5, 4, 3, 1), (32, 6, 32, 32, 3), (33, 5, 24, 48, 3), (32, 6, 32, 32, 1))
+WINDOWS = (
+    dict(window_strides=(1, 1), padding="SAME"),
+    dict(window_strides=(1, 1), padding="VALID"),
+    dict(window_strides=(2, 2), padding="SAME"),
+    dict(window_strides=(2, 1), padding=((0, 1), (2, 0))),
+    dict(window_strides=(1, 1), padding="SAME", rhs_dilation=(2, 1)),
+    dict(window_strides=(2, 2), padding=((2, 2), (1, 1)), rhs_dilation=(2, 2)),
+)
+
+
+def _inputs(batch=2, size=6, channels=3, features=4, kernel=3):
+    rng = np.random.default_rng(0)
+    x = jnp.asarray(rng.normal(size=(batch, size, size, channels)), jnp.float32)
+    return x, jnp.asarray(rng.normal(size=(kernel, kernel, channels, features)), jnp.float32)
+
+
+def _values(conv, x, kernel):
+    """The value, and both gradients of half the sum of its squares."""
+
+    def values(x, kernel):
+        y, pull = jax.vjp(conv, x, kernel)
+        return y, *pull(y)
+
+    return jax.jit(values)(x, kernel)
+
+
+def _equal(found, wanted):
+    for a, b in zip(found, wanted, strict=True):
+        assert a.dtype == b.dtype and a.shape == b.shape
+        largest = float(jnp.max(jnp.abs(b), initial=1e-3))
+        tolerance = 1e-5 if b.dtype == jnp.float32 else 2e-2
+        np.testing.assert_allclose(a.astype(jnp.float32), b.astype(jnp.float32), rtol=0, atol=tolerance * largest)
+
+
+@pytest.fixture(autouse=True)
+def as_in_a_run(monkeypatch):
+    """Where the other tests have XLA's; the tests' cache of compiled programs cannot hold the custom call."""
+    monkeypatch.setattr(convolution, "usable", usable)
+    # JAX asks for the first once in a process; the second keeps it from writing later on.
+    wanted = {"jax_enable_compilation_cache": False, "jax_persistent_cache_min_compile_time_secs": 1e9}
+    before = {name: getattr(jax.config, name) for name in wanted}
+    for name, value in wanted.items():
+        jax.config.update(name, value)
+    yield
+    for name, value in before.items():
+        jax.config.update(name, value)
+
+
+@pytest.fixture
+def cache(tmp_path, monkeypatch):
+    """An empty cache folder, and nothing remembered from before or for after."""
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+    convolution_proof.proven.cache_clear()
+    yield tmp_path / "linseed"
+    convolution_proof.proven.cache_clear()
+
+
+@proven
+@pytest.mark.parametrize("shape", SHAPES, ids=str)
+@pytest.mark.parametrize("window", WINDOWS, ids=str)
+def test_values_and_gradients_are_those_of_xla(window, shape):
+    conv = functools.partial(convolution.auto, dimension_numbers=NHWC, **window)
+    wanted = functools.partial(lax.conv_general_dilated, dimension_numbers=NHWC, **window)
+    _equal(_values(conv, *_inputs(*shape)), _values(wanted, *_inputs(*shape)))
+
+
+@proven
+def test_float32_images_go_by_onednn():
+    text = jax.jit(lambda x, k: convolution.auto(x, k, (1, 1), "SAME", dimension_numbers=NHWC))
+    assert convolution.TARGET in text.lower(*_inputs()).as_text()
+
+
+@pytest.mark.parametrize(
+    "x, kernel, window",
+    [
+        ((2, 6, 4), (3, 4, 4), dict(dimension_numbers=("NWC", "WIO", "NWC"))),
+        ((2, 4, 4, 4, 4), (3, 3, 3, 4, 4), dict(dimension_numbers=("NDHWC", "DHWIO", "NDHWC"))),
+        ((2, 4, 6, 6), (4, 4, 3, 3), dict()),
+        ((2, 6, 6, 4), (3, 3, 2, 4), dict(dimension_numbers=NHWC, feature_group_count=2)),
+        ((2, 6, 6, 4), (3, 3, 4, 4), dict(dimension_numbers=NHWC, lhs_dilation=(2, 2), padding=((1, 1), (1, 1)))),
+        ((0, 6, 6, 4), (3, 3, 4, 4), dict(dimension_numbers=NHWC)),
+        ((2, 6, 6, 4), (3, 3, 4, 4), dict(dimension_numbers=NHWC, padding=((4, 4), (-1, 0)))),
+        ((2, 6, 6, 4), (3, 3, 4, 4), dict(dimension_numbers=NHWC, dtype=jnp.bfloat16)),
+    ],
+    ids=lambda value: str(value),
+)
+def test_what_onednn_does_not_take_is_left_to_xla(x, kernel, window):
+    dtype = window.pop("dtype", jnp.float32)
+    window = {"window_strides": (1,) * (len(x) - 2), "padding": "SAME", **window}
+    x, kernel = jnp.ones(x, dtype), jnp.ones(kernel, dtype)
+    conv = jax.jit(functools.partial(convolution.auto, **window))
+    assert convolution.TARGET not in conv.lower(x, kernel).as_text()
+    _equal([conv(x, kernel)], [lax.conv_general_dilated(x, kernel, **window)])
+
+
+@proven
+def test_goes_through_the_transforms_of_jax():
+    conv = functools.partial(convolution.auto, window_strides=(1, 1), padding="SAME", dimension_numbers=NHWC)
+    wanted = functools.partial(lax.conv_general_dilated, window_strides=(1, 1), padding="SAME", dimension_numbers=NHWC)
+    x, kernel = _inputs(batch=4)
+
+    def gradient(conv):
+        return jax.grad(lambda kernel, x: jnp.sum(conv(x, kernel) ** 3))
+
+    def second(conv):
+        return jax.grad(lambda kernel, x: jnp.sum(gradient(conv)(kernel, x) ** 2))
+
+    def checkpointed(conv):
+        return jax.grad(jax.checkpoint(lambda kernel, x: jnp.sum(conv(x, kernel) ** 3)))
+
+    def over_examples(conv):
+        return jax.vmap(lambda kernel, x: gradient(conv)(kernel, x[None]), (None, 0))
+
+    for transform in (gradient, second, checkpointed, over_examples):
+        _equal([jax.jit(transform(conv))(kernel, x)], [jax.jit(transform(wanted))(kernel, x)])
+
+
+@proven
+@pytest.mark.parametrize("cast", [True, False])
+def test_devices_share_the_work(cast):
+    conv = functools.partial(convolution.auto, window_strides=(1, 1), padding="SAME", dimension_numbers=NHWC)
+    x, kernel = _inputs(batch=4)
+
+    def gradient(kernel, x):
+        local = lax.pcast(kernel, "batch", to="varying") if cast else kernel
+        found = jax.grad(lambda kernel: jnp.sum(conv(x, kernel) ** 2))(local)
+        return lax.psum(found, "batch") if cast else found  # JAX sums over devices what was not cast
+
+    wanted = jax.grad(lambda kernel: jnp.sum(conv(x, kernel) ** 2))(kernel)
+    mesh, specs = Mesh(jax.devices()[:2], ("batch",)), (PartitionSpec(), PartitionSpec("batch"))
+    _equal([jax.jit(jax.shard_map(gradient, mesh=mesh, in_specs=specs, out_specs=specs[0]))(kernel, x)], [wanted])
+    if cast:
+        pmapped = jax.pmap(gradient, axis_name="batch", in_axes=(None, 0), out_axes=None, devices=jax.devices()[:2])
+        _equal([pmapped(kernel, x.reshape(2, 2, *x.shape[1:]))], [wanted])
+
+
+@proven
+def test_training_is_the_same_either_way():
+    x, _ = _inputs(batch=8, size=16)
+    labels = jnp.arange(8) % 3
+    trained = []
+    for conv in convolution.CONVOLUTIONS.values():
+        model = models.build(
+            "speednet",
+            stem_width=4,
+            widths=(8, 8),
+            logit_scale=0.1,
+            num_classes=3,
+            dtype=jnp.float32,
+            axis_name=None,
+            convolution=conv,
+        )
+        variables = model.init(jax.random.key(0), x, train=False)
+
+        @jax.jit
+        def step(variables, model=model):
+            def loss(params):
+                logits, state = model.apply({**variables, "params": params}, x, train=True, mutable=["batch_stats"])
+                return -jnp.mean(nn.log_softmax(logits)[jnp.arange(8), labels]), state
+
+            grads, state = jax.grad(loss, has_aux=True)(variables["params"])
+            return {**state, "params": jax.tree.map(lambda p, g: p - 0.1 * g, variables["params"], grads)}
+
+        for _ in range(3):
+            variables = step(variables)
+        trained.append(variables)
+    assert jax.tree.structure(trained[0]) == jax.tree.structure(trained[1])
+    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-3, atol=1e-4), *trained)
+
+
+@pytest.mark.parametrize(
+    "child, remembered",
+    [
+        ("import os; os.abort()", {"proven": False}),
+        ("raise RuntimeError('no such target')", {"proven": False}),
+        ("raise SystemExit(not float('nan') < 1e-5)", {"proven": False}),
+        ("import time; time.sleep(60)", None),
+        ("pass", {"proven": True}),
+    ],
+)
+def test_what_the_child_says_is_the_verdict(child, remembered, cache, monkeypatch):
+    monkeypatch.setattr(convolution_proof, "CHILD", child)
+    monkeypatch.setattr(convolution_proof, "TIMEOUT_SECONDS", 0.3 if remembered is None else 30.0)
+    monkeypatch.setattr(convolution_proof.sys, "platform", "linux")
+    monkeypatch.setattr(convolution_proof.platform, "machine", lambda: "x86_64")
+    works = remembered == {"proven": True}
+    assert convolution_proof.proven() is works
+    assert [json.loads(path.read_text())["proven"] for path in cache.glob("*")] == (
+        [] if remembered is None else [works]
+    )
+    conv = jax.jit(lambda x, k: convolution.auto(x, k, (1, 1), "SAME", dimension_numbers=NHWC))
+    assert (convolution.TARGET in conv.lower(*_inputs()).as_text()) is works
+
+
+def test_a_verdict_is_asked_for_once(cache, monkeypatch):
+    monkeypatch.setattr(convolution_proof.sys, "platform", "linux")
+    monkeypatch.setattr(convolution_proof.platform, "machine", lambda: "x86_64")
+    monkeypatch.setattr(convolution_proof, "CHILD", "pass")
+    assert convolution_proof.proven()
+    convolution_proof.proven.cache_clear()  # as another process
+    monkeypatch.setattr(convolution_proof, "CHILD", "raise SystemExit(1)")
+    assert convolution_proof.proven()
+    (file,) = cache.glob("*")
+    file.write_text(file.read_text()[:20])  # torn: tried again
+    convolution_proof.proven.cache_clear()
+    assert not convolution_proof.proven()
+    assert json.loads(file.read_text())["proven"] is False
+
+
+def test_a_cache_that_cannot_be_written_is_done_without(cache, monkeypatch):
+    cache.write_text("a file where the folder should be")
+    monkeypatch.setattr(convolution_proof.sys, "platform", "linux")
+    monkeypatch.setattr(convolution_proof.platform, "machine", lambda: "x86_64")
+    monkeypatch.setattr(convolution_proof, "CHILD", "pass")
+    assert convolution_proof.proven()
+
+
+def test_other_platforms_are_not_tried(cache, monkeypatch):
+    monkeypatch.setattr(sys, "platform", "darwin")
+    assert not convolution_proof.proven()
+    assert not cache.exists()
