@@ -5,6 +5,7 @@
     python -m scripts.bench trials --out=docs/benchmarks
     python -m scripts.bench diagnosis --out=docs/benchmarks
     python -m scripts.bench startup --out=docs/benchmarks
+    python -m scripts.bench input --out=docs/benchmarks
 
 What is compared is measured in turns, so that a noisy machine slows both. `trials` takes half an hour on two cores,
 most of it for speednet; --models=linear,mlp,cnn takes seven minutes.
@@ -28,6 +29,7 @@ ROOT = flags.DEFINE_string("root", "", "trials: CIFAR-10 as class folders for sp
 FAULTS = flags.DEFINE_list("faults", None, "diagnosis: the faults to plant, by name; all of them.")
 SEEDS = flags.DEFINE_integer("seeds", 10, "diagnosis: the seeds of clean runs.", lower_bound=0)
 EPOCHS = flags.DEFINE_float("epochs", 0.0, "diagnosis: of a plain run; 0: what sound runs take.", lower_bound=0)
+IMAGES = flags.DEFINE_integer("images", 256, "input: JPEG files to make.", lower_bound=64)
 ROUNDS = flags.DEFINE_integer("rounds", 9, "How often each is measured, in turns; medians are given.", lower_bound=1)
 OUT = flags.DEFINE_string("out", None, "Folder that also gets the result, as NAME.json.")
 
@@ -64,7 +66,20 @@ def _startup():
     return startup.measure(rounds=ROUNDS.value)
 
 
-BENCHMARKS = {"augment": _augment, "conv": _conv, "diagnosis": _diagnosis, "startup": _startup, "trials": _trials}
+def _input():
+    from scripts.benchmarks import input as input_
+
+    return input_.measure(images=IMAGES.value, rounds=ROUNDS.value)
+
+
+BENCHMARKS = {
+    "augment": _augment,
+    "conv": _conv,
+    "diagnosis": _diagnosis,
+    "input": _input,
+    "startup": _startup,
+    "trials": _trials,
+}
 
 
 def main(console, name):

@@ -85,19 +85,33 @@ def fail(*args, **settings):
     raise DataError("spoilt")
 
 
+def folder_stream_settings(root, monkeypatch):
+    stream = dict(image_size=6, resize=6, train_crop="random_resized_crop", workers=0)
+    return folder_settings(root, monkeypatch) | stream
+
+
+def tfds_stream_settings(root, monkeypatch):
+    stream = dict(image_size=8, resize=8, train_crop="centre", on_bad_image="error", workers=0)
+    return tfds_settings(root, monkeypatch) | stream
+
+
 SETTINGS = {
     "digits": digits_settings,
     "folder": folder_settings,
+    "folder_stream": folder_stream_settings,
     "npz": npz_settings,
     "synthetic": synthetic_settings,
     "tfds": tfds_settings,
+    "tfds_stream": tfds_stream_settings,
 }
 SPOIL = {
     "digits": spoil_digits,
     "folder": spoil_folder,
+    "folder_stream": spoil_folder,
     "npz": spoil_npz,
     "synthetic": spoil_synthetic,
     "tfds": spoil_tfds,
+    "tfds_stream": spoil_tfds,
 }
 
 
@@ -148,7 +162,7 @@ def test_test_is_not_read_by_loading(case, tmp_path, monkeypatch):
     source = load(name, **settings)
     SPOIL[name](tmp_path, monkeypatch)
     with pytest.raises(DataError):
-        source.open_test()
+        source.open_test().images[:]  # lazy images are read here
 
 
 def test_test_shares_no_image_with_train(case):

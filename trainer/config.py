@@ -19,6 +19,7 @@ from trainer.convolution import CONVOLUTIONS
 from trainer.data import augment
 from trainer.data.augment.mixing import MIXING
 from trainer.data.feeds import PLACEMENTS
+from trainer.data.lazy import TRAIN_CROPS
 from trainer.data.sources import SOURCES
 from trainer.data.stats import NORMALIZERS
 from trainer.errors import ConfigError, unknown_name
@@ -171,6 +172,7 @@ PARAMETERS: dict[str, Check] = {
     "patience": _integer(1),
     "rho": _number(0, above=True),
     "rise_steps": _number(0, _LONGEST, above=True),
+    "resize": _integer(1),
     "root": _text,
     "rtol": _number(0, above=True),
     "seed": _integer(0, 2**31 - 1),
@@ -183,11 +185,13 @@ PARAMETERS: dict[str, Check] = {
     "test_fraction": _number(0, 1, above=True, below=True),
     "test_split": _text,
     "timescale_steps": _number(0, _LONGEST, above=True),
+    "train_crop": _one_of(*TRAIN_CROPS),
     "train_split": _text,
     "trust_coefficient": _number(0, above=True),
     "weight_decay": _number(0),
     "widths": _widths,
     "window_steps": _number(0, _LONGEST, above=True),
+    "workers": _integer(0, 256),
 }
 
 # Parts: the section, and the table its name comes from. Models are handed to `validate`.

@@ -20,7 +20,7 @@ from trainer import losses, optim, regularizers, schedules
 from trainer import state as state_lib
 from trainer import workdir as workdir_lib
 from trainer.convolution import CONVOLUTIONS
-from trainer.data import augment, feeds, pipeline, sources, splits, stats
+from trainer.data import augment, feeds, sources, splits, stats
 from trainer.data.augment import mixing
 from trainer.data.source import Source
 from trainer.errors import ConfigError
@@ -112,14 +112,14 @@ def build(config: ml_collections.ConfigDict, workdir: Path, *, shared: Shared) -
     source, train, val = data.source, data.train, data.val
     image_shape = train.images.shape[1:]
     num_examples = len(train.labels)
-    if config.data.batch_size:
-        batch_size = config.data.batch_size
-        draw = {"seed": config.seed, "num_examples": num_examples, "batch_size": batch_size}
-        places = functools.partial(pipeline.places, **draw)
-    else:
-        batch_size, multiple = num_examples, parallel.num_devices * parts
-        places = functools.partial(pipeline.all_places, num_examples=num_examples, multiple=multiple)
-    feed = feeds.make_feed(train, places=places, placement=config.data.placement)
+    batch_size = config.data.batch_size or num_examples
+    feed = feeds.make_feed(
+        train,
+        placement=config.data.placement,
+        seed=config.seed,
+        batch_size=config.data.batch_size,
+        multiple=parallel.num_devices * parts,
+    )
 
     # Durations become steps here, once.
     to_steps = functools.partial(schedules.durations_to_steps, num_examples=num_examples, batch_size=batch_size)

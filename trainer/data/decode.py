@@ -1,9 +1,12 @@
 """Image files, which may come from anyone, decoded to RGB."""
 
+import contextlib
+import math
+from collections.abc import Iterator
 from typing import BinaryIO
 
 import numpy as np
-from PIL import Image, ImageOps
+from PIL import Image, ImageOps, UnidentifiedImageError
 
 # Decoders that are tried: a short list, because each one is a door for hostile files.
 FORMATS = ("BMP", "GIF", "JPEG", "PNG", "PPM", "WEBP")
@@ -13,6 +16,11 @@ FORMATS = ("BMP", "GIF", "JPEG", "PNG", "PPM", "WEBP")
 MAX_PIXELS = 89_478_485
 
 _EXIF_ORIENTATION = 0x0112
+_ON_ITS_SIDE = (5, 6, 7, 8)  # orientations that exchange width and height
+
+_CROP_AREA = (0.08, 1.0)
+_CROP_SHAPE = (3 / 4, 4 / 3)
+_CROP_TRIES = 10
 
 
 def decode_image(file: str | BinaryIO, *, image_size: int) -> np.ndarray:
@@ -25,24 +33,95 @@ def decode_image(file: str | BinaryIO, *, image_size: int) -> np.ndarray:
     the size. Whatever is wrong with the file raises, of any type that a decoder
     may raise: OSError, ValueError, SyntaxError, RuntimeError and others.
     """
+    if image_size:
+        return decode_centre(file, image_size=image_size, resize=image_size)
+    with _opened(file) as image:
+        return np.asarray(_to_rgb(_upright(image)))
+
+
+def decode_centre(file: str | BinaryIO, *, image_size: int, resize: int) -> np.ndarray:
+    """The centre square of `image_size` pixels once the shorter side has `resize`: uint8 [image_size, image_size, 3].
+
+    resize: at least `image_size`. Both in one bilinear, antialiased resampling; otherwise as `decode_image`.
+    """
+    with _opened(file) as image:
+        # Lets the JPEG decoder halve large photographs, never below twice the size asked for.
+        image.draft(None, (2 * resize, 2 * resize))
+        bleed = (1 - image_size / resize) / 2
+        rgb = _to_rgb(_upright(image))
+        # Of the shorter side image_size / resize is left; the cut to a square takes the rest of the longer one.
+        size = (image_size, image_size)
+        return np.asarray(ImageOps.fit(rgb, size, method=Image.Resampling.BILINEAR, bleed=bleed))
+
+
+def decode_random_crop(file: str | BinaryIO, *, image_size: int, rng: np.random.Generator) -> np.ndarray:
+    """A crop of random place, area and shape, resized to a square: uint8 [image_size, image_size, 3].
+
+    Area uniform in 8 % to 100 % of the image, width over height log-uniform in 3/4 to 4/3, place uniform (Szegedy et
+    al. 2014, section 6); bilinear, antialiased. Otherwise as `decode_image`.
+    """
+    with _opened(file) as image:
+        turned = _orientation(image) in _ON_ITS_SIDE
+        width, height = reversed(image.size) if turned else image.size
+        left, top, right, bottom = random_box(width, height, rng=rng)
+        # Lets the JPEG decoder halve large photographs for as long as the crop keeps `image_size` pixels a side.
+        wanted = (math.ceil(image_size * width / (right - left)), math.ceil(image_size * height / (bottom - top)))
+        image.draft(None, wanted[::-1] if turned else wanted)
+        rgb = _to_rgb(_upright(image))
+        x, y = rgb.width / width, rgb.height / height
+        box = (left * x, top * y, right * x, bottom * y)
+        return np.asarray(rgb.resize((image_size, image_size), Image.Resampling.BILINEAR, box=box))
+
+
+def random_box(width: int, height: int, *, rng: np.random.Generator) -> tuple[int, int, int, int]:
+    """`(left, top, right, bottom)` of the crop of `decode_random_crop`, in pixels.
+
+    A crop that does not fit into the image is drawn anew; after ten the largest in the centre is taken whose shape is
+    allowed.
+    """
+    area = width * height * rng.uniform(*_CROP_AREA, _CROP_TRIES)
+    shape = np.exp(rng.uniform(*np.log(_CROP_SHAPE), _CROP_TRIES))
+    widths, heights = np.rint(np.sqrt(area * shape)), np.rint(np.sqrt(area / shape))
+    fits = np.flatnonzero((0 < widths) & (widths <= width) & (0 < heights) & (heights <= height))
+    if len(fits):
+        w, h = int(widths[fits[0]]), int(heights[fits[0]])
+        left, top = int(rng.integers(width - w + 1)), int(rng.integers(height - h + 1))
+    else:
+        narrowest, widest = _CROP_SHAPE
+        w, h = min(width, max(1, round(height * widest))), min(height, max(1, round(width / narrowest)))
+        left, top = (width - w) // 2, (height - h) // 2
+    return left, top, left + w, top + h
+
+
+def why_bad(error: Exception) -> str:
+    """What is wrong with a file that raised `error` when it was decoded, as one printable line."""
+    if isinstance(error, UnidentifiedImageError):
+        return f"not a whole image of a known format ({', '.join(FORMATS)})"
+    return shown(" ".join(str(error).split())) or type(error).__name__
+
+
+def shown(text: str) -> str:
+    """`text` fit for one line: file names may hold line ends and undecodable bytes."""
+    return "".join(letter if letter.isprintable() else "?" for letter in text)
+
+
+@contextlib.contextmanager
+def _opened(file: str | BinaryIO) -> Iterator[Image.Image]:
     with Image.open(file, formats=FORMATS) as image:
         if image.width * image.height > MAX_PIXELS:
             raise Image.DecompressionBombError(f"{image.width}x{image.height} is over the limit of {MAX_PIXELS} pixels")
-        if image_size:
-            # Lets the JPEG decoder halve large photographs, never below twice the size asked for.
-            image.draft(None, (2 * image_size, 2 * image_size))
-        rgb = _to_rgb(_upright(image))
-        if image_size:
-            rgb = ImageOps.fit(rgb, (image_size, image_size), method=Image.Resampling.BILINEAR)
-        return np.asarray(rgb)
+        yield image
+
+
+def _orientation(image: Image.Image) -> int:
+    try:
+        return image.getexif().get(_EXIF_ORIENTATION, 1)
+    except Exception:  # Damaged EXIF is no reason to lose the pixels.
+        return 1
 
 
 def _upright(image: Image.Image) -> Image.Image:
-    try:
-        turned = image.getexif().get(_EXIF_ORIENTATION, 1) != 1
-    except Exception:  # Damaged EXIF is no reason to lose the pixels.
-        return image
-    return ImageOps.exif_transpose(image) if turned else image
+    return ImageOps.exif_transpose(image) if _orientation(image) != 1 else image
 
 
 def _to_rgb(image: Image.Image) -> Image.Image:

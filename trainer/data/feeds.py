@@ -4,6 +4,8 @@ A feed turns batches of places (`pipeline.places`) into what the train step is h
 examples in the same order wherever the images are.
 """
 
+import contextlib
+import functools
 from collections.abc import Callable, Iterator
 from typing import NamedTuple
 
@@ -11,8 +13,11 @@ import jax
 import numpy as np
 
 from trainer.data import pipeline
+from trainer.data.lazy import LazyImages
 from trainer.data.source import memory_bytes
 from trainer.data.splits import Split
+from trainer.data.stream import Stream
+from trainer.errors import ConfigError
 
 # Of a device's memory, or of the host's where the devices have none of their own: what "auto" fills with images.
 SHARE = 0.25
@@ -24,8 +29,8 @@ class Feed(NamedTuple):
     """Train batches. Built by `make_feed`.
 
     resident: {"image", "label"} of the whole split, host arrays that go to every device once, or {}. batches: from a
-    step on, endless; host batches, of places alone where the images are resident. batch: step -> host batch with its
-    images.
+    step on, endless, to be closed; host batches, of places alone where the images are resident. batch: step -> host
+    batch with its images.
     """
 
     resident: dict[str, np.ndarray]
@@ -33,19 +38,46 @@ class Feed(NamedTuple):
     batch: Callable[[int], dict[str, np.ndarray]]
 
 
-def make_feed(split: Split, *, places: Callable[[int], dict[str, np.ndarray]], placement: str) -> Feed:
-    """The feed of `split`. places: step -> batch of places. placement: one of PLACEMENTS."""
-    on_device = placement == "device" or (placement == "auto" and fits_device(split))
+def make_feed(split: Split, *, placement: str, seed: int, batch_size: int, multiple: int) -> Feed:
+    """The feed of `split`. placement: one of PLACEMENTS; lazy images stay in their files.
+
+    seed, batch_size: as for `pipeline.places`; batch_size 0 is all of the split in one batch, padded to a `multiple`.
+    Raises ConfigError where lazy images are asked for on the devices or all at once.
+    """
+    if isinstance(split.images, LazyImages):
+        return _streamed(split, placement=placement, seed=seed, batch_size=batch_size)
+    num_examples = len(split.labels)
+    if batch_size:
+        draw = {"seed": seed, "num_examples": num_examples, "batch_size": batch_size}
+        places = functools.partial(pipeline.places, **draw)
+    else:
+        places = functools.partial(pipeline.all_places, num_examples=num_examples, multiple=multiple)
 
     def batch(step):
         return pipeline.gather(split, places(step))
 
-    def batches(step, make=places if on_device else batch):
-        while True:
-            yield make(step)
-            step += 1
+    on_device = placement == "device" or (placement == "auto" and fits_device(split))
+    resident = {"image": split.images, "label": split.labels} if on_device else {}
+    return Feed(resident, functools.partial(_endless, places if on_device else batch), batch)
 
-    return Feed({"image": split.images, "label": split.labels} if on_device else {}, batches, batch)
+
+def _endless(batch, step):
+    while True:
+        yield batch(step)
+        step += 1
+
+
+def _streamed(split, *, placement, seed, batch_size):
+    if placement == "device" or not batch_size:
+        wrong = "config.data.batch_size=0" if not batch_size else "config.data.placement='device'"
+        raise ConfigError(f"{wrong} needs the images in memory; choose a source that does not stream them")
+    stream = functools.partial(Stream, split, seed=seed, batch_size=batch_size)
+
+    def batch(step):
+        with contextlib.closing(stream(workers=0).batches(step)) as batches:
+            return next(batches)
+
+    return Feed({}, stream(workers=split.images.workers).batches, batch)
 
 
 def fits_device(split: Split) -> bool:

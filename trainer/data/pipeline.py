@@ -10,6 +10,7 @@ from collections.abc import Iterator
 
 import numpy as np
 
+from trainer.data.lazy import LazyImages
 from trainer.data.splits import Split
 
 
@@ -51,12 +52,20 @@ def gather(split: Split, batch: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
 
 
 def eval_batches(split: Split, *, batch_size: int) -> Iterator[dict[str, np.ndarray]]:
-    """Every example of `split` once, in order: image, label, mask; the last is padded with zeros whose mask is 0."""
+    """Every example of `split` once, in order; the last batch is padded with zeros whose mask is 0.
+
+    So are bad images, where lazy ones are to be skipped.
+    """
     for start in range(0, len(split.labels), batch_size):
-        images, labels = split.images[start : start + batch_size], split.labels[start : start + batch_size]
+        part = slice(start, start + batch_size)
+        labels = split.labels[part]
+        if isinstance(split.images, LazyImages):
+            images, good = split.images.read_good(part)
+        else:
+            images, good = split.images[part], np.ones(len(labels), bool)
         missing = batch_size - len(labels)
         yield {
             "image": np.pad(images, ((0, missing), (0, 0), (0, 0), (0, 0))),
             "label": np.pad(labels, (0, missing)),
-            "mask": np.pad(np.ones(len(labels), np.float32), (0, missing)),
+            "mask": np.pad(good.astype(np.float32), (0, missing)),
         }

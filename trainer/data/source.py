@@ -12,7 +12,7 @@ from trainer.errors import ConfigError, DataError
 
 @dataclasses.dataclass(frozen=True)
 class Source:
-    """A labelled image data set in memory, its test split still closed.
+    """A labelled image data set, its test split still closed.
 
     train, val: uint8 [N, H, W, C] images of one size, int32 [N] labels that index
     `class_names`; `val` is None where the data has no validation split, and the

@@ -11,9 +11,11 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from trainer.data.folder import folder
+from trainer.data.folder_stream import folder_stream
 from trainer.data.source import Source, carve_test, empty_images
 from trainer.data.splits import Split, take
 from trainer.data.tfds import tfds
+from trainer.data.tfds_stream import tfds_stream
 from trainer.errors import ConfigError, DataError, unknown_name
 
 __all__ = ["SOURCES", "Source", "digits", "folder", "load", "npz", "synthetic", "tfds"]
@@ -219,7 +221,15 @@ def _read_npz_array(path: str, name: str) -> np.ndarray:
             raise DataError(f"{name} in {path} is damaged; write it anew with numpy.savez") from error
 
 
-SOURCES = {"digits": digits, "folder": folder, "npz": npz, "synthetic": synthetic, "tfds": tfds}
+SOURCES = {
+    "digits": digits,
+    "folder": folder,
+    "folder_stream": folder_stream,
+    "npz": npz,
+    "synthetic": synthetic,
+    "tfds": tfds,
+    "tfds_stream": tfds_stream,
+}
 
 
 def load(name: str, **settings: Any) -> Source:

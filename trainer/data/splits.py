@@ -13,9 +13,9 @@ from trainer.errors import DataError
 
 
 class Split(NamedTuple):
-    """Labelled images in memory.
+    """Labelled images, in memory or decoded when asked for.
 
-    images: uint8 [N, H, W, C]; labels: int32 [N], in 0..num_classes-1.
+    images: uint8 [N, H, W, C], an array or `lazy.LazyImages`; labels: int32 [N], in 0..num_classes-1.
     """
 
     images: np.ndarray
@@ -23,8 +23,8 @@ class Split(NamedTuple):
 
 
 def take(split: Split, index: np.ndarray) -> Split:
-    """The examples of `split` at `index` (int [M]), copied."""
-    return Split(split.images[index], split.labels[index])
+    """The examples of `split` at `index` (int [M]), copied; lazy images stay lazy."""
+    return Split(split.images.take(index, axis=0), split.labels[index])
 
 
 def stratified_split(labels: np.ndarray, *, fraction: float, seed: int) -> tuple[np.ndarray, np.ndarray]:

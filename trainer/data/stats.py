@@ -1,30 +1,40 @@
 """Normalisation, with statistics of the train split in use.
 
 The statistics are computed from the very images that are trained on, kept beside the run with
-the fingerprint of those images, and never taken from another data set or from validation or test.
+the fingerprint of those images, and never taken from another data set or from validation or test. Of lazy images
+they are those of a sample of `SAMPLE`, drawn without replacement by a fixed seed and read a part at a time.
 """
 
 import hashlib
 import json
 import logging
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import numpy as np
 
+from trainer.data.lazy import LazyImages
 from trainer.data.splits import Split
 from trainer.errors import ConfigError, unknown_name
 
 # How far a config's constants may lie from the data's own before a warning, on the 0..1 scale.
 TOLERANCE = 0.01
 
+SAMPLE = 10_000
+_IMAGES_PER_READ = 256
+
 
 def fingerprint(*splits: Split) -> str:
-    """sha256 of the shapes, pixels and labels of `splits`."""
+    """sha256 of the shapes, pixels and labels of `splits`.
+
+    Names and sizes of files stand for the pixels of lazy images: a file exchanged for another of its name and size is
+    then not noticed.
+    """
     digest = hashlib.sha256()
     for split in splits:
         digest.update(repr((split.images.shape, split.labels.shape)).encode())
-        digest.update(np.ascontiguousarray(split.images))
+        lazy = isinstance(split.images, LazyImages)
+        digest.update(split.images.identity().encode() if lazy else np.ascontiguousarray(split.images))
         digest.update(np.ascontiguousarray(split.labels))
     return digest.hexdigest()
 
@@ -35,7 +45,10 @@ def channel_moments(images: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     Exact: the moments are taken from the histogram of the 256 pixel values.
     """
     values = np.arange(256) / 255.0
-    counts = np.stack([np.bincount(images[..., c].ravel(), minlength=256) for c in range(images.shape[-1])])
+    channels = range(images.shape[-1])
+    counts = sum(
+        np.stack([np.bincount(some[..., c].ravel(), minlength=256) for c in channels]) for some in _parts(images)
+    )
     shares = counts / counts.sum(axis=1, keepdims=True)
     mean = shares @ values
     std = np.sqrt(np.sum(shares * (values - mean[:, None]) ** 2, axis=1))
@@ -58,8 +71,21 @@ def _channel_mean(images):
 
 def _mean_image(images):
     # The lecture's H x W x C mean, on the 0..1 scale; subtracted by place, after augmentation has moved the image.
-    total = images.sum(axis=0, dtype=np.uint64)
-    return {"mean": total / (255.0 * len(images)), "std": np.ones(images.shape[-1])}
+    total, count = 0, 0
+    for some in _parts(images):
+        total, count = total + some.sum(axis=0, dtype=np.uint64), count + len(some)
+    return {"mean": total / (255.0 * count), "std": np.ones(images.shape[-1])}
+
+
+def _parts(images) -> Iterator[np.ndarray]:
+    """All of an array, in one; of lazy images the good ones of the sample, a part at a time."""
+    if not isinstance(images, LazyImages):
+        yield images
+        return
+    sample = images.take(np.sort(np.random.default_rng(0).permutation(len(images))[:SAMPLE]))
+    for start in range(0, len(sample), _IMAGES_PER_READ):
+        some, good = sample.read_good(slice(start, start + _IMAGES_PER_READ))
+        yield some[good]
 
 
 NORMALIZERS = {

@@ -40,12 +40,9 @@ def tfds(*, dataset: str, data_dir: str, train_split: str, test_split: str) -> S
     "validation") and must not share examples. Images keep size and channels (uint8).
     Raises DataError where the data cannot be had or is not of this kind.
     """
-    builder = _builder(dataset, data_dir=data_dir)
-    if not _is_prepared(builder):
-        _prepare(builder)
-        builder = _builder(dataset, data_dir=data_dir)
-    image_key, label_key = _feature_keys(builder)
-    _check_splits(builder, train_split=train_split, test_split=test_split)
+    builder = prepared(dataset, data_dir=data_dir)
+    image_key, label_key = feature_keys(builder)
+    check_splits(builder, train_split=train_split, test_split=test_split)
     read = functools.partial(_read, builder, image_key=image_key, label_key=label_key)
     train = read(split=train_split)
     return Source(
@@ -55,6 +52,15 @@ def tfds(*, dataset: str, data_dir: str, train_split: str, test_split: str) -> S
         class_names=tuple(builder.info.features[label_key].names),
         skipped=(),
     )
+
+
+def prepared(dataset: str, *, data_dir: str) -> Any:
+    """The TFDS builder of `dataset` whose files are there, prepared now if they were not."""
+    builder = _builder(dataset, data_dir=data_dir)
+    if not _is_prepared(builder):
+        _prepare(builder)
+        builder = _builder(dataset, data_dir=data_dir)
+    return builder
 
 
 def _import_tfds() -> Any:
@@ -202,7 +208,7 @@ def _no_download(builder: Any, downloads: str, error: Exception) -> str:
     )
 
 
-def _feature_keys(builder: Any) -> tuple[str, str]:
+def feature_keys(builder: Any) -> tuple[str, str]:
     """The names of the image and of the label feature."""
     library = _import_tfds()
     features = builder.info.features
@@ -223,7 +229,7 @@ def _feature_keys(builder: Any) -> tuple[str, str]:
     return pair
 
 
-def _check_splits(builder: Any, *, train_split: str, test_split: str) -> None:
+def check_splits(builder: Any, *, train_split: str, test_split: str) -> None:
     """Raises DataError for a split that is not there or empty, and for two that share examples."""
     ranges = {}
     for setting, split in (("train_split", train_split), ("test_split", test_split)):
@@ -254,22 +260,14 @@ def _check_splits(builder: Any, *, train_split: str, test_split: str) -> None:
 
 def _read(builder: Any, *, split: str, image_key: str, label_key: str, like: tuple[int, ...] | None = None) -> Split:
     """All examples of `split` in TFDS's order; images of shape `like` [H, W, C], or like the first."""
-    try:
-        examples = builder.as_data_source(split)
-    except NotImplementedError as error:
-        raise DataError(
-            f"'{builder.name}' in {builder.data_dir} is not array_record, and other formats need TensorFlow; prepare it"
-            " with file_format=array_record, or set config.data.source.data_dir to an empty folder"
-        ) from error
-    except Exception as error:
-        raise DataError(_damaged(builder, split, error)) from error
+    examples = open_examples(builder, split)
     images, labels = None, np.empty(len(examples), np.int32)
     for start in range(0, len(examples), _EXAMPLES_PER_READ):
         some = range(start, min(start + _EXAMPLES_PER_READ, len(examples)))
         try:
             read = examples.__getitems__(list(some))  # Half the time of one by one.
         except Exception as error:  # Damaged files: whatever reader or decoder make of them.
-            raise DataError(_damaged(builder, split, error)) from error
+            raise DataError(damaged(builder, split, error)) from error
         for i, example in zip(some, read, strict=True):
             image, labels[i] = example[image_key], example[label_key]
             if images is None:
@@ -281,13 +279,30 @@ def _read(builder: Any, *, split: str, image_key: str, label_key: str, like: tup
                     " folders, and read these with the folder source and its image_size"
                 )
             images[i] = image
-    num_classes = builder.info.features[label_key].num_classes
-    if labels.min() < 0 or labels.max() >= num_classes:
-        raise DataError(f"split '{split}' of '{builder.name}' has examples without a label; choose another split")
+    check_labels(labels, builder, split, label_key=label_key)
     return Split(images, labels)
 
 
-def _damaged(builder: Any, split: str, error: Exception) -> str:
+def open_examples(builder: Any, split: str, **decoding: Any) -> Any:
+    """The examples of `split` by place, as TFDS's data source; `decoding` goes to `as_data_source`."""
+    try:
+        return builder.as_data_source(split, **decoding)
+    except NotImplementedError as error:
+        raise DataError(
+            f"'{builder.name}' in {builder.data_dir} is not array_record, and other formats need TensorFlow; prepare it"
+            " with file_format=array_record, or set config.data.source.data_dir to an empty folder"
+        ) from error
+    except Exception as error:
+        raise DataError(damaged(builder, split, error)) from error
+
+
+def check_labels(labels: np.ndarray, builder: Any, split: str, *, label_key: str):
+    """Raises DataError where `labels` (int [N]) are not all classes."""
+    if labels.min() < 0 or labels.max() >= builder.info.features[label_key].num_classes:
+        raise DataError(f"split '{split}' of '{builder.name}' has examples without a label; choose another split")
+
+
+def damaged(builder: Any, split: str, error: Exception) -> str:
     return (
         f"cannot read split '{split}' of '{builder.name}' ({_one_line(error)}); delete {builder.data_dir} to prepare it"
         " anew"

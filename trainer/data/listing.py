@@ -1,0 +1,136 @@
+"""What class folders hold, listed before any image is read."""
+
+import os
+from collections.abc import Sequence
+from typing import NamedTuple
+
+import numpy as np
+
+from trainer.data.decode import shown
+from trainer.data.source import carve_test
+from trainer.errors import DataError
+
+ON_BAD_IMAGE = ("error", "skip")
+
+# Folders that hold a split by another name. Taken for classes, or left out in
+# silence, they would spoil a run; so they are named in an error.
+_MISNAMED = {"training": "train", "valid": "val", "validation": "val", "dev": "val", "testing": "test"}
+
+_NAMES_IN_ERROR = 3
+
+
+class Files(NamedTuple):
+    """The files of a split, not yet read: paths relative to root, labels int32 [N], and the refused by path."""
+
+    paths: list[str]
+    labels: np.ndarray
+    refused: dict[str, str]
+
+
+def checked_root(root: str) -> str:
+    """The real path of `root`."""
+    if not root:
+        raise DataError("config.data.source.root is empty; set it to the folder that holds the class folders")
+    path = os.path.realpath(os.path.expanduser(root))
+    if not os.path.isdir(path):
+        raise DataError(f"no folder at {shown(path)}; set config.data.source.root to one that holds class folders")
+    return path
+
+
+def list_splits(root: str) -> tuple[tuple[str, ...], dict[str, Files]]:
+    """The class names, and the files of "train" and, where they are, of "val" and "test"."""
+    found = _folders(root)
+    for name in found:
+        if name.lower() in _MISNAMED:
+            raise DataError(f"{shown(root)} holds '{shown(name)}'; rename that folder to '{_MISNAMED[name.lower()]}'")
+    if "train" in found:
+        where = {name: name for name in ("train", "val", "test") if name in found}
+    elif {"val", "test"} & set(found):
+        raise DataError(f"{shown(root)} holds val/ or test/ and no train/; put the training classes in train/")
+    else:
+        where = {"train": ""}
+
+    class_names = tuple(_folders(os.path.join(root, where["train"])))
+    if not class_names:
+        raise DataError(
+            f"{shown(os.path.join(root, where['train']))} holds no class folders; put the images of each class in a"
+            " folder of its own, named for the class"
+        )
+    if len(class_names) == 1:
+        raise DataError(
+            f"{shown(root)} holds one class, '{shown(class_names[0])}'; a classifier needs at least two folders"
+        )
+    return class_names, {name: _list_files(root, path, class_names) for name, path in where.items()}
+
+
+def _list_files(root: str, below: str, class_names: Sequence[str]) -> Files:
+    """The files of the class folders in `root/below`, by class and then by name."""
+    if not _stays_inside(root, os.path.join(root, below)):
+        raise DataError(f"{below}/ is a link that leaves {shown(root)}; put the folder itself there")
+    folders = _folders(os.path.join(root, below))
+    for name in folders:
+        if name not in class_names:
+            raise DataError(f"{below}/ holds class '{shown(name)}', which train/ does not; rename or remove it")
+    if not folders:
+        raise DataError(f"{shown(os.path.join(root, below))} holds no class folders; fill it, or delete it")
+    paths, labels, refused = [], [], {}
+    for name in folders:
+        class_folder = f"{below}/{name}" if below else name
+        entries = _list_class(root, class_folder)
+        if not entries:
+            raise DataError(f"class folder {shown(class_folder)} holds no images; fill it, or delete it")
+        paths += entries
+        labels += [class_names.index(name)] * len(entries)
+        refused |= {path: reason for path, reason in entries.items() if reason}
+    return Files(paths, np.asarray(labels, np.int32), refused)
+
+
+def _list_class(root: str, class_folder: str) -> dict[str, str]:
+    """The paths in a class folder, sorted, each with the reason not to read it or ''."""
+    if not _stays_inside(root, os.path.join(root, class_folder)):
+        return {class_folder: "leaves the data folder"}
+    entries = {}
+    with os.scandir(os.path.join(root, class_folder)) as scan:
+        for entry in sorted(scan, key=lambda entry: entry.name):
+            if entry.name.startswith("."):
+                continue
+            reason = ""
+            if entry.is_symlink() and not _stays_inside(root, entry.path):
+                reason = "leaves the data folder"
+            elif not entry.is_file():  # Also pipes and devices, whose reading might never end.
+                reason = "not a file"
+            entries[f"{class_folder}/{entry.name}"] = reason
+    return entries
+
+
+def _folders(path: str) -> list[str]:
+    with os.scandir(path) as scan:
+        return sorted(entry.name for entry in scan if entry.is_dir() and not entry.name.startswith("."))
+
+
+def _stays_inside(root: str, path: str) -> bool:
+    return os.path.commonpath([root, os.path.realpath(path)]) == root
+
+
+def carve(files: Files, class_names: Sequence[str], *, test_fraction: float, split_seed: int) -> tuple[Files, Files]:
+    for label, count in enumerate(np.bincount(files.labels)):
+        if count < 2:
+            raise DataError(
+                f"class '{shown(class_names[label])}' has 1 image, too few to carve a test split; add images, or a"
+                " test/ folder beside train/"
+            )
+    parts = carve_test(files.labels, test_fraction=test_fraction, split_seed=split_seed)
+    train, test = (Files([files.paths[i] for i in part], files.labels[part], files.refused) for part in parts)
+    return train, test
+
+
+def describe_bad(root: str, bad: dict[str, str], *, total: int) -> str:
+    return (
+        f"{len(bad)} of {total} images in {shown(root)} cannot be read: {name_first(bad)}; mend or delete"
+        " them, or leave them out with config.data.source.on_bad_image=skip"
+    )
+
+
+def name_first(bad: dict[str, str]) -> str:
+    first = [f"{shown(path)} ({reason})" for path, reason in list(bad.items())[:_NAMES_IN_ERROR]]
+    return ", ".join(first + ["..."] * (len(bad) > _NAMES_IN_ERROR))
