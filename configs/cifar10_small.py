@@ -36,7 +36,19 @@ def get_config(variant=""):
     )
 
     # Model.
-    config.model = dict(name="speednet", stem_width=24, widths=(32, 128, 128), logit_scale=1 / 9)
+    config.model = dict(
+        name="speednet",
+        stem_width=24,
+        stem_bias_range=0.0,
+        widths=(32, 128, 128),
+        activation="relu",
+        init="kaiming_normal",
+        head_init="lecun_normal",
+        norm_momentum=0.6,
+        norm_eps=1e-5,
+        logit_scale=1 / 9,
+    )
+    config.data_init = dict(name="none")
 
     # Optimiser. `lr` is the peak of the schedule, for this batch size.
     config.optimizer = dict(
@@ -59,7 +71,7 @@ def get_config(variant=""):
     config.ema_decay = 0.0
 
     # Running.
-    config.eval = dict(every_epochs=1.0, batch_size=512)
+    config.eval = dict(every_epochs=1.0, batch_size=512, views="none")
     config.early_stopping = dict(patience=0, min_delta=0.0)  # 0: train to the end, keep the best snapshot
     config.checkpoint = dict(keep_latest=1)
     config.log_every_steps = 50

@@ -39,6 +39,7 @@ def get_config(variant=""):
     config.model = dict(
         name="cnn", widths=(64, 128, 128), activation="relu", init="auto", normalization="batch", dropout=0.3
     )
+    config.data_init = dict(name="none")
 
     # Optimiser. `lr` is the peak of the schedule, for this batch size.
     config.optimizer = dict(
@@ -63,7 +64,7 @@ def get_config(variant=""):
     config.ema_decay = 0.99
 
     # Running.
-    config.eval = dict(every_epochs=1.0, batch_size=256)
+    config.eval = dict(every_epochs=1.0, batch_size=256, views="none")
     config.early_stopping = dict(patience=0, min_delta=0.0)  # 0: train to the end, keep the best snapshot
     config.checkpoint = dict(keep_latest=1)
     config.log_every_steps = 50

@@ -38,6 +38,7 @@ def get_config(variant=""):
 
     # Model. No dropout and no BatchNorm, for the same reason.
     config.model = dict(name="mlp", widths=(64,), activation="tanh", init="auto", normalization="none", dropout=0.0)
+    config.data_init = dict(name="none")
 
     # Optimiser. Rate 1 is the plain method: the line search finds the step. Decay is a term of the loss.
     config.optimizer = dict(
@@ -60,7 +61,7 @@ def get_config(variant=""):
     config.ema_decay = 0.0
 
     # Running. A step is an epoch, and its accuracy is that on all of train.
-    config.eval = dict(every_steps=5, batch_size=512)
+    config.eval = dict(every_steps=5, batch_size=512, views="none")
     config.early_stopping = dict(patience=0, min_delta=0.0)
     config.checkpoint = dict(keep_latest=1)
     config.log_every_steps = 5

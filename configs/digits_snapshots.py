@@ -45,6 +45,7 @@ def get_config(variant=""):
     config.model = dict(
         name="cnn", widths=(64, 128, 128), activation="relu", init="auto", normalization="batch", dropout=0.3
     )
+    config.data_init = dict(name="none")
 
     # Optimiser. `lr` is the peak of every cycle, for this batch size.
     config.optimizer = dict(
@@ -69,7 +70,7 @@ def get_config(variant=""):
     config.ema_decay = 0.0  # an average over steps would blur the end of a cycle
 
     # Running. A snapshot is saved at each evaluation: at the end of each cycle, where the rate is near zero.
-    config.eval = dict(every_steps=CYCLE_STEPS, batch_size=256)
+    config.eval = dict(every_steps=CYCLE_STEPS, batch_size=256, views="none")
     config.early_stopping = dict(patience=0, min_delta=0.0)  # 0: train to the end, keep the best snapshot
     config.checkpoint = dict(keep_latest=CYCLES)
     config.log_every_steps = 50

@@ -47,6 +47,7 @@ def get_config(variant=""):
 
     # Model.
     config.model = dict(name="resnet50", stem="imagenet", drop_path=0.0)
+    config.data_init = dict(name="none")
 
     # Optimiser. `lr` is the peak of the schedule for `lr_per_batch` examples a batch.
     config.optimizer = dict(
@@ -69,7 +70,7 @@ def get_config(variant=""):
     config.ema_decay = 0.0
 
     # Running.
-    config.eval = dict(every_epochs=1.0, batch_size=1024)
+    config.eval = dict(every_epochs=1.0, batch_size=1024, views="none")
     config.early_stopping = dict(patience=0, min_delta=0.0)  # 0: train to the end, keep the best snapshot
     config.checkpoint = dict(keep_latest=1)
     config.log_every_steps = 100

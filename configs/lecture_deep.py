@@ -52,6 +52,7 @@ def get_config(variant=""):
     config.model = dict(
         name="mlp", widths=(64,) * 10, activation="relu", init="kaiming_normal", normalization="none", dropout=0.0
     )
+    config.data_init = dict(name="none")
 
     # Optimiser. Nothing that would hide a bad start: no decay, no clipping, no warm-up.
     config.optimizer = dict(
@@ -74,7 +75,7 @@ def get_config(variant=""):
     config.ema_decay = 0.0
 
     # Running.
-    config.eval = dict(every_steps=50, batch_size=512)
+    config.eval = dict(every_steps=50, batch_size=512, views="none")
     config.early_stopping = dict(patience=0, min_delta=0.0)
     config.checkpoint = dict(keep_latest=1)
     config.log_every_steps = 50

@@ -47,6 +47,7 @@ def get_config(variant=""):
     config.model = dict(
         name="mlp", widths=(256, 256), activation="relu", init="auto", normalization="none", dropout=0.0
     )
+    config.data_init = dict(name="none")
 
     # Optimiser. No decay: dropout and augmentation are to do the work alone.
     config.optimizer = dict(
@@ -71,7 +72,7 @@ def get_config(variant=""):
     config.ema_decay = 0.0
 
     # Running.
-    config.eval = dict(every_steps=50, batch_size=1294)
+    config.eval = dict(every_steps=50, batch_size=1294, views="none")
     config.early_stopping = dict(patience=0, min_delta=0.0)
     config.checkpoint = dict(keep_latest=1)
     config.log_every_steps = 50

@@ -43,6 +43,7 @@ def get_config(variant=""):
 
     # Model: f(x) = W x + b on the pixels, from W = 0.
     config.model = dict(name="linear")
+    config.data_init = dict(name="none")
 
     # Loss. Nothing but the rate goes with it.
     chosen = [name for name in WORDS if options[name]] or ["softmax"]
@@ -70,7 +71,7 @@ def get_config(variant=""):
     config.ema_decay = 0.0
 
     # Running.
-    config.eval = dict(every_steps=50, batch_size=512)
+    config.eval = dict(every_steps=50, batch_size=512, views="none")
     config.early_stopping = dict(patience=0, min_delta=0.0)
     config.checkpoint = dict(keep_latest=1)
     config.log_every_steps = 50

@@ -55,6 +55,7 @@ def get_config(variant=""):
     config.model = dict(
         name="mlp", widths=(256, 256, 256), activation="relu", init="auto", normalization="none", dropout=0.0
     )
+    config.data_init = dict(name="none")
 
     # Optimiser: momentum without a word. Nothing that would help a bad rate: no decay, no clipping, no warm-up.
     chosen = [name for name in OPTIMIZERS if options[name]] or ["momentum"]
@@ -74,7 +75,7 @@ def get_config(variant=""):
     config.ema_decay = 0.0
 
     # Running.
-    config.eval = dict(every_steps=50, batch_size=512)
+    config.eval = dict(every_steps=50, batch_size=512, views="none")
     config.early_stopping = dict(patience=0, min_delta=0.0)
     config.checkpoint = dict(keep_latest=1)
     config.log_every_steps = 50

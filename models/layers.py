@@ -1,7 +1,7 @@
 """What the families share: activations, initialisers and normalisations by name, and the block that joins them."""
 
 import difflib
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from typing import Any, NamedTuple
 
@@ -60,12 +60,24 @@ ACTIVATIONS = {
 }
 
 
+def _dirac(key: jax.Array, shape: Sequence[int], dtype: jnp.dtype) -> jax.Array:
+    # The first I of O outputs hand on an input each, unchanged; the others are PyTorch's default, uniform with variance
+    # 1 / (3 fan_in). Zagoruyko and Komodakis 2017, "DiracNets"; in part, as in Jordan's record of 2024.
+    rest = nn.initializers.variance_scaling(1 / 3, "fan_in", "uniform")(key, shape, dtype)
+    *window, inputs, outputs = shape
+    kept = min(inputs, outputs)
+    identity = jnp.zeros((*window, inputs, kept), dtype)
+    identity = identity.at[*(size // 2 for size in window)].set(jnp.eye(inputs, kept, dtype=dtype))
+    return jnp.concatenate([identity, rest[..., kept:]], axis=-1)
+
+
 # He et al. 2015, "Delving deep into rectifiers", eq. 10: variance 2 / fan_in, which ReLU layers hand on unchanged.
 kaiming = nn.initializers.kaiming_normal()
 
 # Means are zero. fan_in and fan_out count the window of a convolution: height * width * channels. The normal ones are
 # JAX's: cut off at two standard deviations and widened by as much as restores the variance.
 INITIALIZERS = {
+    "dirac": _dirac,
     "kaiming_normal": kaiming,
     "kaiming_normal_fan_out": nn.initializers.variance_scaling(2.0, "fan_out", "truncated_normal"),  # eq. 14
     "kaiming_uniform": nn.initializers.kaiming_uniform(),
@@ -73,6 +85,8 @@ INITIALIZERS = {
     "lecun_normal": nn.initializers.lecun_normal(),  # variance 1 / fan_in. LeCun et al. 1998, "Efficient backprop"
     # Saxe et al. 2014: orthonormal columns, or rows where there are fewer of them; a window counts as fan_in rows.
     "orthogonal": nn.initializers.orthogonal(),
+    # Variance one whatever the fan; for a last layer whose logits are scaled down.
+    "unit_uniform": lambda key, shape, dtype: jax.random.uniform(key, shape, dtype, -(3.0**0.5), 3.0**0.5),
     # Glorot and Bengio 2010, eq. 16: variance 2 / (fan_in + fan_out).
     "xavier_normal": nn.initializers.xavier_normal(),
     "xavier_uniform": nn.initializers.xavier_uniform(),
@@ -95,6 +109,7 @@ def batch_norm(
     dtype: jnp.dtype,
     name: str,
     momentum: float = 0.9,
+    epsilon: float = 1e-5,
     use_scale: bool = True,
     scale_init: nn.initializers.Initializer = nn.initializers.ones,
 ) -> nn.BatchNorm:
@@ -108,7 +123,7 @@ def batch_norm(
         use_running_average=not train,
         axis_name=axis_name,
         momentum=momentum,
-        epsilon=1e-5,
+        epsilon=epsilon,
         dtype=dtype,
         use_scale=use_scale,
         scale_init=scale_init,

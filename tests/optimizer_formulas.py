@@ -99,10 +99,10 @@ def adafactor(x, decay_rate=0.8, threshold=1.0):
         yield x
 
 
-def orthogonalized(matrix):
-    """Five quintic Newton-Schulz steps with Jordan's coefficients."""
+def orthogonalized(matrix, steps=5):
+    """Quintic Newton-Schulz steps with Jordan's coefficients."""
     y = matrix / np.linalg.norm(matrix)
-    for _ in range(5):
+    for _ in range(steps):
         a = y @ y.T
         y = 3.4445 * y + (-4.7750 * a + 2.0315 * a @ a) @ y
     return y
@@ -115,6 +115,15 @@ def muon(x, b=0.95):
         m = b * m + (1 - b) * g
         ahead = b * m / (1 - b ** (t + 1)) + (1 - b) * g / (1 - b**t)
         x = x - LR * (0.2 * np.sqrt(max(SHAPE)) * orthogonalized(ahead) + DECAY * x)
+        yield x
+
+
+def muon_nesterov(x, rho=0.6, steps=3):
+    v = 0
+    for t in range(STEPS):
+        g = gradient(x, t) + DECAY * x
+        v = rho * v + g
+        x = np.sqrt(SHAPE[1]) * x / np.linalg.norm(x) - LR * orthogonalized(g + rho * v, steps)
         yield x
 
 
@@ -163,6 +172,10 @@ FORMULAS = {
     "lookahead": (lookahead, dict(momentum=0.9, sync_steps=2, slow_rate=0.5)),
     "momentum": (momentum, dict(momentum=0.9)),
     "muon": (muon, dict(momentum=0.95, b1=0.9, b2=0.999, eps=1e-8, adam_params="")),
+    "muon_nesterov": (
+        muon_nesterov,
+        dict(momentum=0.6, newton_schulz_steps=3, eps=1e-8, nesterov_momentum=0.85, nesterov_params=""),
+    ),
     "nadam": (lambda x: _adam(x, nesterov=True), ADAM),
     "nesterov": (nesterov, dict(momentum=0.9)),
     "rmsprop": (rmsprop, dict(decay=0.9, eps=0.1)),

@@ -15,14 +15,15 @@ from PIL import Image, ImageEnhance, ImageOps
 
 from trainer.data.augment import OPS, Op, colour, make_augment, parse
 from trainer.data.augment.parse import signature, usage
+from trainer.data.augment.place import Place, places
 from trainer.errors import ConfigError, DataError
 
 # Not square, so that a swapped axis shows; more than 256 pixels, or there is nothing to equalize.
 BATCH, HEIGHT, WIDTH = 16, 16, 18
 
 
-# Ops whose every setting changes the image: published mixtures of ops without a strength.
-NEVER_IDENTITY = {"augmix", "autoaugment", "trivialaugment"}
+# Ops whose every setting changes the image: ops without a strength, and published mixtures of some.
+NEVER_IDENTITY = {"alternating_flip", "augmix", "autoaugment", "trivialaugment"}
 
 
 def op_string(name, value):
@@ -57,7 +58,8 @@ fast_jit = functools.partial(jax.jit, compiler_options={"xla_backend_optimizatio
 
 @functools.cache
 def compiled(spec):
-    return fast_jit(make_augment(spec))
+    augment = make_augment(spec)
+    return fast_jit(lambda keys, images: augment(keys, images, Place(keys, jnp.zeros(len(images), jnp.int32))))
 
 
 adjust_brightness, adjust_contrast, adjust_saturation, adjust_sharpness, adjust_hue = map(
@@ -120,6 +122,33 @@ def test_each_image_gets_its_own_draw(name):
     assert len({one.tobytes() for one in out}) >= 2  # a flip has no more than two outcomes
 
 
+def test_alternating_flip_shows_each_image_from_both_sides_in_any_two_epochs():
+    augment, root, count = fast_jit(make_augment("alternating_flip()")), jax.random.key(5), 200
+    each = np.random.default_rng(0).random((count, 4, 6, 3), np.float32)
+    index = np.random.default_rng(1).permutation(count).astype(np.int32)  # of the example in each row
+    flipped = []
+    for epoch in range(4):
+        keys = jax.random.split(jax.random.key(epoch), count)  # those of a step have no part in it
+        out = np.asarray(augment(keys, each, places(root, index, np.full(count, epoch, np.int32))))
+        mirrored = (out == each[:, :, ::-1]).all((1, 2, 3))
+        assert (mirrored ^ (out == each).all((1, 2, 3))).all()
+        flipped.append(mirrored)
+    np.testing.assert_array_equal(flipped[1:], np.logical_not(flipped[:-1]))
+    # Which side comes first is even chance by example, and another run's root another draw.
+    assert abs(flipped[0].mean() - 0.5) < 4 * 0.5 / np.sqrt(count)
+    other = augment(keys, each, places(jax.random.key(6), index, np.zeros(count, np.int32)))
+    assert 0.3 < np.mean((np.asarray(other) == each[:, :, ::-1]).all((1, 2, 3)) == flipped[0]) < 0.7
+    # It goes with the example, not with its row.
+    order = np.random.default_rng(2).permutation(count)
+    out = augment(keys, each[order], places(root, index[order], np.zeros(count, np.int32)))
+    np.testing.assert_array_equal((np.asarray(out) == each[order][:, :, ::-1]).all((1, 2, 3)), flipped[0][order])
+
+
+def test_an_op_that_goes_by_the_epoch_needs_places():
+    with pytest.raises(ConfigError, match="it needs places"):
+        make_augment("pad_crop(2)|alternating_flip()")(keys(), images())
+
+
 @pytest.mark.parametrize("name", sorted(OPS))
 def test_an_images_draw_does_not_depend_on_its_place_in_the_batch(name):
     augment = compiled(typical(name))
@@ -130,7 +159,7 @@ def test_an_images_draw_does_not_depend_on_its_place_in_the_batch(name):
 
 @pytest.mark.parametrize("name", sorted(OPS))
 def test_the_signature_of_each_op_says_how_to_write_it(name):
-    assert list(inspect.signature(OPS[name]).parameters)[:2] == ["key", "image"]
+    assert list(inspect.signature(OPS[name]).parameters)[:2] in (["key", "image"], ["place", "image"])
     [op] = parse(typical(name))
     assert op.name == name and list(op.arguments) == list(signature(OPS[name]).parameters)
 
@@ -390,7 +419,7 @@ BAD_STRINGS = {
     "flip_lr(0.5) + hue(0.1)": "joined by '|': >>>here<<<",
     "np.flip(0.5)": "joined by '|': >>>here<<<",
     # unknown op
-    "hue(0.1)|flip_rl(0.5)": "unknown augmentation op 'flip_rl'; did you mean 'flip_lr'? known: augmix, autoaugment",
+    "hue(0.1)|flip_rl(0.5)": "unknown augmentation op 'flip_rl'; did you mean 'flip_lr'? known: alternating_flip,",
     # arguments: the signature
     "flip_lr": "write flip_lr(probability): flip_lr>>>here<<<",
     "flip_lr()|hue(0.1)": "'probability'; write flip_lr(probability): flip_lr()>>>here<<<|hue(0.1)",

@@ -32,7 +32,7 @@ def mlp(**changes):
             name="mlp", widths=(WIDTH,), activation="relu", init="auto", normalization="none", dropout=0.0
         )
         config.horizon = dict(steps=18)
-        config.eval = dict(every_steps=5, batch_size=32)
+        config.eval = dict(every_steps=5, batch_size=32, views="none")
         config.schedule = dict(name="cosine", warmup_steps=3)
     flat = {
         "data.augment": "",

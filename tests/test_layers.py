@@ -33,6 +33,7 @@ VARIANCES = {
     "kaiming_uniform": lambda fan_in, fan_out: 2.0 / fan_in,
     "kaiming_uniform_fan_out": lambda fan_in, fan_out: 2.0 / fan_out,
     "lecun_normal": lambda fan_in, fan_out: 1.0 / fan_in,
+    "unit_uniform": lambda fan_in, fan_out: 1.0,
     "xavier_normal": lambda fan_in, fan_out: 2.0 / (fan_in + fan_out),
     "xavier_uniform": lambda fan_in, fan_out: 2.0 / (fan_in + fan_out),
 }
@@ -86,7 +87,7 @@ def _block(activation, normalization, /, *, width, init="auto", weights=nn.Dense
 
 def test_every_entry_has_its_formula_here():
     assert set(FORMULAS) == set(FITS) == set(ACTIVATIONS)
-    assert set(VARIANCES) | {"orthogonal"} == set(INITIALIZERS)
+    assert set(VARIANCES) | {"dirac", "orthogonal"} == set(INITIALIZERS)
 
 
 @pytest.mark.parametrize("name", sorted(ACTIVATIONS))
@@ -134,11 +135,28 @@ def test_orthogonal_kernels_have_orthonormal_columns_or_rows(shape):
     np.testing.assert_allclose(gram, np.eye(len(gram)), atol=1e-5)
 
 
+@pytest.mark.parametrize("shape", [(3, 3, 4, 10), (3, 3, 4, 4), (5, 3, 6, 4), (8, 20)])
+def test_dirac_kernels_hand_their_inputs_on_and_draw_the_other_outputs(shape):
+    w = INITIALIZERS["dirac"](jax.random.key(0), shape, jnp.float32)
+    *window, inputs, outputs = shape
+    x = np.random.default_rng(0).standard_normal((2, *(6 for _ in window), inputs), np.float32)
+    if window:
+        dimensions = ("NHWC", "HWIO", "NHWC")
+        y = jax.lax.conv_general_dilated(x, w, (1, 1), "SAME", dimension_numbers=dimensions, precision="highest")
+    else:
+        y = x @ w
+    kept = min(inputs, outputs)
+    np.testing.assert_allclose(y[..., :kept], x[..., :kept], atol=1e-5)
+    bound = (math.prod(window) * inputs) ** -0.5  # PyTorch's default
+    rest = np.abs(w[..., kept:])
+    assert not rest.size or 0.9 * bound < rest.max() <= bound
+
+
 @pytest.mark.parametrize("name", sorted(INITIALIZERS))
 def test_an_initialiser_draws_by_its_key_alone(name):
-    first, again, other = (INITIALIZERS[name](jax.random.key(seed), (6, 5), jnp.float32) for seed in (0, 0, 1))
+    first, again, other = (INITIALIZERS[name](jax.random.key(seed), (4, 8), jnp.float32) for seed in (0, 0, 1))
     np.testing.assert_array_equal(first, again)
-    assert not np.any(first == other)
+    assert not np.any(first[:, 4 if name == "dirac" else 0 :] == other[:, 4 if name == "dirac" else 0 :])
 
 
 @pytest.mark.parametrize("activation", sorted(ACTIVATIONS))
@@ -263,7 +281,7 @@ def test_a_block_draws_its_kernel_from_the_initialiser():
 
 
 def test_unknown_names_list_the_known_and_the_nearest():
-    with pytest.raises(ValueError, match="unknown initializer 'atuo'; did you mean 'auto'.*auto, kaiming_normal"):
+    with pytest.raises(ValueError, match="unknown initializer 'atuo'; did you mean 'auto'.*auto, dirac"):
         initializer("atuo", activation="relu")
     with pytest.raises(ValueError, match="unknown activation 'leaky'; did you mean 'leaky_relu'.*elu, gelu"):
         initializer("auto", activation="leaky")

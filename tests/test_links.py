@@ -31,6 +31,43 @@ def test_muon_takes_a_conv_kernel_as_a_matrix_and_leaves_the_rest_to_adam():
         np.testing.assert_allclose(leaf, np.sign(grad), rtol=1e-4)  # Adam's first step
 
 
+MUON = dict(momentum=0.6, newton_schulz_steps=3, eps=1e-10, nesterov_momentum=0.85, nesterov_params="head/.*")
+
+
+def test_muon_with_nesterov_makes_kernels_orthogonal_and_hands_the_rest_to_sgd():
+    rng = np.random.default_rng(0)
+    shapes = {"conv": {"kernel": (3, 3, 2, 4), "bias": (4,)}, "head": {"kernel": (4, 5)}}
+    first, second = (
+        jax.tree.map(lambda s: jnp.asarray(rng.normal(size=s), jnp.float32), shapes, is_leaf=lambda s: type(s) is tuple)
+        for _ in range(2)
+    )
+    tx, params = links.scale_by_muon_nesterov(**MUON), optax.tree.ones_like(first)
+    _, state = tx.update(first, tx.init(params), params)
+    found, _ = tx.update(second, state, params)
+    # A sum, not a mean: v = rho v + g, and g + rho v is handed on, of unlike momentum for the two parts.
+    ahead = second["conv"]["kernel"] + 0.6 * (0.6 * first["conv"]["kernel"] + second["conv"]["kernel"])
+    u, _, v = np.linalg.svd(np.asarray(ahead, np.float64).reshape(18, 4), full_matrices=False)
+    share = u.T @ np.asarray(found["conv"]["kernel"]).reshape(18, 4) @ v.T
+    np.testing.assert_allclose(share, np.diag(np.diag(share)), atol=1e-5)  # of the gradient's own directions
+    assert (np.diag(share) > 0.6).all() and (np.diag(share) < 1.25).all()
+    for one, two, out in zip(
+        *(jax.tree.leaves([t["conv"]["bias"], t["head"]]) for t in (first, second, found)), strict=True
+    ):
+        np.testing.assert_allclose(out, two + 0.85 * (0.85 * one + two), rtol=1e-5)
+
+
+def test_muon_with_nesterov_steps_from_kernels_whose_outputs_have_norm_one_on_average():
+    rng = np.random.default_rng(0)
+    params = {"conv": {"kernel": jnp.asarray(rng.normal(size=(3, 3, 2, 4)))}, "head": {"kernel": jnp.ones((4, 5))}}
+    updates = jax.tree.map(lambda x: 0.1 * jnp.ones_like(x), params)
+    tx = links.normalize_kernels("head/.*")
+    after = optax.apply_updates(params, tx.update(updates, tx.init(params), params)[0])
+    kernel = np.asarray(after["conv"]["kernel"]) - 0.1
+    assert np.mean(np.sum(kernel**2, axis=(0, 1, 2))) == pytest.approx(1, rel=1e-5)
+    assert np.corrcoef(kernel.ravel(), np.ravel(params["conv"]["kernel"]))[0, 1] == pytest.approx(1)
+    np.testing.assert_allclose(after["head"]["kernel"], 1.1, rtol=1e-6)
+
+
 # L-BFGS: a line search and a curvature model, on a bowl of condition number 100.
 
 

@@ -31,7 +31,17 @@ ARGUMENTS = {
     "resnet50": dict(stem="imagenet", drop_path=0.5),
     "resnet101": dict(stem="imagenet", drop_path=0.5),
     "resnet152": dict(stem="imagenet", drop_path=0.5),
-    "speednet": dict(stem_width=4, widths=(4, 6, 8), logit_scale=0.1),
+    "speednet": dict(
+        stem_width=4,
+        stem_bias_range=0.1,
+        widths=(4, 6, 8),
+        activation="gelu",
+        init="dirac",
+        head_init="unit_uniform",
+        norm_momentum=0.6,
+        norm_eps=1e-5,
+        logit_scale=0.1,
+    ),
     "vgg11": dict(stem="cifar", normalization="batch", dropout=0.5),
     "vgg13": dict(stem="cifar", normalization="batch", dropout=0.5),
     "vgg16": dict(stem="cifar", normalization="batch", dropout=0.5),
@@ -214,7 +224,9 @@ def test_parameter_count_is_the_published_one(name):
 def test_a_residual_block_starts_as_the_identity(block):
     x = nn.relu(jax.random.normal(jax.random.key(0), (2, 6, 6, 8)))
     width = 8 if block is BasicBlock else 2
-    y, _ = block(width, 1, 0.0, jnp.float32, None).init_with_output(jax.random.key(1), x, train=False)
+    y, _ = block(width, 1, 0.0, jnp.float32, None, jax.lax.conv_general_dilated).init_with_output(
+        jax.random.key(1), x, train=False
+    )
     np.testing.assert_array_equal(y, x)
 
 
@@ -262,6 +274,70 @@ def test_feature_maps_have_the_published_sizes(name, size, layers, sizes):
     images = jax.ShapeDtypeStruct((1, size, size, 3), jnp.float32)
     outputs = jax.eval_shape(apply, jax.random.key(0), images)[1]["intermediates"]
     assert [outputs[layer]["__call__"][0].shape[1] for layer in layers] == sizes
+
+
+class PlainSpeedNet(nn.Module):
+    """The network of configs/cifar10_small.py, written out."""
+
+    @nn.compact
+    def __call__(self, x, *, train):
+        he = dict(kernel_init=nn.initializers.kaiming_normal())
+        norm = partial(nn.BatchNorm, not train, momentum=0.6, epsilon=1e-5, use_scale=False)
+        x = nn.relu(nn.Conv(24, (2, 2), padding="VALID", name="stem", **he)(x))
+        for i, width in enumerate(CIFAR10_SMALL["widths"]):
+            x = PlainSpeedBlock(width, name=f"block{i + 1}")(x, norm=norm)
+        return nn.Dense(NUM_CLASSES, use_bias=False, name="head")(jnp.max(x, axis=(1, 2))) / 9
+
+
+class PlainSpeedBlock(nn.Module):
+    width: int
+
+    @nn.compact
+    def __call__(self, x, *, norm):
+        conv = partial(nn.Conv, self.width, (3, 3), use_bias=False, kernel_init=nn.initializers.kaiming_normal())
+        x = nn.max_pool(conv(name="conv1")(x), (2, 2), (2, 2))
+        x = nn.relu(norm(name="norm1")(x))
+        return nn.relu(norm(name="norm2")(conv(name="conv2")(x)))
+
+
+CIFAR10_SMALL = dict(
+    stem_width=24,
+    stem_bias_range=0.0,
+    widths=(8, 16),
+    activation="relu",
+    init="kaiming_normal",
+    head_init="lecun_normal",
+    norm_momentum=0.6,
+    norm_eps=1e-5,
+    logit_scale=1 / 9,
+)
+
+
+def test_speednet_with_the_arguments_of_cifar10_small_is_the_network_written_out():
+    images = _images(count=2)
+    plain, ours = PlainSpeedNet(), _model("speednet", **CIFAR10_SMALL)
+    expected, variables = (jax.jit(partial(m.init, train=False))(jax.random.key(3), images) for m in (plain, ours))
+    jax.tree.map(np.testing.assert_array_equal, variables, expected)
+    for train in (False, True):
+        outputs = [
+            jax.jit(partial(m.apply, train=train, mutable=["batch_stats"]))(variables, images) for m in (plain, ours)
+        ]
+        jax.tree.map(partial(np.testing.assert_allclose, rtol=1e-4, atol=1e-5), *outputs)
+
+
+def test_speednet_of_the_record_has_its_number_of_parameters():
+    model = _model("speednet", stem_width=24, widths=(64, 256, 256), num_classes=10)
+    shapes = jax.eval_shape(partial(model.init, train=False), jax.random.key(0), _images(count=1, size=32))
+    convs = 24 * 64 + 64 * 64 + 64 * 256 + 3 * 256 * 256
+    biases = 24 + 2 * (64 + 256 + 256)  # the stem's and the normalisations', whose scales are fixed at one
+    assert sum(leaf.size for leaf in jax.tree.leaves(shapes["params"])) == 12 * 24 + 9 * convs + biases + 256 * 10
+
+
+def test_the_bias_of_the_stem_starts_within_its_range():
+    bias = _model("speednet", stem_width=400, stem_bias_range=0.2).init(
+        jax.random.key(0), _images(count=1), train=False
+    )["params"]["stem"]["bias"]
+    assert 0.19 < float(jnp.abs(bias).max()) <= 0.2 and abs(float(bias.mean())) < 0.03
 
 
 @pytest.mark.parametrize("name", ["cnn", "speednet"])

@@ -169,6 +169,36 @@ def test_rules_scale_rate_and_decay():
         np.testing.assert_allclose(updates[key], -value, rtol=1e-6)
 
 
+def test_a_rule_that_ends_early_has_the_schedule_of_a_shorter_run_and_then_nothing():
+    schedule = make_schedule("cosine", lr=0.5, warmup_steps=2, total_steps=8)
+    rules = ("a: lr=2, until_steps=4", "rest:")
+    tx = make_tx("sgd", schedule=schedule, clip_norm=0.0, weight_decay=0.0, rules=rules, total_steps=8)
+    params = {key: jnp.zeros((1, 1)) for key in "ab"}
+    state, found = tx.init(params), []
+    for _ in range(8):
+        updates, state = tx.update(optax.tree.ones_like(params), state, params)
+        found.append([-updates[key].item() for key in "ab"])
+    whole = np.array([schedule(step) for step in range(8)])
+    shorter = np.append(2 * whole[::2], np.zeros(4))
+    np.testing.assert_allclose(found, np.stack([shorter, whole], axis=1), rtol=1e-5)
+    # At a constant rate too: frozen from there on.
+    tx = make_tx("sgd", schedule=lambda _: 0.5, clip_norm=0.0, weight_decay=0.0, rules=rules, total_steps=8)
+    state, found = tx.init(params), []
+    for _ in range(8):
+        updates, state = tx.update(optax.tree.ones_like(params), state, params)
+        found.append(-updates["a"].item())
+    assert found == [1.0] * 4 + [0.0] * 4
+
+
+def test_a_rule_that_ends_early_needs_a_schedule_that_is_known_before():
+    kwargs = dict(clip_norm=0.0, weight_decay=0.0, rules=("rest: until_steps=4",))
+    plateau = make_schedule(
+        "plateau", lr=1.0, warmup_steps=0, total_steps=10, factor=0.5, patience=1, rtol=1e-4, window_steps=1
+    )
+    with pytest.raises(ConfigError, match="known course"):
+        make_tx("sgd", schedule=plateau, total_steps=10, **kwargs)
+
+
 def test_rules_that_do_not_fit_are_refused_by_init():
     with pytest.raises(ConfigError, match="no rule matches b"):
         constant_tx("sgd", rules=("a: lr=0.1",)).init({"a": jnp.ones(1), "b": jnp.ones(1)})

@@ -60,6 +60,17 @@ def test_images_stay_with_their_labels():
     assert batch["mask"].dtype == np.float32 and batch["mask"].all()
 
 
+def test_a_batch_says_which_example_it_has_in_which_epoch():
+    split, seen = numbered(30), []
+    for step in range(8):
+        batch = gather(split, places(step, seed=0, num_examples=30, batch_size=8))
+        np.testing.assert_array_equal(batch["image"], split.images[batch["index"]])
+        assert batch["index"].dtype == batch["epoch"].dtype == np.int32
+        seen += zip(batch["epoch"].tolist(), batch["index"].tolist(), strict=True)
+    assert sorted(seen[:60]) == [(epoch, index) for epoch in range(2) for index in range(30)]
+    assert {epoch for epoch, _ in seen[60:]} == {2}
+
+
 @pytest.mark.parametrize("count", [1, 7, 8, 9, 24])
 def test_evaluation_gives_every_example_once_in_equal_batches(count):
     batches = list(eval_batches(numbered(count), batch_size=8))

@@ -29,7 +29,7 @@ def resnet(*, stage_sizes):
     )
 
 
-DTYPE = dict(dtype=jnp.float32, axis_name=AXIS)
+DTYPE = dict(dtype=jnp.float32, axis_name=AXIS, convolution=jax.lax.conv_general_dilated)
 MODELS = {
     "resnet": lambda: resnet(stage_sizes=(1, 1)),
     "deep": lambda: resnet(stage_sizes=(4,)),

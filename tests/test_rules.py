@@ -1,10 +1,24 @@
 """Every parameter is matched by exactly one rule; what does not fit is refused in one line."""
 
+import functools
+import math
+
 import jax.numpy as jnp
 import pytest
 
 from trainer.errors import ConfigError
-from trainer.rules import DEFAULT_RULES, Rule, assign, decay_mask, decay_multipliers, lr_multipliers, parse
+from trainer.rules import (
+    DEFAULT_RULES,
+    Rule,
+    assign,
+    decay_mask,
+    decay_multipliers,
+    in_steps,
+    last_steps,
+    lr_multipliers,
+    parse,
+)
+from trainer.schedules import durations_to_steps
 
 PARAMS = {
     "attention": {"query": {"kernel": jnp.ones((4, 2, 2)), "bias": jnp.ones((2, 2))}},
@@ -20,6 +34,7 @@ PARAMS = {
         ("head/.*: lr=0.1", Rule("head/.*", 0.1, None, False)),
         ("(?:stem|head)/.*: lr = 2, decay=0", Rule("(?:stem|head)/.*", 2.0, 0.0, False)),
         ("stem/.*:frozen", Rule("stem/.*", 1.0, None, True)),
+        ("stem/.*: lr=2, until_epochs=3", Rule("stem/.*", 2.0, None, False, (3.0, "epochs"))),
     ],
 )
 def test_a_rule_is_read_as_written(text, rule):
@@ -39,8 +54,12 @@ def test_a_rule_is_read_as_written(text, rule):
         ("head: lr=0", "write frozen"),
         ("head: lr=1, lr=2", "gives lr twice"),
         ("head: frozen, lr=2", "neither lr nor decay"),
-        ("head: freeze", "should be lr=NUMBER, decay=NUMBER or frozen"),
-        ("head: momentum=0.9", "should be lr=NUMBER, decay=NUMBER or frozen"),
+        ("head: until_steps=0", "write frozen"),
+        ("head: until_steps=5, until_epochs=1", "gives until twice"),
+        ("head: frozen, until_steps=5", "neither lr nor decay"),
+        ("head: until_parsecs=5", "should be lr=NUMBER, decay=NUMBER, until_epochs=NUMBER or frozen"),
+        ("head: freeze", "should be lr=NUMBER, decay=NUMBER, until_epochs=NUMBER or frozen"),
+        ("head: momentum=0.9", "should be lr=NUMBER, decay=NUMBER, until_epochs=NUMBER or frozen"),
     ],
 )
 def test_a_rule_that_does_not_read_is_refused_in_one_line(text, message):
@@ -86,3 +105,15 @@ def test_rules_that_do_not_fit_are_refused_in_one_line(rules, message):
     with pytest.raises(ConfigError, match=message) as error:
         assign(rules, PARAMS)
     assert "\n" not in str(error.value)
+
+
+def test_the_end_of_a_rule_becomes_steps_and_the_rest_of_it_stays():
+    to_steps = functools.partial(durations_to_steps, num_examples=100, batch_size=10, total_steps=80)
+    rules = ("stem/.*: until_epochs = 3, lr=2", "head/bias: lr=0.5, until_percent=25", "head/kernel: decay=0", "rest:")
+    converted = in_steps(rules, to_steps=to_steps)
+    assert [parse(rule).until for rule in converted] == [(30.0, "steps"), (20.0, "steps"), None, None]
+    assert [parse(rule)[:4] for rule in converted] == [parse(rule)[:4] for rule in rules]
+    last = last_steps(converted, PARAMS)
+    assert last["head"] == {"bias": 20.0, "kernel": math.inf} and set(last["stem"]["norm"].values()) == {30.0}
+    with pytest.raises(ConfigError, match="config.optimizer.rules.until_steps: .* should be a whole number"):
+        in_steps(("rest: until_steps=2.5",), to_steps=to_steps)

@@ -14,6 +14,7 @@ from trainer.data.augment.mixing import make_mix
 from trainer.parallel import AXIS, BACKENDS, DataParallel
 from trainer.regularizers import make_regularizer
 from trainer.step import image_keys, make_eval_step, make_logits, make_train_step, moving_average
+from trainer.views import VIEWS
 
 BATCH, CLASSES, SHAPE = 16, 3, (8, 8, 3)
 CNN = dict(activation="relu", init="auto", normalization="batch")
@@ -47,6 +48,8 @@ def make_batch(step, *, size=BATCH, padding=0):
         "image": rng.integers(0, 256, (size, *SHAPE), dtype=np.uint8),
         "label": rng.integers(0, CLASSES, size, dtype=np.int32),
         "mask": mask,
+        "index": rng.permutation(size).astype(np.int32),
+        "epoch": np.full(size, step, np.int32),
     }
 
 
@@ -112,7 +115,7 @@ def test_backends_and_device_counts_agree_and_compile_once(model, tx, one_device
 
 
 def test_backends_agree_with_augmentation_and_averaging(model, tx):
-    spec = "pad_crop(1)|flip_lr(0.5)|color_jitter(0.2, 0.2, 0.2)"
+    spec = "alternating_flip()|pad_crop(1)|flip_lr(0.5)|color_jitter(0.2, 0.2, 0.2)"
     pmap, shard_map = (
         run_steps(model, tx, backend=backend, devices=4, augment=spec, ema_decay=0.9)[0] for backend in BACKENDS
     )
@@ -208,7 +211,7 @@ def test_each_device_has_a_dropout_of_its_own(tx):
 @pytest.mark.parametrize("devices", [1, 4])
 def test_evaluation_does_not_count_padding(model, tx, devices):
     parallel = DataParallel("pmap", devices=jax.devices()[:devices])
-    logits = make_logits(model=model, normalize=lambda images: images)
+    logits = make_logits(model=model, normalize=lambda images: images, views=VIEWS["none"])
     eval_step = make_eval_step(logits=logits, loss=losses.make_loss("softmax", label_smoothing=0.0))
     compiled = parallel.compile(eval_step, donate=False)
     state = state_lib.create(state_lib.make_init(model, tx, image_shape=SHAPE), seed=1, ema=False)

@@ -32,7 +32,7 @@ PARAMETERS = {name: parameters | {"weight_decay": 1e-4} for name, (_, parameters
 PARAMETERS["lbfgs"] = dict(memory_size=10, max_linesearch_steps=10)
 # Rates at which a linear classifier learns in one epoch. The others: 0.1.
 RATES = {"lars": 3.0, "lbfgs": 1.0, "lion": 0.01, "sgd": 0.5, "adagrad": 0.05} | dict.fromkeys(
-    ("adam", "adam_uncorrected", "adamw", "nadam", "rmsprop", "muon", "schedule_free"), 0.03
+    ("adam", "adam_uncorrected", "adamw", "nadam", "rmsprop", "muon", "muon_nesterov", "schedule_free"), 0.03
 )
 RATES |= dict.fromkeys(("adafactor", "lamb"), 0.3)
 

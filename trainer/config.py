@@ -29,6 +29,8 @@ from trainer.parallel import BACKENDS
 from trainer.regularizers import REGULARIZERS
 from trainer.remat import REMAT
 from trainer.schedules import SCHEDULES, UNITS
+from trainer.views import VIEWS
+from trainer.whitening import DATA_INITS
 
 _LONGEST = 1e12  # the longest duration, in any unit
 
@@ -117,12 +119,27 @@ FIELDS: dict[str, Check] = {
     "ema_decay": _number(0, 1, below=True),
     "eval.every_steps": _number(0, _LONGEST, above=True),
     "eval.batch_size": _integer(1, 2**20),
+    "eval.views": _one_of(*VIEWS),
     "early_stopping.patience": _integer(0),
     "early_stopping.min_delta": _number(0),
     "checkpoint.keep_latest": _integer(1),
     "log_every_steps": _integer(1),
     "steps_per_call": _integer(1),
 }
+
+INITS = (
+    "auto",
+    "dirac",
+    "kaiming_normal",
+    "kaiming_normal_fan_out",
+    "kaiming_uniform",
+    "kaiming_uniform_fan_out",
+    "lecun_normal",
+    "orthogonal",
+    "unit_uniform",
+    "xavier_normal",
+    "xavier_uniform",
+)
 
 PARAMETERS: dict[str, Check] = {
     "activation": _one_of("elu", "gelu", "leaky_relu", "maxout", "prelu", "relu", "sigmoid", "silu", "tanh"),
@@ -145,25 +162,22 @@ PARAMETERS: dict[str, Check] = {
     "drop_path": _number(0, 1, below=True),
     "dropout": _number(0, 1, below=True),
     "eps": _number(0, above=True),
+    "examples": _integer(1),
     "factor": _number(0, 1, above=True, below=True),
     "final_div_factor": _number(0, above=True),
+    "head_init": _one_of(*INITS),
     "image_size": _integer(0),
-    "init": _one_of(
-        "auto",
-        "kaiming_normal",
-        "kaiming_normal_fan_out",
-        "kaiming_uniform",
-        "kaiming_uniform_fan_out",
-        "lecun_normal",
-        "orthogonal",
-        "xavier_normal",
-        "xavier_uniform",
-    ),
+    "init": _one_of(*INITS),
     "logit_scale": _number(0, above=True),
     "max_linesearch_steps": _integer(1),
     "memory_size": _integer(1),
     "min_dim_size_to_factor": _integer(1),
     "momentum": _number(0, 1, below=True),
+    "nesterov_momentum": _number(0, 1, below=True),
+    "nesterov_params": _text,
+    "newton_schulz_steps": _integer(1),
+    "norm_eps": _number(0, above=True),
+    "norm_momentum": _number(0, 1, below=True),
     "normalization": _one_of("batch", "group", "layer", "none"),
     "num_classes": _integer(2),
     "num_examples": _integer(1),
@@ -179,6 +193,7 @@ PARAMETERS: dict[str, Check] = {
     "slow_rate": _number(0, 1, above=True),
     "split_seed": _integer(0, 2**31 - 1),
     "stem": _one_of("cifar", "imagenet"),
+    "stem_bias_range": _number(0),
     "stem_width": _integer(1),
     "strength": _number(0),
     "sync_steps": _integer(1),
@@ -198,6 +213,7 @@ PARAMETERS: dict[str, Check] = {
 TABLES: dict[str, Mapping[str, Callable]] = {
     "data.source": SOURCES,
     "data.mix": MIXING,
+    "data_init": DATA_INITS,
     "loss": LOSSES,
     "optimizer": OPTIMIZERS,
     "regularizer": REGULARIZERS,

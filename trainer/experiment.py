@@ -16,9 +16,11 @@ import numpy as np
 
 import models
 from trainer import config as config_lib
-from trainer import losses, optim, regularizers, schedules
+from trainer import losses, optim, regularizers, schedules, views, whitening
+from trainer import rules as rules_lib
 from trainer import state as state_lib
 from trainer import workdir as workdir_lib
+from trainer.calls import make_train_steps
 from trainer.convolution import CONVOLUTIONS
 from trainer.data import augment, feeds, sources, splits, stats
 from trainer.data.augment import mixing
@@ -27,7 +29,7 @@ from trainer.errors import ConfigError
 from trainer.evaluate import Evaluator
 from trainer.parallel import AXIS, REPLICATED, SHARDED, DataParallel
 from trainer.remat import REMAT
-from trainer.step import make_eval_step, make_logits, make_probe_step, make_train_step, make_train_steps
+from trainer.step import make_eval_step, make_logits, make_probe_step, make_train_step
 
 DTYPES = {"bfloat16": jnp.bfloat16, "float32": jnp.float32}
 
@@ -132,8 +134,15 @@ def build(config: ml_collections.ConfigDict, workdir: Path, *, shared: Shared) -
     optimizer = config.optimizer
     lr = schedules.scaled_lr(optimizer.lr, batch_size=batch_size, lr_per_batch=optimizer.lr_per_batch)
     hyperparams = {"lr": lr, "weight_decay": optimizer.get("weight_decay", 0.0)}  # lbfgs has none
+    rules = rules_lib.in_steps(optimizer.rules, to_steps=functools.partial(to_steps, total_steps=total_steps))
     programs = _programs(
-        config, data, schedule_kwargs=schedule_kwargs, total_steps=total_steps, parallel=parallel, shared=shared
+        config,
+        data,
+        rules=rules,
+        schedule_kwargs=schedule_kwargs,
+        total_steps=total_steps,
+        parallel=parallel,
+        shared=shared,
     )
     state = state_lib.create(programs.init, seed=config.seed, ema=config.ema_decay > 0)
     state = state.replace(opt_state=optim.with_hyperparams(state.opt_state, **hyperparams))
@@ -207,17 +216,17 @@ def _data(config, workdir, *, shared) -> Data:
     return Data(source, train, val, fingerprint, shared.once("statistics", settings, measure))
 
 
-def _programs(config, data, *, schedule_kwargs, total_steps, parallel, shared) -> Programs:
+def _programs(config, data, *, rules, schedule_kwargs, total_steps, parallel, shared) -> Programs:
     """Model, optimiser and the two steps, compiled; the learning rate and the decay are values in the state."""
-    optimizer = config.optimizer.to_dict()
+    optimizer = {**config.optimizer.to_dict(), "rules": rules}
     for key in ("lr", "lr_per_batch"):
         del optimizer[key]
     classes, image_shape = len(data.source.class_names), data.train.images.shape[1:]
 
     def make():
         schedule = schedules.make_schedule(**schedule_kwargs, lr=1.0, total_steps=total_steps)
-        tx = optim.make_tx(**optimizer, schedule=schedule)
-        regularizer = regularizers.make_regularizer(**config.regularizer, rules=config.optimizer.rules)
+        tx = optim.make_tx(**optimizer, schedule=schedule, total_steps=total_steps)
+        regularizer = regularizers.make_regularizer(**config.regularizer, rules=rules)
         normalize = stats.make_normalize(data.statistics)
         model = models.build(
             **config.model,
@@ -228,7 +237,9 @@ def _programs(config, data, *, schedule_kwargs, total_steps, parallel, shared) -
         )
         remat = REMAT[config.remat]
         model = remat.model(model)
-        init = state_lib.make_init(model, tx, image_shape=image_shape)
+        images = lambda count: whitening.spread(data.train.images, count=count, normalize=normalize)  # noqa: E731
+        data_init = whitening.make_data_init(**config.data_init, images=images)
+        init = state_lib.make_init(model, tx, image_shape=image_shape, data_init=data_init)
         jax.eval_shape(init, jax.random.key(0))
 
         # Validation and test are measured by the same loss, without label smoothing.
@@ -247,7 +258,7 @@ def _programs(config, data, *, schedule_kwargs, total_steps, parallel, shared) -
             remat=remat.forward,
         )
         train_steps = make_train_steps(train_step, steps_per_call=config.steps_per_call, window=config.log_every_steps)
-        logits = make_logits(model=model, normalize=normalize)
+        logits = make_logits(model=model, normalize=normalize, views=views.VIEWS[config.eval.views])
         eval_step = make_eval_step(logits=logits, loss=plain_loss)
         probe_step = make_probe_step(model=model, loss=plain_loss, regularizer=regularizer, normalize=normalize)
         return Programs(
@@ -259,11 +270,13 @@ def _programs(config, data, *, schedule_kwargs, total_steps, parallel, shared) -
             probe_step=parallel.compile(probe_step, donate=False),
         )
 
-    constant = config.schedule.name == "constant"  # as are trials; its rate does not depend on the length of the run
+    # As are trials; its rate does not depend on the length of the run, unless a rule ends before it.
+    constant = config.schedule.name == "constant" and not rules_lib.any_until(rules)
     static = {key: value for key, value in optimizer.items() if key != "weight_decay"}
-    parts = [config[key].to_dict() for key in ("model", "loss", "regularizer")]
+    parts = [config[key].to_dict() for key in ("model", "data_init", "loss", "regularizer")]
     parts += [config[key] for key in ("precision", "convolution", "remat", "accumulation_parts", "label_smoothing")]
     parts += [config[key] for key in ("ema_decay", "steps_per_call", "log_every_steps")]
+    parts += [config.eval.views]
     parts += [config.data.augment, config.data.mix.to_dict(), config.parallel.backend]
     parts += [data.fingerprint, config.data.normalize, config.data.mean, config.data.std]
     settings = [static, schedule_kwargs, None if constant else total_steps, *parts, classes, image_shape]

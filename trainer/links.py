@@ -1,5 +1,6 @@
 """Links of the optimisers' chains that Optax does not have, or has with another convention."""
 
+import math
 from collections.abc import Sequence
 from typing import Any, NamedTuple
 
@@ -25,6 +26,25 @@ def scale_by_rules(rules: Sequence[str]) -> optax.GradientTransformation:
     return optax.stateless(
         lambda updates, params: jax.tree.map(lambda g, m: g * m, updates, rules_lib.lr_multipliers(rules, updates))
     )
+
+
+def end_early(rules: Sequence[str], schedule: optax.Schedule, total_steps: int) -> optax.GradientTransformation:
+    """g * schedule(t total_steps / n) / schedule(t) at step t < n, then 0, where a rule ends at step n; else g.
+
+    With the rate that follows: the run's schedule as if the run were n steps long. Where `schedule` is 0, so is this.
+    """
+
+    def update(updates, count, params=None):
+        def end(g, last):
+            if last == math.inf:
+                return g
+            rate = schedule(count)
+            early = schedule(count * (total_steps / last)) / jnp.where(rate == 0, 1, rate)
+            return g * jnp.where((count < last) & (rate != 0), early, 0.0)
+
+        return jax.tree.map(end, updates, rules_lib.last_steps(rules, updates)), optax.safe_increment(count)
+
+    return optax.GradientTransformation(lambda params: jnp.zeros([], jnp.int32), update)
 
 
 def freeze(rules: Sequence[str]) -> optax.GradientTransformation:
@@ -84,24 +104,65 @@ def scale_by_muon(momentum: float, b1: float, b2: float, eps: float, adam_params
     the query kernel of Flax's attention, [D, heads, head size], which others take as [D, heads x head size]. The
     momentum is Optax's: a running mean, corrected for its start as Nadam's is; Jordan's is a plain sum.
     """
-    pattern = rules_lib.compile_pattern(adam_params, key="config.optimizer.adam_params")
+    muon = optax.chain(
+        optax.contrib.scale_by_muon(beta=momentum, eps=eps, weight_dimension_numbers=_as_matrices),
+        _scale_by_shape(0.2),
+    )
+    transforms = {"muon": muon, "other": optax.scale_by_adam(b1, b2, eps)}
+    return optax.partition(transforms, _muon_or_other(adam_params, key="adam_params"))
+
+
+def scale_by_muon_nesterov(
+    *, momentum: float, newton_schulz_steps: int, eps: float, nesterov_momentum: float, nesterov_params: str
+) -> optax.GradientTransformation:
+    """Jordan's Muon for the parameters that decay by default, Nesterov momentum for the rest and `nesterov_params`.
+
+    Kernels are matrices as in `scale_by_muon`. The momentum is a plain sum, v = rho v + g, and g + rho v is made
+    orthogonal by `newton_schulz_steps` quintic steps with Jordan's coefficients, after division by its Frobenius
+    norm + eps. A few steps leave the small singular values small, and the large ones near 1.
+    """
+    # Optax's link by itself, without a momentum of its own: beta = 0 is the gradient as it is.
+    orthogonalize = optax.contrib.scale_by_muon(
+        ns_steps=newton_schulz_steps, beta=0.0, eps=eps, nesterov=False, weight_dimension_numbers=_as_matrices
+    )
+    muon = optax.chain(optax.trace(momentum, nesterov=True), orthogonalize)
+    transforms = {"muon": muon, "other": optax.trace(nesterov_momentum, nesterov=True)}
+    return optax.partition(transforms, _muon_or_other(nesterov_params, key="nesterov_params"))
+
+
+def normalize_kernels(nesterov_params: str) -> optax.GradientTransformation:
+    """The last link: x = sqrt(O) x / |x| + u for the parameters that Muon moves, O their outputs, the last axis.
+
+    Before the step, so that the step's size is relative to a weight of a known one: its outputs have norm 1 on average.
+    """
+    labels = _muon_or_other(nesterov_params, key="nesterov_params")
+
+    def normalized(label, u, x):
+        if label == "other":
+            return u
+        return u + (x.shape[-1] ** 0.5 / jnp.maximum(jnp.linalg.norm(x), 1e-12) - 1.0) * x
+
+    return optax.stateless(lambda updates, params: jax.tree.map(normalized, labels(params), updates, params))
+
+
+def _muon_or_other(pattern, *, key):
+    """params -> "muon" for the leaves that decay by default and whose path `pattern` does not match, else "other"."""
+    pattern = rules_lib.compile_pattern(pattern, key=f"config.optimizer.{key}")
 
     def labels(params):
         decays = jax.tree.leaves(rules_lib.decay_mask(params))
-        adam = [pattern.fullmatch(path) is not None for path in rules_lib.paths(params)]
-        found = ["muon" if d and not a else "adam" for d, a in zip(decays, adam, strict=True)]
+        other = [pattern.fullmatch(path) is not None for path in rules_lib.paths(params)]
+        found = ["muon" if d and not o else "other" for d, o in zip(decays, other, strict=True)]
         return jax.tree.structure(params).unflatten(found)
 
-    def matrices(params):
-        return jax.tree.map(
-            lambda leaf: optax.contrib.MuonDimensionNumbers(tuple(range(leaf.ndim - 1)), leaf.ndim - 1), params
-        )
+    return labels
 
-    muon = optax.chain(
-        optax.contrib.scale_by_muon(beta=momentum, eps=eps, weight_dimension_numbers=matrices),
-        _scale_by_shape(0.2),
+
+def _as_matrices(params):
+    """Every leaf as the matrix [all but the last axis, last axis]."""
+    return jax.tree.map(
+        lambda leaf: optax.contrib.MuonDimensionNumbers(tuple(range(leaf.ndim - 1)), leaf.ndim - 1), params
     )
-    return optax.partition({"muon": muon, "adam": optax.scale_by_adam(b1, b2, eps)}, labels)
 
 
 def _scale_by_shape(rms):

@@ -11,10 +11,10 @@ import ml_collections
 import numpy as np
 
 from trainer import state as state_lib
+from trainer.calls import first_carry, stacked
 from trainer.data.splits import Split
 from trainer.errors import ConfigError
 from trainer.experiment import Experiment
-from trainer.step import first_carry, stacked
 
 # Marks in a lowered program that stand for no arithmetic.
 _PLACEMENT = {"Sharding", "SPMDFullToShardShape", "SPMDShardToFullShape"}

@@ -134,6 +134,22 @@ def _muon(rules, *, momentum, b1, b2, eps, adam_params, weight_decay):
     return Recipe((("muon", links.scale_by_muon(momentum, b1, b2, eps, adam_params)), _decay(rules, weight_decay)))
 
 
+def _muon_nesterov(rules, *, momentum, newton_schulz_steps, eps, nesterov_momentum, nesterov_params, weight_decay):
+    # u = NewtonSchulz(g + rho v), v = rho v + g; x = sqrt(outputs) x / |x| - lr u, for the parameters that decay by
+    # default, kernels as matrices [.., O]; Nesterov momentum SGD for biases, scales and those whose path the regex
+    # nesterov_params matches, such as "head/.*", with a rate of its own by the rules. Jordan 2024, as in
+    # airbench94_muon. Decay is coupled, and for what is normalised anew at each step without a purpose: "decay=0".
+    scale = links.scale_by_muon_nesterov(
+        momentum=momentum,
+        newton_schulz_steps=newton_schulz_steps,
+        eps=eps,
+        nesterov_momentum=nesterov_momentum,
+        nesterov_params=nesterov_params,
+    )
+    normalize = ("normalize", links.normalize_kernels(nesterov_params))
+    return Recipe((_decay(rules, weight_decay), ("muon", scale)), last=(normalize,))
+
+
 def _sam(rules, *, rho, momentum, weight_decay):
     # Momentum SGD on the gradient at x + rho g / |g|. Foret et al. 2021; needs grad_fn, and costs a second gradient.
     ascent = ("sam", links.sharpness_aware(rho))
@@ -182,6 +198,7 @@ OPTIMIZERS = {
     "lookahead": _lookahead,
     "momentum": _momentum,
     "muon": _muon,
+    "muon_nesterov": _muon_nesterov,
     "nadam": _nadam,
     "nesterov": _nesterov,
     "rmsprop": _rmsprop,
@@ -206,13 +223,15 @@ def make_tx(
     clip_norm: float,
     clip: str = "global_norm",
     rules: Sequence[str] = rules_lib.DEFAULT_RULES,
+    total_steps: int | None = None,
     **kwargs,
 ) -> optax.GradientTransformationExtraArgs:
     """The chain clip -> `OPTIMIZERS[name]` -> rules -> learning rate.
 
     schedule: the number of updates made so far -> rate, or a stateful one; `lr` multiplies it. clip_norm: the
     threshold of `CLIPS[clip]`; 0 does not clip. rules: per-parameter rules (`trainer.rules`), whose fit to the
-    parameters is checked by `init`; a frozen parameter adds nothing to the gradient's norm. kwargs: the entry's.
+    parameters is checked by `init`; a frozen parameter adds nothing to the gradient's norm. total_steps: the
+    length of the run, for a rule that ends before it. kwargs: the entry's.
     Raises ConfigError for an unknown name and for what cannot be combined.
     """
     if name not in OPTIMIZERS:
@@ -223,6 +242,9 @@ def make_tx(
         raise ConfigError(
             "'lbfgs' needs the gradient as it is; set config.optimizer.clip_norm to 0 and no lr in the rules"
         )
+    until = rules_lib.any_until(rules)
+    if until and (total_steps is None or isinstance(schedule, optax.schedules.StatefulSchedule)):
+        raise ConfigError("a rule with until_... needs a schedule of a known course, which 'plateau' is not")
     recipe = OPTIMIZERS[name](rules, **kwargs)
     if recipe.average and isinstance(schedule, optax.schedules.StatefulSchedule):
         raise ConfigError(f"'{name}' cannot follow the schedule 'plateau'; choose 'constant'")
@@ -236,6 +258,7 @@ def make_tx(
         *((("clip", CLIPS[clip](clip_norm)),) if clip_norm else ()),
         *recipe.links,
         *((("rules", links.scale_by_rules(rules)),) if rules_lib.any_lr(rules) else ()),
+        *((("until", links.end_early(rules, schedule, total_steps)),) if until else ()),
         ("learning_rate", rate),
         *recipe.last,
     )

@@ -2,9 +2,13 @@
 
 A rule is a string, `"pattern: settings"`. The pattern must match the whole '/'-joined path of a
 parameter (`re.fullmatch`), or is `rest`: all parameters that no other rule matches. The settings,
-comma-separated, are `lr=0.1` and `decay=0` (multipliers) or `frozen`; none leaves things as they are:
+comma-separated, are `lr=0.1` and `decay=0` (multipliers) and `until_epochs=3`, or `frozen`; none leaves things as they
+are:
 
-    ("stem/.*: frozen", "head/.*: lr=10", "rest:")
+    ("stem/kernel: frozen", "stem/bias: until_epochs=3", "head/.*: lr=10", "rest:")
+
+`until_epochs`, `until_percent` and so on in any unit of a duration: these parameters follow the run's schedule as if
+the run ended there, and are frozen from there on.
 
 Every parameter must be matched by exactly one rule, and every rule must match something. Where a rule
 does not name `decay`, it is 1, and 0 for biases and the scales of normalisation layers.
@@ -12,24 +16,29 @@ does not name `decay`, it is 1, and 0 for biases and the scales of normalisation
 
 import math
 import re
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import NamedTuple
 
 import jax
 
 from trainer.errors import ConfigError
+from trainer.schedules import UNITS
 
 REST = "rest"
 DEFAULT_RULES = (f"{REST}:",)
 
 
 class Rule(NamedTuple):
-    """One rule. lr, decay: multipliers, at least 0; decay None stands for the default of the leaf."""
+    """One rule. lr, decay: multipliers, at least 0; decay None stands for the default of the leaf.
+
+    until: a duration, (value, unit), or None for the whole run.
+    """
 
     pattern: str
     lr: float
     decay: float | None
     frozen: bool
+    until: tuple[float, str] | None = None
 
 
 def compile_pattern(pattern: str, *, key: str) -> re.Pattern:
@@ -47,7 +56,7 @@ def parse(rule: str) -> Rule:
     if not colon or not pattern:
         raise ConfigError(f"rule {rule!r} should read 'pattern: settings', such as 'head/.*: lr=0.1'")
     compile_pattern(pattern, key=f"rule {rule!r}")
-    values = {}
+    values, until = {}, None
     for setting in filter(None, map(str.strip, settings.split(","))):
         name, _, value = (part.strip() for part in setting.partition("="))
         if name in values:
@@ -56,13 +65,36 @@ def parse(rule: str) -> Rule:
             values[name] = True
         elif name in ("lr", "decay"):
             values[name] = _multiplier(value, rule)
+        elif name.startswith("until_") and name.removeprefix("until_") in UNITS:
+            if until:
+                raise ConfigError(f"rule {rule!r} gives until twice")
+            values[name] = _multiplier(value, rule)
+            until = (values[name], name.removeprefix("until_"))
         else:
-            raise ConfigError(f"rule {rule!r}: {setting!r} should be lr=NUMBER, decay=NUMBER or frozen")
+            raise ConfigError(
+                f"rule {rule!r}: {setting!r} should be lr=NUMBER, decay=NUMBER, until_epochs=NUMBER or frozen"
+            )
     if values.get("lr") == 0:
         raise ConfigError(f"rule {rule!r}: lr=0 trains nothing; write frozen")
     if "frozen" in values and len(values) > 1:
         raise ConfigError(f"rule {rule!r}: what is frozen takes neither lr nor decay")
-    return Rule(pattern, values.get("lr", 1.0), values.get("decay"), "frozen" in values)
+    if until and not until[0]:
+        raise ConfigError(f"rule {rule!r}: until 0 trains nothing; write frozen")
+    return Rule(pattern, values.get("lr", 1.0), values.get("decay"), "frozen" in values, until)
+
+
+def in_steps(rules: Sequence[str], *, to_steps: Callable) -> tuple[str, ...]:
+    """`rules` with every `until_...` as `until_steps`. to_steps: `schedules.durations_to_steps` of the run."""
+
+    def convert(rule):
+        until = parse(rule).until
+        if until is None:
+            return rule
+        pattern, _, settings = rule.rpartition(":")
+        steps = to_steps("optimizer.rules", {f"until_{until[1]}": until[0]})["until_steps"]
+        return f"{pattern}:{re.sub(r'until_[a-z]+ *= *[^, ]+', f'until_steps={max(1, steps)}', settings)}"
+
+    return tuple(map(convert, rules))
 
 
 def _multiplier(text, rule):
@@ -154,4 +186,15 @@ def any_frozen(rules: Sequence[str]) -> bool:
 
 def any_lr(rules: Sequence[str]) -> bool:
     """Whether a rule changes a learning rate."""
-    return any(parse(rule).lr != 1.0 for rule in rules)
+    return any(parse(rule).lr != 1.0 for rule in rules) or any_until(rules)
+
+
+def any_until(rules: Sequence[str]) -> bool:
+    """Whether a rule ends before the run does."""
+    return any(parse(rule).until for rule in rules)
+
+
+def last_steps(rules: Sequence[str], params):
+    """How many steps each leaf trains for, a tree of numbers; `inf` for the whole run. rules: of `in_steps`."""
+    found = [rule.until[0] if rule.until else math.inf for rule in assign(rules, params)]
+    return jax.tree.structure(params).unflatten(found)

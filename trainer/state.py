@@ -29,13 +29,23 @@ class TrainState:
     ema: Any
 
 
-def make_init(model, tx: optax.GradientTransformation, *, image_shape: tuple[int, ...]) -> Callable:
-    """The compiled `init(root) -> (params, model_state, opt_state)`; root: a key. `image_shape` is (H, W, C)."""
+def make_init(
+    model,
+    tx: optax.GradientTransformation,
+    *,
+    image_shape: tuple[int, ...],
+    data_init: Callable = lambda params: params,
+) -> Callable:
+    """The compiled `init(root) -> (params, model_state, opt_state)`; root: a key. `image_shape` is (H, W, C).
+
+    data_init: of `whitening.make_data_init`, what the training images have to say about the parameters.
+    """
 
     def init(root):
         images = jnp.zeros((1, *image_shape), jnp.float32)
         variables = model.init(jax.random.fold_in(root, 0), images, train=False)
         model_state, params = flax.core.pop(variables, "params")
+        params = data_init(params)
         return params, model_state, tx.init(params)
 
     return jax.jit(init)

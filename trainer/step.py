@@ -2,20 +2,21 @@
 
 Both follow the contract of `trainer.parallel`: `fn(replicated, sharded) -> replicated`. A batch
 holds image uint8 [B, H, W, C], label int32 [B] and mask float32 [B] (0 on padding), where B is
-this device's share. Nothing here knows a config, a file, or how many devices there are.
+this device's share; a train batch also index and epoch, int32 [B] (see `trainer.data.pipeline`).
+Nothing here knows a config, a file, or how many devices there are.
 """
 
-from collections.abc import Callable, Sequence
-from typing import Any
+from collections.abc import Callable
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 import optax
 
 from trainer import metrics, optim
 from trainer.accumulation import accumulate
+from trainer.data.augment.place import places
 from trainer.parallel import AXIS
+from trainer.views import mean_over_views
 
 
 def to_unit(images: jax.Array) -> jax.Array:
@@ -51,18 +52,20 @@ def make_train_step(
     """`train_step(state, batch) -> (state, metrics)`.
 
     loss: (logits [B, C], labels [B] or targets [B, C]) -> [B]. regularizer: params -> scalar, added to the mean loss.
-    augment: (keys [B], images [B, H, W, C] in 0..1) -> same. normalize: images -> same. mix: (key, images, labels [B])
-    -> images, labels or targets [B, C], over this device's share. The gradient is that of the mean loss over the real
-    examples of the global batch, worked through in `accumulation_parts` pieces a device. `metrics` are sums over
-    those examples (see `metrics.masked_sums`), and `grad_norm` (L2, before clipping), `update_ratio` (L2 of the update
-    over L2 of the parameters), `lr`. remat: of `remat.Remat`, its `forward`.
+    augment: (keys [B], images [B, H, W, C] in 0..1, places [B]) -> images. normalize: images -> same. mix: (key,
+    images, labels [B]) -> images, labels or targets [B, C], over this device's share. The gradient is that of the mean
+    loss over the real examples of the global batch, worked through in `accumulation_parts` pieces a device. `metrics`
+    are sums over those examples (see `metrics.masked_sums`), and `grad_norm` (L2, before clipping), `update_ratio` (L2
+    of the update over L2 of the parameters), `lr`. remat: of `remat.Remat`, its `forward`.
     """
 
     def train_step(state, batch):
-        key = jax.random.fold_in(jax.random.wrap_key_data(state.rng), state.step)
+        root = jax.random.wrap_key_data(state.rng)
+        key = jax.random.fold_in(root, state.step)
         augment_key, device_key = jax.random.split(key)
         dropout_key = jax.random.fold_in(device_key, jax.lax.axis_index(AXIS))
-        images = augment(image_keys(augment_key, len(batch["label"])), to_unit(batch["image"]))
+        keys = image_keys(augment_key, len(batch["label"]))
+        images = augment(keys, to_unit(batch["image"]), places(root, batch["index"], batch["epoch"]))
         mix_key = jax.random.fold_in(dropout_key, accumulation_parts)  # the pieces fold in what is below
         images, targets = mix(mix_key, normalize(images), batch["label"])
         batch = {"image": images, "target": targets, "label": batch["label"], "mask": batch["mask"]}
@@ -135,55 +138,17 @@ def make_train_step(
     return train_step
 
 
-def make_train_steps(train_step: Callable, *, steps_per_call: int, window: int) -> Callable:
-    """`train_steps(carry, batches, resident, count) -> (carry, step)`: up to `steps_per_call` steps in one program.
+def make_logits(*, model, normalize: Callable, views: Callable) -> Callable:
+    """`logits(weights, images)`: weights {"params", "model_state"}, uint8 [B, H, W, C] -> float32 [B, C].
 
-    carry: {"state", "window"}; the metrics of step t (0, 1, ...) are row t mod `window` of float32 [window, K]
-    (`metrics.pack`). batches: a batch where `steps_per_call` is 1; else leaves [B, S, ...], S = `steps_per_call`, of
-    which the first `count` (int32) batches are stepped through. resident: {"image", "label"} of all examples, of which
-    a batch names its own in `index`; or {}. step: int32, the steps made so far, in a buffer that is never donated.
+    views: an entry of `views.VIEWS`, over which the logits are averaged.
     """
-
-    def one(carry, batch, resident):
-        batch = {**batch, **{key: jnp.take(values, batch["index"], axis=0) for key, values in resident.items()}}
-        state, found = train_step(carry["state"], batch)
-        row = carry["state"].step % window
-        return {"state": state, "window": carry["window"].at[row].set(metrics.pack(found))}
-
-    def train_steps(carry, batches, resident, count):
-        if steps_per_call == 1:
-            carry = one(carry, batches, resident)
-        else:
-            # A loop with a count of its own, so that the steps left before a log or an evaluation are no other program.
-            in_order = jax.tree.map(lambda leaf: jnp.moveaxis(leaf, 1, 0), batches)
-            step = lambda i, carry: one(carry, jax.tree.map(lambda leaf: leaf[i], in_order), resident)  # noqa: E731
-            carry = jax.lax.fori_loop(0, count, step, carry)
-        return carry, carry["state"].step + 0
-
-    return train_steps
-
-
-def first_carry(state, *, window: int) -> dict[str, Any]:
-    """What the first call of `make_train_steps` is given: `state` and an empty window of metrics, host arrays."""
-    return {"state": state, "window": np.zeros((window, len(metrics.STEP_METRICS)), np.float32)}
-
-
-def stacked(batches: Sequence[Any], *, steps_per_call: int):
-    """1 to `steps_per_call` host batches as `make_train_steps` takes them, [B, S, ...] filled up with the last."""
-    if steps_per_call == 1:
-        return batches[0]
-    batches = [*batches, *batches[-1:] * (steps_per_call - len(batches))]
-    return jax.tree.map(lambda *leaves: np.stack(leaves, axis=1), *batches)
-
-
-def make_logits(*, model, normalize: Callable) -> Callable:
-    """`logits(weights, images)`: weights {"params", "model_state"}, uint8 [B, H, W, C] -> float32 [B, C]."""
 
     def logits(weights, images):
         variables = {"params": weights["params"], **weights["model_state"]}
         return model.apply(variables, normalize(to_unit(images)), train=False)
 
-    return logits
+    return mean_over_views(logits, views)
 
 
 def make_eval_step(*, logits: Callable, loss: Callable) -> Callable:

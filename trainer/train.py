@@ -23,11 +23,11 @@ from trainer import metrics, optim, report, writers
 from trainer import result as result_lib
 from trainer import state as state_lib
 from trainer import workdir as workdir_lib
+from trainer.calls import first_carry, stacked
 from trainer.checkpoint import Snapshots
 from trainer.errors import CheckpointError, ConfigError, DataError, NonFiniteError
 from trainer.experiment import Experiment, Shared, build, validate
 from trainer.progress import Progress
-from trainer.step import first_carry, stacked
 
 # Calls of the train step that may be under way: enough to keep the devices at work while the host logs and saves, few
 # enough for their batches to fit.

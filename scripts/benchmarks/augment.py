@@ -3,9 +3,11 @@
 import statistics
 
 import jax
+import jax.numpy as jnp
 
 from scripts.benchmarks.turns import in_turns
 from trainer.data.augment import make_augment
+from trainer.data.augment.place import Place
 from trainer.gallery.strips import SPECS
 
 
@@ -14,9 +16,12 @@ def measure(*, batch: int, size: int, rounds: int) -> dict:
     keys = jax.random.split(jax.random.key(0), batch)
     images = jax.random.uniform(jax.random.key(1), (batch, size, size, 3))
     chains = {"crop_and_flip": "pad_crop(4)|flip_lr(0.5)", "three_warps": "rotate(15)|shear(0.1)|translate(0.1)"}
+    places = Place(keys, jnp.zeros(batch, jnp.int32))
     compiled = {name: jax.jit(make_augment(spec)) for name, spec in {**SPECS, **chains}.items()}
     baseline = jax.jit(lambda keys, images: images + 0.0)
-    calls = {"": lambda: baseline(keys, images)} | {name: _call(f, keys, images) for name, f in compiled.items()}
+    calls = {"": lambda: baseline(keys, images)} | {
+        name: _call(f, keys, images, places) for name, f in compiled.items()
+    }
     seconds = {name: statistics.median(times.wall) for name, times in in_turns(calls, rounds=rounds).items()}
     copy = seconds.pop("")
     return {

@@ -112,7 +112,7 @@ def _trial(config, index, *, steps):
     config.optimizer.weight_decay = (0.0, 1e-4, 1e-3)[index // 4 % 3]
     config.schedule = dict(name="constant", warmup_steps=0)
     config.horizon = dict(steps=steps)
-    config.eval = dict(every_steps=-(-steps // 4), batch_size=256)
+    config.eval = dict(every_steps=-(-steps // 4), batch_size=256, views="none")
     config.log_every_steps = -(-steps // 4)
     return config
 

@@ -10,6 +10,7 @@ from PIL import Image
 from sklearn.datasets import load_sample_image
 
 from trainer.data.augment import make_augment
+from trainer.data.augment.place import places
 
 CREDIT = 'The photograph is "china.jpg" of scikit-learn, by danielbuechele, CC BY 2.0, cut and made smaller.'
 SIDE, DRAWS = 64, 7
@@ -17,6 +18,7 @@ _GAP = 4
 
 # An op of each kind at a strength that shows; what comes with a probability shows both cases.
 SPECS = {
+    "alternating_flip": "alternating_flip()",
     "augmix": "augmix(3)",
     "autoaugment": "autoaugment('imagenet')",
     "autocontrast": "autocontrast(0.5)",
@@ -58,14 +60,16 @@ def photograph() -> np.ndarray:
 
 
 def draws(spec: str, image: np.ndarray) -> np.ndarray:
-    """DRAWS results of the op string on `image`, float32 [H, W, C] in [0, 1]: float32 [DRAWS, H, W, C].
+    """DRAWS results of the op string on `image`, float32 [H, W, C] in [0, 1], one an epoch: float32 [DRAWS, H, W, C].
 
     The op string is the seed, so that two ops do not share their draws. Raises ConfigError as `make_augment` does.
     """
-    keys = jax.random.split(jax.random.key(zlib.crc32(spec.encode()), impl="threefry2x32"), DRAWS)
+    root = jax.random.key(zlib.crc32(spec.encode()), impl="threefry2x32")
+    epochs = np.arange(DRAWS, dtype=np.int32)
     # Runs once, so that compiling is the cost: without LLVM's optimiser it is the lower one.
     augment = jax.jit(make_augment(spec), compiler_options={"xla_backend_optimization_level": 0})
-    return np.asarray(augment(keys, np.stack([image] * DRAWS)))
+    keys, same = jax.random.split(root, DRAWS), np.zeros_like(epochs)
+    return np.asarray(augment(keys, np.stack([image] * DRAWS), places(root, same, epochs)))
 
 
 def strip(spec: str, image: np.ndarray) -> np.ndarray:

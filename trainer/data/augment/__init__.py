@@ -1,13 +1,15 @@
 """Augmentation on the device, from one printable string.
 
     augment = make_augment("pad_crop(4)|flip_lr(0.5)|color_jitter(0.2, 0.2, 0.2)")
-    images = augment(keys, images)
+    images = augment(keys, images, places)
 
 A new op is one function `(key, image, *, ...)`, its arguments annotated with their
 ranges, and one line in `OPS`. An op maps one image to one image of the same shape;
+an op that goes by the epoch takes a `place` for its key (`place.py`);
 what mixes images or changes labels (mixup, CutMix) is no op: it is in `mixing.py`.
 """
 
+import inspect
 import itertools
 
 import jax
@@ -43,6 +45,7 @@ from trainer.data.augment.geometry import (
     resample,
 )
 from trainer.data.augment.parse import Op, parse_chain
+from trainer.data.augment.place import alternating_flip_lr
 from trainer.data.augment.policies import (
     random_augmix,
     random_autoaugment,
@@ -52,6 +55,7 @@ from trainer.data.augment.policies import (
 from trainer.errors import ConfigError, DataError
 
 OPS = {
+    "alternating_flip": alternating_flip_lr,
     "augmix": random_augmix,
     "autoaugment": random_autoaugment,
     "autocontrast": random_autocontrast,
@@ -95,7 +99,7 @@ def parse(spec: str) -> tuple[Op, ...]:
 
 
 def make_augment(spec: str):
-    """Builds `augment(keys, images) -> images` from an op string; blank is the identity.
+    """Builds `augment(keys, images, places=None) -> images` from an op string; blank is the identity.
 
     keys: typed threefry keys [B], one for each image, so that its draw depends on
     nothing else in the batch. images: float32 [B, H, W, C] in [0, 1], C = 1 or 3.
@@ -103,34 +107,45 @@ def make_augment(spec: str):
     op: no op clips on its own, the published policies excepted. The op at position i
     draws from `fold_in(key, i)`, so an op added at the end leaves the draws before it
     as they were. Neighbours that warp and have the same `fill` resample once, together.
+    places: a `place.Place` [B] for the ops that go by it, which draw from its key in the
+    same way.
 
     `augment` is pure, and its caller jits it. When traced it raises DataError for
-    images that are not float32, and ConfigError for keys of another generator: under
-    `vmap` an "rbg" draw depends on its neighbours. Raises ConfigError as `parse` does.
+    images that are not float32, and ConfigError for places that are missing and for
+    keys of another generator: under `vmap` an "rbg" draw depends on its neighbours.
+    Raises ConfigError as `parse` does.
     """
     chain = parse(spec)
     links = [list(link) for _, link in itertools.groupby(enumerate(chain), key=_link)]
 
-    def augment_one(key, image):
+    def augment_one(key, image, place):
         for link in links:
             position, (name, arguments) = link[0]
             if _warps(name):
                 fill = arguments["fill"]
                 image = resample(image, [_draw_warp(key, image.shape, *step) for step in link], fill=fill)
             else:
-                image = OPS[name](jax.random.fold_in(key, position), image, **arguments)
+                draw = jax.random.fold_in(place.key if _needs_place(name) else key, position)
+                draw = place._replace(key=draw) if _needs_place(name) else draw
+                image = OPS[name](draw, image, **arguments)
         return jnp.clip(image, 0.0, 1.0)
 
-    def augment(keys, images):
+    def augment(keys, images, places=None):
         if (generator := jax.random.key_impl(keys)) != "threefry2x32":
             raise ConfigError(
                 f"augment needs keys made with impl='threefry2x32'; '{generator}' draws by batch, not by key"
             )
         if images.dtype != jnp.float32:
             raise DataError(f"augment needs float32 images in [0, 1], not {images.dtype}; divide uint8 by 255 first")
-        return jax.vmap(augment_one)(keys, images) if chain else images
+        if places is None and any(_needs_place(name) for name, _ in chain):
+            raise ConfigError(f"augment: '{spec}' goes by the epoch; it needs places")
+        return jax.vmap(augment_one)(keys, images, places) if chain else images
 
     return augment
+
+
+def _needs_place(name):
+    return next(iter(inspect.signature(OPS[name]).parameters)) == "place"
 
 
 def _warps(name):

@@ -1,0 +1,109 @@
+"""The public record of CIFAR-10 in seconds, retold: a whitened stem, Muon, alternating flips, eight epochs.
+
+After K. Jordan, cifar10-airbench, airbench94_muon (2024): on test 94.01 % in the mean of 200 runs, with six views an
+image, in 2.59 s each on an A100 once compiled. The same in the terms of this framework, not to the bit.
+
+Expected: 94.0 % on test, the record's figure; not yet measured here. The record trains on all 50,000 images. Here 100
+of them are validation, which a run must have; it is looked at once, at the end, and chooses nothing.
+
+    python -m scripts.train --config=configs/cifar10_speedrun.py --workdir=runs/cifar10_speedrun
+
+Seconds on an accelerator; hours on two CPU cores, and fewer of them with `--config.precision=float32`. `:quick` takes
+five small steps and looks at each image once; `:root=DIR` reads class folders instead of TFDS.
+"""
+
+import ml_collections
+
+from configs import variants
+
+# The record sums the loss over a batch of 2,000 where we take the mean: a rate of SGD is 2,000 times the record's, and
+# the decay a 2,000th of it. Muon's rate stays, since its update does not depend on the gradient's size.
+BATCH_SIZE = 2000
+MUON_LR, BIAS_LR, HEAD_LR = 0.24, 0.053 * BATCH_SIZE, 0.67 * BATCH_SIZE
+# Its decay is 2e-6 BATCH_SIZE / rate, for biases and head each by its own, and that a 2,000th smaller is 2e-6 / rate.
+DECAY, BIAS_DECAY, HEAD_DECAY = 2e-6, 1 / 0.053, 1 / 0.67
+
+
+def get_config(variant=""):
+    options = variants.parse(variant, quick=False, root="")
+    config = ml_collections.ConfigDict()
+    config.seed = 0
+    config.precision = "bfloat16"  # the record's is float16
+    config.convolution = "auto"  # oneDNN where that was proven to work here; "xla": never
+    config.parallel = dict(backend="pmap")
+
+    # Data. Each image is flipped in every other epoch, and shifted by up to two pixels with its border reflected.
+    config.data = dict(
+        source=variants.tfds_or_folder("cifar10", root=options["root"], image_size=32),
+        val_fraction=0.002,
+        split_seed=0,
+        train_examples=0,  # of train, for training; 0: all
+        placement="auto",  # of the train images: on the devices where they fit, else on the host
+        batch_size=BATCH_SIZE,
+        augment="alternating_flip()|pad_crop(2, mode='reflect')",
+        mix=dict(name="none"),
+        normalize="channel_mean_std",
+        mean=(),
+        std=(),
+    )
+
+    # Model: 1,971,640 parameters. The stem's kernel is not learned: it makes 2x2 patches white, each direction twice.
+    config.model = dict(
+        name="speednet",
+        stem_width=24,
+        stem_bias_range=12**-0.5,  # PyTorch's default: 1 / sqrt(fan_in)
+        widths=(64, 256, 256),
+        activation="gelu",
+        init="dirac",
+        head_init="unit_uniform",
+        norm_momentum=0.6,
+        norm_eps=1e-12,
+        logit_scale=1 / 256,
+    )
+    config.data_init = dict(name="whiten", path="stem", examples=5000, eps=5e-4)
+
+    # Optimiser: Muon for the blocks' convolutions, SGD for the biases and the head. Rules multiply `lr`, the peak of
+    # the schedule, and `weight_decay`.
+    bias = f"lr={BIAS_LR / MUON_LR}, decay={BIAS_DECAY}"
+    config.optimizer = dict(
+        name="muon_nesterov",
+        lr=MUON_LR,
+        momentum=0.6,
+        newton_schulz_steps=3,
+        eps=1e-7 / BATCH_SIZE,  # beside the norm of a gradient
+        nesterov_momentum=0.85,
+        nesterov_params="head/.*",
+        weight_decay=DECAY,
+        clip="global_norm",
+        clip_norm=0.0,
+        rules=(
+            "stem/kernel: frozen",
+            f"stem/bias: {bias}, until_epochs=3",
+            "block[0-9]+/conv[12]/kernel: decay=0",
+            f"block[0-9]+/norm[12]/bias: {bias}",
+            f"head/kernel: lr={HEAD_LR / MUON_LR}, decay={HEAD_DECAY}",
+        ),
+        lr_per_batch=0,
+    )
+    config.schedule = dict(name="linear", warmup_epochs=0.0)
+    config.horizon = dict(epochs=8.0)
+    config.accumulation_parts = 1
+    config.remat = "none"
+    config.loss = dict(name="softmax")
+    config.regularizer = dict(name="none")
+    config.label_smoothing = 0.2
+    config.ema_decay = 0.0
+
+    # Running.
+    config.eval = dict(every_percent=100, batch_size=1000, views="mirror_translate")
+    config.early_stopping = dict(patience=0, min_delta=0.0)  # 0: train to the end, keep the best snapshot
+    config.checkpoint = dict(keep_latest=1)
+    config.log_every_steps = 25
+    config.steps_per_call = 25  # in one program
+
+    if options["quick"]:
+        config.precision = "float32"
+        config.eval.views = "none"
+        config.data.batch_size = 40
+        config.horizon.epochs = 0.004
+    return config
