@@ -36,6 +36,12 @@ def use(*, workdir: Path | None):
     if not command.DEBUG.value:
         # On some processors XLA complains about every program of its own that it loads. Errors still are exceptions.
         os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
+    _turn_on(workdir)
+    # A program that calls oneDNN (`trainer.convolution`) cannot be kept, in whichever folder.
+    warnings.filterwarnings("ignore", message="Error writing persistent compilation cache entry .*std::bad_alloc")
+
+
+def _turn_on(workdir):
     import jax
 
     if COMPILE_CACHE.value == "":
@@ -103,8 +109,6 @@ def _mend_quietly(folder):
         trouble = _TROUBLE.match(str(message))
         if not trouble:
             return shown(message, *arguments, **kwargs)
-        if "std::bad_alloc" in trouble[2]:
-            return None  # a program that calls oneDNN, see `trainer.convolution`: it cannot be kept
         with contextlib.suppress(OSError):
             for path in folder.glob(f"{trouble[1]}-*-cache"):
                 path.unlink(missing_ok=True)
