@@ -1,69 +1,110 @@
 """Benchmarks: one JSON line with figures, a ratio, the machine and the versions.
 
-    python -m scripts.bench augment --out=docs/benchmarks
-    python -m scripts.bench conv --out=docs/benchmarks
-    python -m scripts.bench trials --out=docs/benchmarks
-    python -m scripts.bench diagnosis --out=docs/benchmarks
-    python -m scripts.bench startup --out=docs/benchmarks
-    python -m scripts.bench input --out=docs/benchmarks
+    python -m scripts.bench NAME --out=docs/benchmarks
 
-What is compared is measured in turns, so that a noisy machine slows both. `trials` takes half an hour on two cores,
-most of it for speednet; --models=linear,mlp,cnn takes seven minutes.
+What is compared is measured in turns, so that a noisy machine slows both. `accelerator` runs those that an accelerator
+is for, in one call; `--toy` makes them small enough for two CPU cores. `grid` takes half an hour on these, most of it
+for speednet; --models=linear,mlp,cnn takes seven minutes.
 """
 
 import json
 import os
 import platform
+import time
 from pathlib import Path
 
 from absl import flags
 
 from scripts import command
 
-BATCH = flags.DEFINE_integer("batch", 256, "augment, conv: images a batch.", lower_bound=1)
-SIZE = flags.DEFINE_integer("size", 32, "augment: height and width of the images, in pixels.", lower_bound=1)
-MODELS = flags.DEFINE_list("models", ["linear", "mlp", "cnn", "speednet"], "trials: the models to try.")
-TRIALS = flags.DEFINE_integer("trials", 12, "trials: the most trials.", lower_bound=1)
-STEPS = flags.DEFINE_integer("steps", 200, "trials: the steps of a run; a tenth of them for speednet.", lower_bound=1)
-ROOT = flags.DEFINE_string("root", "", "trials: CIFAR-10 as class folders for speednet; without, synthetic images.")
+BATCH = flags.DEFINE_integer("batch", None, "augment, conv, resnet50: images a batch.", lower_bound=1)
+SIZE = flags.DEFINE_integer(
+    "size", None, "augment, resnet50: pixels, height and width of the images.", lower_bound=1
+)
+CASE = flags.DEFINE_string("case", "small", "loop, checkpoint, devices: what to train, of scripts/benchmarks/cases.py.")
+STEPS = flags.DEFINE_integer("steps", None, "loop, checkpoint, grid: the steps of a run.", lower_bound=1)
+STEPS_PER_CALL = flags.DEFINE_integer("steps_per_call", 1, "loop: config.steps_per_call.", lower_bound=1)
+EVERY = flags.DEFINE_integer("every", 10, "checkpoint: the steps between two snapshots.", lower_bound=1)
+TURN = flags.DEFINE_integer("turn", 3, "devices, resnet50: the steps of a turn.", lower_bound=1)
+MODELS = flags.DEFINE_list("models", ["linear", "mlp", "cnn", "speednet"], "grid: the models to try.")
+TRIALS = flags.DEFINE_integer("trials", 12, "grid: the most trials.", lower_bound=1)
+ROOT = flags.DEFINE_string("root", "", "grid, speedrun: CIFAR-10 as class folders; without, generated images and TFDS.")
 FAULTS = flags.DEFINE_list("faults", None, "diagnosis: the faults to plant, by name; all of them.")
-SEEDS = flags.DEFINE_integer("seeds", 10, "diagnosis: the seeds of clean runs.", lower_bound=0)
+SEEDS = flags.DEFINE_integer("seeds", None, "diagnosis, speedrun: how many seeds.", lower_bound=0)
 EPOCHS = flags.DEFINE_float("epochs", 0.0, "diagnosis: of a plain run; 0: what sound runs take.", lower_bound=0)
 IMAGES = flags.DEFINE_integer("images", 256, "input: JPEG files to make.", lower_bound=64)
+TOY = flags.DEFINE_bool("toy", False, "accelerator: at a size for two CPU cores, to see that all of it runs.")
 ROUNDS = flags.DEFINE_integer("rounds", 9, "How often each is measured, in turns; medians are given.", lower_bound=1)
 OUT = flags.DEFINE_string("out", None, "Folder that also gets the result, as NAME.json.")
+
+
+def _case(name):
+    from scripts.benchmarks.cases import CASES
+    from trainer.errors import LinseedError, unknown_name
+
+    if name not in CASES:
+        raise LinseedError(unknown_name("case", name, CASES))
+    return CASES[name]()
+
+
+def _accelerator():
+    """`loop`, `checkpoint`, `resnet50` and `speedrun`, the last with what is left of nine minutes in mind."""
+    toy = TOY.value
+    rounds = 1 if toy else 5
+    parts = {
+        "loop": lambda: _loop(_case("digits" if toy else "resnet18"), steps=20 if toy else 400, rounds=rounds),
+        "checkpoint": lambda: _checkpoint(_case("digits" if toy else "resnet18"), steps=20, rounds=rounds),
+        "resnet50": lambda: _resnet50(batch=2 if toy else 256, size=32 if toy else 224, rounds=rounds),
+        "speedrun": lambda: _speedrun(toy=toy, seeds=1 if toy else 5),
+    }
+    found = {}
+    for name, part in parts.items():
+        began = time.monotonic()
+        found[name] = part()
+        found[name]["wall_seconds"] = round(time.monotonic() - began, 1)
+    return {"toy": toy, **found, "ratio": found["loop"]["ratio"], "ratio_is": found["loop"]["ratio_is"]}
 
 
 def _augment():
     from scripts.benchmarks import augment
 
-    return augment.measure(batch=BATCH.value, size=SIZE.value, rounds=ROUNDS.value)
+    return augment.measure(batch=BATCH.value or 256, size=SIZE.value or 32, rounds=ROUNDS.value)
 
 
-def _trials():
-    from scripts.benchmarks import trials
+def _checkpoint(config=None, *, steps=None, rounds=None):
+    from scripts.benchmarks import checkpoint
 
-    kwargs = {"models": MODELS.value, "trials": TRIALS.value, "steps": STEPS.value, "root": ROOT.value}
-    return trials.measure(**kwargs, rounds=ROUNDS.value)
+    config = config or _case(CASE.value)
+    return checkpoint.measure(
+        config=config, steps=steps or STEPS.value or 60, every=EVERY.value, rounds=rounds or ROUNDS.value
+    )
 
 
 def _conv():
     from scripts.benchmarks import conv
 
-    return conv.measure(batch=BATCH.value, rounds=ROUNDS.value)
+    return conv.measure(batch=BATCH.value or 256, rounds=ROUNDS.value)
+
+
+def _devices():
+    from scripts.benchmarks import devices
+
+    return devices.measure(config=_case(CASE.value), turn=TURN.value, rounds=ROUNDS.value)
 
 
 def _diagnosis():
     from scripts.benchmarks import diagnosis
 
     faults = list(diagnosis.FAULTS) if FAULTS.value is None else FAULTS.value
-    return diagnosis.measure(faults=faults, seeds=SEEDS.value, epochs=EPOCHS.value)
+    seeds = 10 if SEEDS.value is None else SEEDS.value
+    return diagnosis.measure(faults=faults, seeds=seeds, epochs=EPOCHS.value)
 
 
-def _startup():
-    from scripts.benchmarks import startup
+def _grid():
+    from scripts.benchmarks import grid
 
-    return startup.measure(rounds=ROUNDS.value)
+    kwargs = {"models": MODELS.value, "trials": TRIALS.value, "steps": STEPS.value or 200, "root": ROOT.value}
+    return grid.measure(**kwargs, rounds=ROUNDS.value)
 
 
 def _input():
@@ -72,13 +113,52 @@ def _input():
     return input_.measure(images=IMAGES.value, rounds=ROUNDS.value)
 
 
+def _loop(config=None, *, steps=None, rounds=None):
+    from scripts.benchmarks import loop
+
+    config = config or _case(CASE.value)
+    config.steps_per_call = STEPS_PER_CALL.value
+    return loop.measure(config=config, steps=steps or STEPS.value or 60, rounds=rounds or ROUNDS.value)
+
+
+def _resnet50(*, batch=None, size=None, rounds=None):
+    from scripts.benchmarks import resnet50
+
+    batch, size = batch or BATCH.value or 256, size or SIZE.value or 224
+    return resnet50.measure(batch=batch, image_size=size, turn=TURN.value, rounds=rounds or ROUNDS.value)
+
+
+def _speedrun(*, toy=False, seeds=None):
+    from configs import cifar10_speedrun
+    from scripts.benchmarks import speedrun
+    from scripts.benchmarks.cases import synthetic
+
+    root = [f"root={ROOT.value}"] if ROOT.value else []
+    config = cifar10_speedrun.get_config(",".join([*root, *["quick"] * toy]))
+    if toy:
+        config = synthetic(config, examples=10_000, image_size=32)
+    return speedrun.measure(config=config, seeds=seeds or (5 if SEEDS.value is None else SEEDS.value))
+
+
+def _startup():
+    from scripts.benchmarks import startup
+
+    return startup.measure(rounds=ROUNDS.value)
+
+
 BENCHMARKS = {
+    "accelerator": _accelerator,
     "augment": _augment,
+    "checkpoint": _checkpoint,
     "conv": _conv,
+    "devices": _devices,
     "diagnosis": _diagnosis,
+    "grid": _grid,
     "input": _input,
+    "loop": _loop,
+    "resnet50": _resnet50,
+    "speedrun": _speedrun,
     "startup": _startup,
-    "trials": _trials,
 }
 
 

@@ -10,7 +10,7 @@ import pytest
 from PIL import Image
 
 from configs import digits
-from scripts.benchmarks.trials import one_program
+from scripts.benchmarks.grid import one_program
 from trainer.data.augment import OPS
 
 ROOT = Path(__file__).parent.parent

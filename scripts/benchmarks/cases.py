@@ -19,14 +19,14 @@ def constant_rate(config: ml_collections.ConfigDict, *, steps: int, eval_every_s
     with config.unlocked():
         config.schedule = dict(name="constant", warmup_steps=0)
         config.horizon = dict(steps=steps)
-        config.eval = {**config.eval.to_dict(), "every_steps": eval_every_steps}
-        config.eval.pop("every_epochs", None)
+        once = {key: value for key, value in config.eval.items() if not key.startswith("every_")}
+        config.eval = {**once, "every_steps": eval_every_steps}
     return config
 
 
 # What one trains: name -> config. `small` for two CPU cores, the others for an accelerator.
 CASES = {
-    "digits": lambda: digits.get_config(),
+    "digits": lambda: synthetic(digits.get_config(), examples=2000, image_size=8),
     "small": lambda: synthetic(cifar10_small.get_config(), examples=4000, image_size=32),
     "resnet18": lambda: synthetic(cifar10_resnet18.get_config(), examples=20000, image_size=32),
 }

@@ -9,8 +9,6 @@ the time on the clock is what counts where other work shares the machine.
 
 import inspect
 import itertools
-import multiprocessing
-import os
 import resource
 import statistics
 import subprocess
@@ -18,7 +16,6 @@ import sys
 import tempfile
 import time
 from collections.abc import Callable
-from concurrent.futures import ProcessPoolExecutor
 from pathlib import Path
 from typing import NamedTuple
 
@@ -27,6 +24,7 @@ import ml_collections
 import numpy as np
 
 from configs import cifar10_small, digits, lecture_rates, replay
+from scripts.benchmarks.child import in_child
 from scripts.benchmarks.turns import in_turns, ratio
 from trainer import config as config_lib
 from trainer.errors import LinseedError, unknown_name
@@ -98,7 +96,7 @@ def _measure(case, trials, *, steps, root, rounds):
         folder = Path(folder)
         few = [count for count in counts if count <= case.most]
         together = one_program(configs, folder, counts=few, **kwargs)
-        devices = _in_child(_over_devices, configs[:DEVICES], folder, devices=DEVICES, **kwargs)
+        devices = in_child(_over_devices, configs[:DEVICES], folder, devices=DEVICES, **kwargs)
         runs = _runs(configs, folder, counts=counts)
     source = configs[0].data.source.name
     batch = configs[0].data.batch_size
@@ -123,7 +121,7 @@ def _runs(configs, folder, *, counts):
     Two are run in a process of their own, before and after those in one: all would cost the same.
     """
     alone = [_train_command(configs[0], folder / "process0")]
-    ends = _in_child(_one_after_the_other, configs, folder, devices=1, began=time.monotonic())
+    ends = in_child(_one_after_the_other, configs, folder, devices=1, began=time.monotonic())
     alone += [_train_command(config, folder / "process1") for config in configs[1:2]]
     wall, cpu = np.mean(alone, axis=0)
     shared = {str(count): ends[count - 1] for count in counts}
@@ -251,18 +249,6 @@ def _over_devices(configs, folder, *, turn, rounds):
             for name, found in times.items()
         }
     }
-
-
-def _in_child(function, *arguments, devices, **kwargs):
-    """What `function` returns in a process of its own, whose JAX sees so many `devices`."""
-    spawn = multiprocessing.get_context("spawn")
-    with ProcessPoolExecutor(1, spawn, initializer=_set_devices, initargs=(devices,)) as pool:
-        return pool.submit(function, *arguments, **kwargs).result()
-
-
-def _set_devices(count):
-    # Before JAX asks for its devices. Of a flag that is given twice the last one counts.
-    os.environ["XLA_FLAGS"] = f"{os.environ.get('XLA_FLAGS', '')} --xla_force_host_platform_device_count={count}"
 
 
 def _train_command(config, folder):
