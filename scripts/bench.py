@@ -18,9 +18,7 @@ from absl import flags
 from scripts import command
 
 BATCH = flags.DEFINE_integer("batch", None, "augment, conv, resnet50: images a batch.", lower_bound=1)
-SIZE = flags.DEFINE_integer(
-    "size", None, "augment, resnet50: pixels, height and width of the images.", lower_bound=1
-)
+SIZE = flags.DEFINE_integer("size", None, "augment, resnet50: pixels, height and width of the images.", lower_bound=1)
 CASE = flags.DEFINE_string("case", "small", "loop, checkpoint, devices: what to train, of scripts/benchmarks/cases.py.")
 STEPS = flags.DEFINE_integer("steps", None, "loop, checkpoint, grid: the steps of a run.", lower_bound=1)
 STEPS_PER_CALL = flags.DEFINE_integer("steps_per_call", 1, "loop: config.steps_per_call.", lower_bound=1)

@@ -13,17 +13,6 @@ def synthetic(config: ml_collections.ConfigDict, *, examples: int, image_size: i
     return config
 
 
-def constant_rate(config: ml_collections.ConfigDict, *, steps: int, eval_every_steps: int) -> ml_collections.ConfigDict:
-    """A copy of `config` that trains for `steps` at its peak rate: a program for every length of run."""
-    config = config.copy_and_resolve_references()
-    with config.unlocked():
-        config.schedule = dict(name="constant", warmup_steps=0)
-        config.horizon = dict(steps=steps)
-        once = {key: value for key, value in config.eval.items() if not key.startswith("every_")}
-        config.eval = {**once, "every_steps": eval_every_steps}
-    return config
-
-
 # What one trains: name -> config. `small` for two CPU cores, the others for an accelerator.
 CASES = {
     "digits": lambda: synthetic(digits.get_config(), examples=2000, image_size=8),

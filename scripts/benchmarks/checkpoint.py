@@ -5,10 +5,10 @@ import tempfile
 import time
 from pathlib import Path
 
-from scripts.benchmarks.cases import constant_rate
 from scripts.benchmarks.turns import ratio
 from trainer.experiment import Shared
 from trainer.train import train_and_evaluate
+from trainer.tuning.trials import at_constant_rate
 from trainer.writers import Quiet
 
 
@@ -29,10 +29,10 @@ def measure(*, config, steps: int, every: int, rounds: int) -> dict:
     `every` steps, to the last.
     """
     val_fraction = 10 / config.data.source.num_examples
-    config.data.val_fraction, config.log_every_steps = val_fraction, every
+    config.data.val_fraction = val_fraction
     configs = {
-        "saving": constant_rate(config, steps=steps, eval_every_steps=every),
-        "plain": constant_rate(config, steps=steps, eval_every_steps=steps),
+        "saving": at_constant_rate(config, steps=steps, eval_every_steps=every, log_every_steps=every),
+        "plain": at_constant_rate(config, steps=steps, eval_every_steps=steps, log_every_steps=every),
     }
     seconds, shared = {name: [] for name in configs}, Shared()
     with tempfile.TemporaryDirectory() as folder:

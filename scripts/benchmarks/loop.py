@@ -7,9 +7,9 @@ from pathlib import Path
 
 import jax
 
-from scripts.benchmarks.cases import constant_rate
 from trainer.experiment import Shared, build
 from trainer.train import train_and_evaluate
+from trainer.tuning.trials import at_constant_rate
 from trainer.writers import Quiet
 
 
@@ -19,7 +19,9 @@ def measure(*, config, steps: int, rounds: int) -> dict:
     The run logs every `config.log_every_steps`, evaluates and saves twice, and draws its batches as always. Its rate is
     the one in its `result.json`: of all steps but those that waited for the compiler, evaluations left out.
     """
-    config = constant_rate(config, steps=steps, eval_every_steps=-(-steps // 2))
+    config = at_constant_rate(
+        config, steps=steps, eval_every_steps=-(-steps // 2), log_every_steps=config.log_every_steps
+    )
     shared, rates = Shared(), {"run": [], "bare": [], "run_cpu": [], "bare_cpu": []}
     with tempfile.TemporaryDirectory() as folder:
         experiment = build(config, Path(folder), shared=shared)

@@ -8,9 +8,10 @@ import jax
 import ml_collections
 
 from configs import imagenet_resnet50
-from scripts.benchmarks.cases import constant_rate, synthetic
+from scripts.benchmarks.cases import synthetic
 from scripts.benchmarks.turns import in_turns
 from trainer.experiment import Shared, build
+from trainer.tuning.trials import at_constant_rate
 
 # Dense bfloat16 FLOP/s, without sparsity, of the makers' data sheets: the start of the device's kind -> peak.
 PEAK_FLOPS = {
@@ -33,7 +34,7 @@ def measure(*, batch: int, image_size: int, turn: int, rounds: int) -> dict:
     config = ml_collections.ConfigDict(imagenet_resnet50.get_config())
     config = synthetic(config, examples=max(2 * batch, 40), image_size=image_size)
     config.data.batch_size = batch
-    config = constant_rate(config, steps=1, eval_every_steps=1)
+    config = at_constant_rate(config, steps=1, eval_every_steps=1, log_every_steps=1)
     with tempfile.TemporaryDirectory() as folder:
         experiment = build(config, Path(folder), shared=Shared())
     states = [experiment.parallel.replicate(experiment.state)]

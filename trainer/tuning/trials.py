@@ -57,12 +57,13 @@ def at_constant_rate(
     config: ml_collections.ConfigDict, *, steps: int, eval_every_steps: int, log_every_steps: int
 ) -> ml_collections.ConfigDict:
     """`config` for `steps` steps at its peak rate: longer ones begin as this does, so that a trial can be continued."""
+    evaluation = {key: value for key, value in config.eval.items() if not key.startswith("every_")}
     return changed(
         config,
         {
             "schedule": {"name": "constant", "warmup_steps": 0},
             "horizon": {"steps": steps},
-            "eval": {"every_steps": eval_every_steps, "batch_size": config.eval.batch_size},
+            "eval": {"every_steps": eval_every_steps, **evaluation},
             "early_stopping.patience": 0,
             "log_every_steps": log_every_steps,
             "checkpoint.keep_latest": 1,
