@@ -166,7 +166,13 @@ def test_training_is_the_same_either_way():
         model = models.build(
             "speednet",
             stem_width=4,
+            stem_bias_range=0.0,
             widths=(8, 8),
+            activation="relu",
+            init="kaiming_normal",
+            head_init="lecun_normal",
+            norm_momentum=0.6,
+            norm_eps=1e-5,
             logit_scale=0.1,
             num_classes=3,
             dtype=jnp.float32,

@@ -118,8 +118,8 @@ def test_a_benchmark_prints_one_json_line_with_a_ratio(tmp_path):
     assert result["ratio"] > 0 and set(OPS) <= set(result["images_per_second"])
 
 
-def test_the_benchmark_of_trials_measures_every_way():
-    done = command("bench", "trials", "--models=linear", "--trials=1", "--steps=1", "--rounds=1")
+def test_the_benchmark_of_a_grid_measures_every_way():
+    done = command("bench", "grid", "--models=linear", "--trials=1", "--steps=1", "--rounds=1")
     assert done.returncode == 0, done.stderr
     result = json.loads(done.stdout)
     figures = result["models"]["linear"]
@@ -147,8 +147,8 @@ def test_trials_in_one_program_end_where_they_end_alone(tmp_path):
     [
         ([], "NAME is missing; the command is python -m scripts.bench NAME"),
         (["augmnt"], "did you mean 'augment'"),
-        (["trials", "--models=lineer"], "did you mean 'linear'"),
-        (["trials", "--trials=0"], "--trials=0"),
+        (["grid", "--models=lineer"], "did you mean 'linear'"),
+        (["grid", "--trials=0"], "--trials=0"),
     ],
 )
 def test_an_unknown_benchmark_is_one_line(arguments, says):

@@ -2,21 +2,21 @@
 
 import functools
 import statistics
+import tempfile
+from pathlib import Path
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 
-import models
+from configs import cifar10_resnet20, cifar10_speedrun
+from scripts.benchmarks.cases import synthetic
 from scripts.benchmarks.turns import in_turns, ratio
-from trainer import losses, optim, regularizers, schedules
-from trainer import state as state_lib
 from trainer.convolution import CONVOLUTIONS
 from trainer.convolution_proof import proven
-from trainer.data.augment import make_augment, mixing
 from trainer.errors import LinseedError
-from trainer.parallel import AXIS, DataParallel
-from trainer.step import make_train_step
+from trainer.experiment import Shared, build
+from trainer.tuning.trials import at_constant_rate, changed
 
 # Height and width, channels, features, kernel, stride, padding: those of the networks below.
 SHAPES = (
@@ -31,18 +31,15 @@ SHAPES = (
     (16, 32, 64, 3, 2, 1),
     (8, 64, 64, 3, 1, 1),
 )
-NETWORKS = {
-    "record": {"name": "speednet", "stem_width": 24, "widths": (64, 256, 256), "logit_scale": 1 / 9},
-    "resnet20": {"name": "resnet20"},
-}
-CLASSES, PIXELS = 10, 32
+NETWORKS = {"record": cifar10_speedrun.get_config, "resnet20": cifar10_resnet20.get_config}
+PIXELS = 32
 
 
 def measure(*, batch: int, rounds: int) -> dict:
     """batch: images of a convolution and of a train step; rounds: see `in_turns`."""
     if not proven():
         raise LinseedError("oneDNN's convolutions were not proven to work here, so that there is nothing to compare")
-    steps = {name: _step_times(model, batch=batch, rounds=rounds) for name, model in NETWORKS.items()}
+    steps = {name: _step_times(config(), batch=batch, rounds=rounds) for name, config in NETWORKS.items()}
     ratios = {name: round(ratio(times["xla"].wall, times["auto"].wall), 3) for name, times in steps.items()}
     return {
         "batch": batch,
@@ -90,47 +87,25 @@ def _gradient(conv, index):
     return lambda x, weights, g: jax.vjp(conv, x, weights)[1](g)[index]
 
 
-def _step_times(model, *, batch, rounds):
-    """Train steps of SGD with momentum, without augmentation, as pmap runs them."""
-    parallel = DataParallel("pmap", devices=jax.devices()[:1])
-    rng = np.random.default_rng(0)
-    examples = {
-        "image": rng.integers(0, 256, (batch, PIXELS, PIXELS, 3), dtype=np.uint8),
-        "label": rng.integers(0, CLASSES, batch, dtype=np.int32),
-        "mask": np.ones(batch, np.float32),
-    }
+def _step_times(config, *, batch, rounds):
+    """Train steps of `config` as the loop runs them, on generated images."""
+    config = synthetic(config, examples=2 * batch, image_size=PIXELS)
+    config.data.batch_size, config.precision = batch, "float32"
+    config = at_constant_rate(config, steps=1, eval_every_steps=1, log_every_steps=1)
     calls = {}
-    for kind, convolution in CONVOLUTIONS.items():
-        built = models.build(**model, num_classes=CLASSES, dtype=jnp.float32, axis_name=AXIS, convolution=convolution)
-        calls[kind] = _step_call(built, examples, parallel=parallel)
+    with tempfile.TemporaryDirectory() as folder:
+        for kind in CONVOLUTIONS:
+            experiment = build(changed(config, {"convolution": kind}), Path(folder), shared=Shared())
+            calls[kind] = _step_call(experiment)
     return in_turns(calls, rounds=rounds)
 
 
-def _step_call(model, examples, *, parallel):
-    schedule = schedules.make_schedule(name="constant", warmup_steps=0, lr=1.0, total_steps=1000)
-    tx = optim.make_tx(
-        name="nesterov",
-        momentum=0.9,
-        weight_decay=5e-4,
-        clip="global_norm",
-        clip_norm=0.0,
-        rules=("rest:",),
-        schedule=schedule,
-    )
-    step = make_train_step(
-        model=model,
-        tx=tx,
-        loss=losses.make_loss(name="softmax", label_smoothing=0.1),
-        regularizer=regularizers.make_regularizer(name="none", rules=("rest:",)),
-        augment=make_augment(""),
-        normalize=lambda images: images - 0.5,
-        mix=mixing.make_mix(name="none", num_classes=CLASSES),
-        accumulation_parts=1,
-        ema_decay=0.0,
-    )
-    init = state_lib.make_init(model, tx, image_shape=(PIXELS, PIXELS, 3))
-    state = state_lib.create(init, seed=0, ema=False)
-    state = state.replace(opt_state=optim.with_hyperparams(state.opt_state, lr=0.01, weight_decay=5e-4))
-    compiled = parallel.compile(step, donate=False)
-    state, examples = parallel.replicate(state), parallel.shard(examples)
-    return lambda: compiled(state, examples)
+def _step_call(experiment):
+    states = [experiment.parallel.replicate(experiment.state)]
+    batch = experiment.parallel.shard(experiment.feed.batch(0))
+
+    def call():
+        states.append(experiment.train_step(states.pop(), batch)[0])
+        return states
+
+    return call

@@ -178,7 +178,7 @@ def learning(
         return [Finding("lr_too_high", f"at {own_lr:g} {outcomes[own_lr].failed}; {chosen:g} is stable", remedy)]
     if own is not None and own < best / 3:
         cause = "lr_too_high" if own_lr > chosen else "lr_too_low"
-        said = f"at {own_lr:g} the loss falls by {own:.0%}, at {chosen:g} by {drops[chosen]:.0%}"
+        said = f"at {own_lr:g} the loss falls by {own:z.0%}, at {chosen:g} by {drops[chosen]:z.0%}"
         return [Finding(cause, said, remedy)]
     return _validation(outcomes[chosen], num_classes=num_classes)
 
@@ -220,5 +220,5 @@ def decay(own: Outcome, small: Outcome, *, decay: float, start: float) -> list[F
     own_drop, small_drop = (0.0 if o.failed else 1 - o.train_loss / start for o in (own, small))
     if own_drop > small_drop / 2:
         return []
-    said = f"with decay {decay:g} the loss falls by {own_drop:.0%}, with next to none by {small_drop:.0%}"
+    said = f"with decay {decay:g} the loss falls by {own_drop:z.0%}, with next to none by {small_drop:z.0%}"
     return [Finding("decay_too_high", own.failed or said, "--config.optimizer.weight_decay=0.0001")]
