@@ -6,6 +6,7 @@ refuses ends the process, so nothing runs here before `trainer.convolution_proof
 
 import functools
 import json
+import math
 from collections.abc import Callable
 from typing import NamedTuple
 
@@ -19,6 +20,9 @@ from trainer import convolution_proof
 TARGET = "__onednn$convolution"
 NHWC = ("NHWC", "HWIO", "NHWC")
 TOLERANCE = 1e-5  # of the largest value; seen: 2e-6
+# Of a gradient with respect to the kernel: the least examples at a time, the numbers of g that a cache holds, and the
+# channels times features below which XLA is as fast.
+EXAMPLES, CACHED, SMALL = 32, 2**19, 256
 
 
 class Window(NamedTuple):
@@ -246,8 +250,8 @@ def _kernel_gradient(window, shape, g, x):
 
     One convolution in three dimensions: the examples are its channels, g its kernel, and the channels of x its third
     dimension, along which nothing moves. oneDNN then works on matrices [C, B] x [B, F] with an addition over h and w,
-    large enough to be fast where C F and B are. The two transposes have to be explicit: given as dimension numbers,
-    they are done element by element.
+    fast where they are large and g stays in the cache: so a part of the batch at a time. The two transposes have to
+    be explicit: given as dimension numbers, they are done element by element.
     """
     maps, spans = g.shape[1:3], []
     padding = []
@@ -256,16 +260,24 @@ def _kernel_gradient(window, shape, g, x):
         low = window.padding[i][0]
         # What a stride leaves over at the end is less padding, or cut off.
         padding.append((low, _span(shape[i], window.dilation[i]) - 1 + spans[i] - x.shape[1 + i] - low))
-    small = shape[2] * shape[3] < 1024 or len(x) < 32
+    small = shape[2] * shape[3] < SMALL or len(x) < EXAMPLES
     if small or any(max(pads) >= span for pads, span in zip(padding, spans, strict=True)):
         return _kernel_gradient_by_xla(window, shape, g, x)
     height, width = (size + min(0, high) for size, (_, high) in zip(x.shape[1:3], padding, strict=True))
     padding = [(low, max(0, high)) for low, high in padding]
-    found = _onednn(
-        x[:, :height, :width].transpose(1, 2, 3, 0)[None],
-        g.transpose(1, 2, 0, 3)[:, :, None],
-        strides=(*window.dilation, 1),
-        padding=(*padding, (0, 0)),
-        dilation=(*window.strides, 1),
-    )
-    return found[0]
+
+    def of(x, g):
+        found = _onednn(
+            x[:, :height, :width].transpose(1, 2, 3, 0)[None],
+            g.transpose(1, 2, 0, 3)[:, :, None],
+            strides=(*window.dilation, 1),
+            padding=(*padding, (0, 0)),
+            dilation=(*window.strides, 1),
+        )
+        return found[0]
+
+    examples = max(EXAMPLES, CACHED // math.prod(g.shape[1:]) // EXAMPLES * EXAMPLES)
+    whole = len(x) // examples * examples
+    parts = [a[:whole].reshape(-1, examples, *a.shape[1:]) for a in (x, g)]
+    total, _ = lax.scan(lambda total, part: (total + of(*part), None), _zeros(shape, like=g), parts)
+    return total + of(x[whole:], g[whole:]) if whole < len(x) else total
