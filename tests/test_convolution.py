@@ -19,8 +19,16 @@ usable = convolution.usable  # before conftest.py puts its own in place
 NHWC = ("NHWC", "HWIO", "NHWC")
 proven = pytest.mark.skipif(not convolution_proof.proven(), reason="oneDNN's convolutions are not proven here")
 
-# Of batch, size, channels, features, kernel: the last three have the gradient of the kernel by oneDNN as well.
-SHAPES = ((2, 6, 3, 4, 2), (2, 5, 4, 3, 1), (32, 6, 32, 32, 3), (33, 5, 24, 48, 3), (32, 6, 32, 32, 1))
+# Of batch, size, channels, features, kernel: the last four have the gradient of the kernel by oneDNN as well, the last
+# one in two parts and a rest.
+SHAPES = (
+    (2, 6, 3, 4, 2),
+    (2, 5, 4, 3, 1),
+    (32, 6, 32, 32, 3),
+    (33, 5, 24, 48, 3),
+    (32, 6, 32, 32, 1),
+    (70, 24, 8, 32, 3),
+)
 WINDOWS = (
     dict(window_strides=(1, 1), padding="SAME"),
     dict(window_strides=(1, 1), padding="VALID"),

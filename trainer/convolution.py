@@ -276,7 +276,7 @@ def _kernel_gradient(window, shape, g, x):
         )
         return found[0]
 
-    examples = max(EXAMPLES, CACHED // math.prod(g.shape[1:]) // EXAMPLES * EXAMPLES)
+    examples = min(len(x), max(EXAMPLES, CACHED // math.prod(g.shape[1:]) // EXAMPLES * EXAMPLES))
     whole = len(x) // examples * examples
     parts = [a[:whole].reshape(-1, examples, *a.shape[1:]) for a in (x, g)]
     total, _ = lax.scan(lambda total, part: (total + of(*part), None), _zeros(shape, like=g), parts)
