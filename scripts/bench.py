@@ -31,6 +31,7 @@ FAULTS = flags.DEFINE_list("faults", None, "diagnosis: the faults to plant, by n
 SEEDS = flags.DEFINE_integer("seeds", None, "diagnosis, speedrun: how many seeds.", lower_bound=0)
 EPOCHS = flags.DEFINE_float("epochs", 0.0, "diagnosis: of a plain run; 0: what sound runs take.", lower_bound=0)
 IMAGES = flags.DEFINE_integer("images", 256, "input: JPEG files to make.", lower_bound=64)
+TORCH_PYTHON = flags.DEFINE_string("torch_python", "", "conv: a Python with PyTorch, whose steps are set beside ours.")
 TOY = flags.DEFINE_bool("toy", False, "accelerator: at a size for two CPU cores, to see that all of it runs.")
 ROUNDS = flags.DEFINE_integer("rounds", 9, "How often each is measured, in turns; medians are given.", lower_bound=1)
 OUT = flags.DEFINE_string("out", None, "Folder that also gets the result, as NAME.json.")
@@ -81,7 +82,7 @@ def _checkpoint(config=None, *, steps=None, rounds=None):
 def _conv():
     from scripts.benchmarks import conv
 
-    return conv.measure(batch=BATCH.value or 256, rounds=ROUNDS.value)
+    return conv.measure(batch=BATCH.value or 256, rounds=ROUNDS.value, torch_python=TORCH_PYTHON.value)
 
 
 def _devices():

@@ -1,7 +1,12 @@
-"""Convolutions by oneDNN against XLA's own, which `flax.linen.Conv` calls: each by itself, and whole train steps."""
+"""Convolutions by oneDNN against XLA's own, which `flax.linen.Conv` calls: each by itself, and whole train steps.
 
+With a Python that has PyTorch, its steps as well, in a process of its own, in turns with ours.
+"""
+
+import contextlib
 import functools
 import statistics
+import subprocess
 import tempfile
 from pathlib import Path
 
@@ -35,13 +40,16 @@ NETWORKS = {"record": cifar10_speedrun.get_config, "resnet20": cifar10_resnet20.
 PIXELS = 32
 
 
-def measure(*, batch: int, rounds: int) -> dict:
-    """batch: images of a convolution and of a train step; rounds: see `in_turns`."""
+def measure(*, batch: int, rounds: int, torch_python: str) -> dict:
+    """batch: images of a convolution and of a train step; rounds: see `in_turns`; torch_python: "" for no PyTorch."""
     if not proven():
         raise LinseedError("oneDNN's convolutions were not proven to work here, so that there is nothing to compare")
-    steps = {name: _step_times(config(), batch=batch, rounds=rounds) for name, config in NETWORKS.items()}
+    steps = {}
+    for name, config in NETWORKS.items():
+        with _torch_step(name, batch=batch, python=torch_python) as torch:
+            steps[name] = _step_times(config(), batch=batch, rounds=rounds, others=torch)
     ratios = {name: round(ratio(times["xla"].wall, times["auto"].wall), 3) for name, times in steps.items()}
-    return {
+    found = {
         "batch": batch,
         "gflop_per_second": {str(shape): _speeds(*shape, batch=batch, rounds=rounds) for shape in SHAPES},
         "shapes_are": "height and width, channels, features, kernel, stride, padding; [XLA, ours]",
@@ -49,10 +57,37 @@ def measure(*, batch: int, rounds: int) -> dict:
             name: {kind: round(batch / statistics.median(times.wall)) for kind, times in found.items()}
             for name, found in steps.items()
         },
+        "cpu_ratios": {name: round(ratio(times["xla"].cpu, times["auto"].cpu), 3) for name, times in steps.items()},
         "ratios": ratios,
         "ratio": min(ratios.values()),
         "ratio_is": "time of a train step with XLA's convolutions over the time with ours; the smaller of the networks",
     }
+    if torch_python:
+        kinds = [f"torch over {kind}" for kind in CONVOLUTIONS]
+        found["torch_ratios"] = {
+            name: {kind: round(ratio(times["torch"].wall, times[kind.split()[-1]].wall), 3) for kind in kinds}
+            for name, times in steps.items()
+        }
+    return found
+
+
+@contextlib.contextmanager
+def _torch_step(name, *, batch, python):
+    """{"torch": a call that makes one step of PyTorch}, or {} without a `python` that has it."""
+    if not python:
+        yield {}
+        return
+    command = [python, "-m", "scripts.benchmarks.torch_steps", name, str(batch)]
+    with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True) as child:
+        if not child.stdout.readline():
+            raise LinseedError(f"{python} cannot run PyTorch; --torch_python wants a Python in whose packages it is")
+
+        def call():
+            print("step", file=child.stdin, flush=True)
+            return float(child.stdout.readline())
+
+        yield {"torch": call}
+        child.stdin.close()
 
 
 def _speeds(size, channels, features, kernel, stride, pad, *, batch, rounds):
@@ -87,12 +122,12 @@ def _gradient(conv, index):
     return lambda x, weights, g: jax.vjp(conv, x, weights)[1](g)[index]
 
 
-def _step_times(config, *, batch, rounds):
-    """Train steps of `config` as the loop runs them, on generated images."""
+def _step_times(config, *, batch, rounds, others):
+    """Train steps of `config` as the loop runs them, on generated images, in turns with the calls `others`."""
     config = synthetic(config, examples=2 * batch, image_size=PIXELS)
     config.data.batch_size, config.precision = batch, "float32"
     config = at_constant_rate(config, steps=1, eval_every_steps=1, log_every_steps=1)
-    calls = {}
+    calls = dict(others)
     with tempfile.TemporaryDirectory() as folder:
         for kind in CONVOLUTIONS:
             experiment = build(changed(config, {"convolution": kind}), Path(folder), shared=Shared())
