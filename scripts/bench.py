@@ -29,8 +29,10 @@ TRIALS = flags.DEFINE_integer("trials", 12, "grid: the most trials.", lower_boun
 ROOT = flags.DEFINE_string("root", "", "grid, speedrun: CIFAR-10 as class folders; without, generated images and TFDS.")
 FAULTS = flags.DEFINE_list("faults", None, "diagnosis: the faults to plant, by name; all of them.")
 SEEDS = flags.DEFINE_integer("seeds", None, "diagnosis, speedrun: how many seeds.", lower_bound=0)
-EPOCHS = flags.DEFINE_float("epochs", 0.0, "diagnosis: of a plain run; 0: what sound runs take.", lower_bound=0)
-IMAGES = flags.DEFINE_integer("images", 256, "input: JPEG files to make.", lower_bound=64)
+EPOCHS = flags.DEFINE_float(
+    "epochs", 0.0, "diagnosis, memory: of a plain run; 0: what sound runs take, or 8.", lower_bound=0
+)
+IMAGES = flags.DEFINE_integer("images", None, "input, memory: images to make; 256, or 640.", lower_bound=64)
 TORCH_PYTHON = flags.DEFINE_string("torch_python", "", "conv: a Python with PyTorch, whose steps are set beside ours.")
 TOY = flags.DEFINE_bool("toy", False, "accelerator: at a size for two CPU cores, to see that all of it runs.")
 ROUNDS = flags.DEFINE_integer("rounds", 9, "How often each is measured, in turns; medians are given.", lower_bound=1)
@@ -109,7 +111,7 @@ def _grid():
 def _input():
     from scripts.benchmarks import input as input_
 
-    return input_.measure(images=IMAGES.value, rounds=ROUNDS.value)
+    return input_.measure(images=IMAGES.value or 256, rounds=ROUNDS.value)
 
 
 def _loop(config=None, *, steps=None, rounds=None):
@@ -118,6 +120,12 @@ def _loop(config=None, *, steps=None, rounds=None):
     config = config or _case(CASE.value)
     config.steps_per_call = STEPS_PER_CALL.value
     return loop.measure(config=config, steps=steps or STEPS.value or 60, rounds=rounds or ROUNDS.value)
+
+
+def _memory():
+    from scripts.benchmarks import memory
+
+    return memory.measure(epochs=round(EPOCHS.value) or 8, images=IMAGES.value or 640)
 
 
 def _resnet50(*, batch=None, size=None, rounds=None):
@@ -155,6 +163,7 @@ BENCHMARKS = {
     "grid": _grid,
     "input": _input,
     "loop": _loop,
+    "memory": _memory,
     "resnet50": _resnet50,
     "speedrun": _speedrun,
     "startup": _startup,

@@ -12,6 +12,7 @@ from collections.abc import Callable
 from absl import app, flags
 from rich.console import Console
 
+from scripts import heap
 from trainer.errors import LinseedError
 
 DEBUG = flags.DEFINE_bool("debug", False, "Show the traceback of an error that is otherwise one line.")
@@ -42,6 +43,7 @@ def run(main: Callable[..., None], *, needs: tuple[str, ...] = (), argument: str
 
     def guarded(rest):
         _show_our_warnings_alone()
+        heap.limit_arenas()
         try:
             main(Console(), *rest[1:])
         except (LinseedError, OSError) as error:

@@ -55,6 +55,17 @@ def test_a_forecast_reads_when_piped_and_draws_the_schedule(tmp_path):
     assert all(lr == pytest.approx(float(schedule(step)), rel=0.01, abs=1e-9) for step, lr in drawn.items())
     ElementTree.parse(tmp_path / "out" / "schedule.svg")
     assert not list(run.iterdir())
+    assert "no largest batch" in done.stdout and "--memory=8GiB" in done.stdout  # a CPU names no limit of its own
+
+
+def test_the_largest_batch_for_so_much_memory_divides_over_the_devices_and_fits():
+    done = doctor(*TINY, "--memory=1MiB")
+    assert done.returncode == 0, done.stderr
+    found = {cell[0]: cell[1:] for cell in rows(done.stdout) if len(cell) == 3}
+    batch, per_device = int(found["largest batch"][0]), int(found["largest batch"][1].split()[0])
+    assert batch == 4 * per_device > 32  # conftest's four devices; one step of 32 needs far less
+    size, unit = found["device: a step of it"][0].split()
+    assert unit == "MB" and 0.8 < float(size) <= 1.1 and "of 1.0 MB" in found["device: a step of it"][1]
 
 
 def test_a_disk_that_is_too_small_and_another_config_are_warned_of(tmp_path):
@@ -80,6 +91,7 @@ def test_a_disk_that_is_too_small_and_another_config_are_warned_of(tmp_path):
     [
         ([], "--config is missing; the command is python -m scripts.doctor --config=CONFIG"),
         (["--config=configs/digits.py", "--steps=0"], "steps"),
+        (["--config=configs/digits.py", "--memory=8Gig"], "--memory=8Gig should be bytes above 0, such as 8GiB"),
         (["--config=configs/digits.py", "--config.optimizer.rules=('rets:',)"], "add 'rest:' for what is left over"),
         (["--config=configs/digits.py", "--workdir=setup.cfg"], "--workdir=setup.cfg is a file; choose a folder"),
     ],

@@ -12,6 +12,7 @@ from trainer.data import tfds as tfds_module
 from trainer.data.folder import folder
 from trainer.data.splits import Split
 from trainer.data.tfds import tfds
+from trainer.data.tfds_cifar import read_archive
 from trainer.errors import DataError
 
 library = pytest.importorskip("tensorflow_datasets")
@@ -191,7 +192,7 @@ def test_links_in_an_archive_are_not_followed(tmp_path):
         link.type, link.linkname = tarfile.SYMTYPE, str(tmp_path / "secret")
         archive.addfile(link)
     with pytest.raises(DataError, match="holds no x"):
-        tfds_module._read_archive(tmp_path / "a.tar.gz", ["x"])
+        read_archive(tmp_path / "a.tar.gz", ["x"])
 
 
 def test_an_unknown_dataset_names_the_nearest(tmp_path):

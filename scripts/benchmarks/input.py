@@ -36,7 +36,7 @@ def measure(*, images: int, rounds: int) -> dict:
     start. Peak memory is of this process, after each turn of the stream.
     """
     with tempfile.TemporaryDirectory() as root:
-        paths = _write(Path(root), images)
+        paths = write_photographs(Path(root), images)
         source = folder_stream(
             root=root,
             image_size=224,
@@ -57,7 +57,8 @@ def measure(*, images: int, rounds: int) -> dict:
 
         def stream_turn():
             with contextlib.closing(stream.batches(0)) as batches:
-                done = [on_device(keys, batch["image"]) for batch in itertools.islice(batches, steps)][-1]
+                for batch in itertools.islice(batches, steps):
+                    done = on_device(keys, batch["image"])  # in place of the one before: kept, all would fill memory
                 done.block_until_ready()
             peaks.append(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss // 1024)
             return done
@@ -80,7 +81,8 @@ def measure(*, images: int, rounds: int) -> dict:
     }
 
 
-def _write(root: Path, count: int) -> list[str]:
+def write_photographs(root: Path, count: int) -> list[str]:
+    """Makes `count` JPEG files in class folders, two of them also as the test split; returns the paths of train."""
     paths = []
     for i in range(count):
         rng = np.random.default_rng(i)

@@ -1,0 +1,39 @@
+"""Commands limit glibc's arenas, for themselves and for the processes that they start, unless the user did."""
+
+import subprocess
+import sys
+
+import pytest
+
+# Threads that all hold memory at once get an arena each, up to the limit; malloc_info tells how many there are.
+COUNT = """
+import ctypes, os, tempfile, threading
+from scripts import heap
+heap.limit_arenas()
+libc, together = ctypes.CDLL(None), threading.Barrier(12)
+libc.malloc.restype, libc.malloc.argtypes = ctypes.c_void_p, [ctypes.c_size_t]
+def hold():
+    together.wait()
+    libc.malloc(1000)
+    together.wait()
+threads = [threading.Thread(target=hold) for _ in range(12)]
+[thread.start() for thread in threads], [thread.join() for thread in threads]
+libc.fopen.restype, libc.malloc_info.argtypes = ctypes.c_void_p, [ctypes.c_int, ctypes.c_void_p]
+libc.fclose.argtypes = [ctypes.c_void_p]
+with tempfile.NamedTemporaryFile() as file:
+    stream = libc.fopen(file.name.encode(), b"w")
+    libc.malloc_info(0, stream)
+    libc.fclose(stream)
+    print(file.read().decode().count("<heap "), os.environ["MALLOC_ARENA_MAX"])
+"""
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="glibc's")
+@pytest.mark.parametrize(("given", "limit"), [(None, 2), (3, 3)])
+def test_threads_share_few_arenas(monkeypatch, given, limit):
+    monkeypatch.delenv("MALLOC_ARENA_MAX", raising=False)
+    if given:
+        monkeypatch.setenv("MALLOC_ARENA_MAX", str(given))
+    done = subprocess.run([sys.executable, "-c", COUNT], capture_output=True, text=True)
+    arenas, variable = done.stdout.split()
+    assert 1 < int(arenas) <= limit and int(variable) == limit
