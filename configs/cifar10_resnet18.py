@@ -63,6 +63,7 @@ def get_config(variant=""):
     config.eval = dict(every_epochs=1.0, batch_size=1024, views="none")
     config.early_stopping = dict(patience=0, min_delta=0.0)  # 0: train to the end, keep the best snapshot
     config.checkpoint = dict(keep_latest=1)
+    config.guard = dict(on_non_finite="stop", max_times=3, lr_factor=0.5, watchdog_minutes=0.0)  # or "skip", "rollback"
     config.log_every_steps = 50
     config.steps_per_call = 1  # in one program; more where a step is short
 

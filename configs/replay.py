@@ -14,5 +14,5 @@ def get_config(path=""):
     with open(path) as file:
         try:
             return ml_collections.ConfigDict(json.load(file))
-        except (ValueError, TypeError, AttributeError):
+        except (ValueError, TypeError, AttributeError, RecursionError):
             raise ValueError(f"{path} is not the config.json of a run; check the path after the colon") from None

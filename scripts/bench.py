@@ -28,6 +28,9 @@ MODELS = flags.DEFINE_list("models", ["linear", "mlp", "cnn", "speednet"], "grid
 TRIALS = flags.DEFINE_integer("trials", 12, "grid: the most trials.", lower_bound=1)
 ROOT = flags.DEFINE_string("root", "", "grid, speedrun: CIFAR-10 as class folders; without, generated images and TFDS.")
 FAULTS = flags.DEFINE_list("faults", None, "diagnosis: the faults to plant, by name; all of them.")
+KILLS = flags.DEFINE_integer("kills", 50, "faults: how many runs are killed.", lower_bound=1)
+SIGNALS = flags.DEFINE_integer("signals", 20, "faults: how many runs are told to stop (SIGTERM).", lower_bound=1)
+PARTS = flags.DEFINE_list("parts", None, "faults: what to try, by name; all.")
 SEEDS = flags.DEFINE_integer("seeds", None, "diagnosis, speedrun: how many seeds.", lower_bound=0)
 EPOCHS = flags.DEFINE_float(
     "epochs", 0.0, "diagnosis, memory: of a plain run; 0: what sound runs take, or 8.", lower_bound=0
@@ -101,6 +104,13 @@ def _diagnosis():
     return diagnosis.measure(faults=faults, seeds=seeds, epochs=EPOCHS.value)
 
 
+def _faults():
+    from scripts.benchmarks import faults
+
+    parts = list(faults.PARTS) if PARTS.value is None else PARTS.value
+    return faults.measure(parts=parts, kills=KILLS.value, signals=SIGNALS.value, seed=SEEDS.value or 0)
+
+
 def _grid():
     from scripts.benchmarks import grid
 
@@ -160,6 +170,7 @@ BENCHMARKS = {
     "conv": _conv,
     "devices": _devices,
     "diagnosis": _diagnosis,
+    "faults": _faults,
     "grid": _grid,
     "input": _input,
     "loop": _loop,

@@ -1,6 +1,7 @@
 """What every command shares: flags in, one-line errors out, an exit status.
 
-0: done. 2: the user can mend it, and the line on stderr says how. 130: interrupted.
+0: done. 2: the user can mend it, and the line on stderr says how. 128 + a signal's number: stopped by it, see
+`trainer.stopping`; the same command goes on.
 """
 
 import errno
@@ -14,6 +15,7 @@ from rich.console import Console
 
 from scripts import heap
 from trainer.errors import LinseedError
+from trainer.stopping import Stopped
 
 DEBUG = flags.DEFINE_bool("debug", False, "Show the traceback of an error that is otherwise one line.")
 
@@ -50,11 +52,19 @@ def run(main: Callable[..., None], *, needs: tuple[str, ...] = (), argument: str
             _fail(_one_line(error), error)
         except MemoryError as error:
             _fail("out of memory; lower config.data.batch_size, config.eval.batch_size or the image size", error)
+        except Stopped as stopped:
+            tell(str(stopped))
+            sys.exit(stopped.status)
         except KeyboardInterrupt:
             print("interrupted; run the same command again to go on from the last snapshot", file=sys.stderr)
             sys.exit(130)
 
     app.run(guarded, flags_parser=parse)
+
+
+def tell(line: str):
+    """A line for whoever waits, beside the output."""
+    print(line, file=sys.stderr, flush=True)
 
 
 def _usage(needs, argument):

@@ -32,10 +32,10 @@ flags.register_validator(
 def main(console):
     workdirs = [Path(workdir) for workdir in WORKDIR.value]
     compile_cache.use(workdir=workdirs[0])
-    from trainer import ensemble, train
+    from trainer import ensemble, judging
 
     if len(workdirs) == 1 and WHICH.value != "snapshots":
-        judged = train.evaluate_snapshot(workdirs[0], which=WHICH.value, split=SPLIT.value)
+        judged = judging.evaluate_snapshot(workdirs[0], which=WHICH.value, split=SPLIT.value)
     else:
         judged = ensemble.evaluate_ensemble(workdirs, which=WHICH.value, split=SPLIT.value)
     console.print_json(json.dumps(judged))

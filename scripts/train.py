@@ -1,6 +1,10 @@
 """Trains a config into a workdir; run it again to resume.
 
 python -m scripts.train --config=configs/digits.py --workdir=runs/digits --config.optimizer.lr=0.001
+
+SIGTERM, SIGINT and SIGUSR1 stop it after the step under way, which is saved; a second one stops it at once. Exit
+status: 0 done, 2 an error whose line says how to mend it, 143, 130 or 138 stopped by one of these signals (to be run
+again), 1 anything else, among it the watchdog.
 """
 
 from pathlib import Path
@@ -20,10 +24,13 @@ ON_CONFIG_CHANGE = flags.DEFINE_enum(
 def main(console):
     workdir = Path(WORKDIR.value)
     compile_cache.use(workdir=workdir)
-    from trainer import train, writers
+    from trainer import stopping, train, writers
 
     writer = writers.for_console(console)
-    result = train.train_and_evaluate(CONFIG.value, workdir, writer=writer, on_config_change=ON_CONFIG_CHANGE.value)
+    with stopping.on_signals(command.tell) as stop:
+        result = train.train_and_evaluate(
+            CONFIG.value, workdir, writer=writer, on_config_change=ON_CONFIG_CHANGE.value, stop=stop
+        )
     console.print(writers.summary(result))
     writer.say(
         f"best step {result['best_step']:,} of {result['steps']:,} ({result['stop_reason']}); test opened "

@@ -2,7 +2,8 @@
 
 python -m scripts.tune all --config=configs/digits.py --workdir=runs/tune --budget=10m
 
-In place of `all`, one step: check, overfit, lr, coarse, refine, final, curves.
+In place of `all`, one step: check, overfit, lr, coarse, refine, final, curves. Signals and exit statuses are those of
+`scripts.train`: the trial under way is saved, and the same command goes on with it.
 """
 
 from pathlib import Path
@@ -29,23 +30,25 @@ SAMPLER = flags.DEFINE_enum("sampler", "tpe", ["random", "tpe"], "Who draws the 
 def main(console, step):
     workdir = Path(WORKDIR.value)
     compile_cache.use(workdir=workdir)
-    from trainer import writers
+    from trainer import stopping, writers
     from trainer.tuning import budget, tune
 
     writer = writers.Plain(console)
-    record = tune.tune(
-        CONFIG.value,
-        workdir,
-        step=step,
-        budget=budget.parse(BUDGET.value) if BUDGET.value else budget.UNLIMITED,
-        storage=STORAGE.value,
-        study=STUDY.value,
-        sampler=SAMPLER.value,
-        rates=_numbers("rates"),
-        decays=_numbers("decays"),
-        name=Path(config_flags.get_config_filename(flags.FLAGS["config"]).partition(":")[0]).stem,
-        writer=writer,
-    )
+    with stopping.on_signals(command.tell) as stop:
+        record = tune.tune(
+            CONFIG.value,
+            workdir,
+            step=step,
+            budget=budget.parse(BUDGET.value) if BUDGET.value else budget.UNLIMITED,
+            storage=STORAGE.value,
+            study=STUDY.value,
+            sampler=SAMPLER.value,
+            rates=_numbers("rates"),
+            decays=_numbers("decays"),
+            name=Path(config_flags.get_config_filename(flags.FLAGS["config"]).partition(":")[0]).stem,
+            writer=writer,
+            stop=stop,
+        )
     writer.say(record["verdict"])
     for line in record["next"]:
         writer.say(f"next: {line}")

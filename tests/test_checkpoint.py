@@ -58,6 +58,23 @@ def test_latest_and_best_both_survive_any_order_of_metrics(tmp_path, accuracies,
         assert_is_step(snapshots.restore_latest(state_at(0)), len(accuracies))
 
 
+def test_a_snapshot_without_an_evaluation_lasts_until_the_next_and_is_never_the_best(tmp_path):
+    """3 was saved where the run stopped; those of evaluations are kept as if it were not there."""
+    with Snapshots(tmp_path / "checkpoints", keep_latest=2) as snapshots:
+        for step, accuracy in ((1, 0.1), (2, 0.0), (3, None)):
+            snapshots.save(state_at(step), step=step, progress={"evaluations": step}, val_accuracy=accuracy)
+        assert snapshots.evaluated_steps() == [1, 2] and snapshots.steps() == [1, 2, 3]
+        assert_is_step(snapshots.restore_best(state_at(0)), 1)
+        assert_is_step(snapshots.restore_latest(state_at(0)), 3)
+        assert [progress["evaluations"] for _, progress in snapshots.restore_all(state_at(0))] == [1, 2]
+        snapshots.save(state_at(4), step=4, progress={"evaluations": 4}, val_accuracy=0.05)
+        snapshots.wait()
+        assert snapshots.steps() == [1, 2, 4]
+        snapshots.drop_after(2)
+        assert snapshots.steps() == [1, 2]
+        snapshots.save(state_at(3), step=3, progress={"evaluations": 3}, val_accuracy=0.5)
+
+
 def test_keep_latest_keeps_that_many_beside_the_best(tmp_path):
     save_all(tmp_path / "checkpoints", [0.9, 0.1, 0.1, 0.1, 0.1], keep_latest=2)
     with Snapshots(tmp_path / "checkpoints", keep_latest=2) as snapshots:

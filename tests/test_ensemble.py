@@ -16,7 +16,7 @@ import scipy.special
 
 import models
 from configs import digits
-from trainer import losses, train, writers
+from trainer import judging, losses, train, writers
 from trainer.data import pipeline, sources
 from trainer.data.splits import Split
 from trainer.ensemble import AVERAGES, evaluate_ensemble, make_ensemble_step
@@ -140,8 +140,8 @@ def test_the_average_equals_numpys_from_the_logits_of_the_members(runs):
     """From the images to the figures, through each run's own model and statistics."""
     probabilities = []
     for workdir in runs:
-        config = train.read_run(workdir)
-        experiment, [(_, weights)] = train.restore_weights(config, workdir, which="best")
+        config = judging.read_run(workdir)
+        experiment, [(_, weights)] = judging.restore_weights(config, workdir, which="best")
         images = experiment.train.images / 255.0
         axes = (0,) if config.data.normalize == "mean_image" else (0, 1, 2)
         scale = 1.0 if config.data.normalize == "mean_image" else images.std(axis=axes)
@@ -162,7 +162,7 @@ def test_the_average_equals_numpys_from_the_logits_of_the_members(runs):
 @pytest.mark.parametrize("which", ["best", "latest", "ema"])
 @pytest.mark.parametrize("split", ["val", "test"])
 def test_one_member_is_the_snapshot_itself(runs, which, split):
-    alone = train.evaluate_snapshot(runs[1], which=which, split=split)
+    alone = judging.evaluate_snapshot(runs[1], which=which, split=split)
     found = evaluate_ensemble(runs[1:], which=which, split=split)
     (member,) = found["members"]
     for figures in (found, member):

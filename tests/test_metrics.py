@@ -36,8 +36,8 @@ def test_summary_averages_norms_over_steps_and_keeps_the_last_rate():
 
 
 @pytest.mark.parametrize("key", ["loss", "grad_norm", "update_ratio"])
-def test_the_first_non_finite_step_is_found(key):
-    steps = [{"loss": 1.0, "grad_norm": 1.0, "update_ratio": 1.0} for _ in range(4)]
-    assert metrics.first_non_finite(steps) is None
-    steps[2][key], steps[3][key] = np.nan, np.inf
-    assert metrics.first_non_finite(steps) == 2
+@pytest.mark.parametrize("value", [np.nan, np.inf, -np.inf])
+def test_a_step_is_finite_where_its_loss_gradient_and_update_are(key, value):
+    step = {"loss": 1.0, "grad_norm": 1.0, "update_ratio": 1.0}
+    assert metrics.is_finite(step)
+    assert not metrics.is_finite({**step, key: value})

@@ -8,11 +8,11 @@ import requests
 from cifar_archive import CIFAR10_NAMES, CIFAR100_NAMES, FILES, offer_cifar, random_cifar
 from PIL import Image
 
+from trainer.data import cifar_archive
 from trainer.data import tfds as tfds_module
 from trainer.data.folder import folder
 from trainer.data.splits import Split
 from trainer.data.tfds import tfds
-from trainer.data.tfds_cifar import read_archive
 from trainer.errors import DataError
 
 library = pytest.importorskip("tensorflow_datasets")
@@ -192,7 +192,7 @@ def test_links_in_an_archive_are_not_followed(tmp_path):
         link.type, link.linkname = tarfile.SYMTYPE, str(tmp_path / "secret")
         archive.addfile(link)
     with pytest.raises(DataError, match="holds no x"):
-        read_archive(tmp_path / "a.tar.gz", ["x"])
+        cifar_archive.read(tmp_path / "a.tar.gz", ["x"])
 
 
 def test_an_unknown_dataset_names_the_nearest(tmp_path):

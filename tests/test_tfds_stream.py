@@ -118,7 +118,7 @@ def test_validation_carved_from_it_is_decoded_to_the_right_images(data_dir):
 
 def test_labels_are_read_from_the_records_once(data_dir, monkeypatch):
     first = streamed(data_dir).train.labels
-    monkeypatch.setattr(tfds_stream_module, "_open", None)
+    monkeypatch.setattr(tfds_stream_module, "open_encoded", None)
     np.testing.assert_array_equal(streamed(data_dir).train.labels, first)
 
 

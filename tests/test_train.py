@@ -16,7 +16,7 @@ import numpy as np
 import pytest
 
 from configs import digits
-from trainer import losses, train, writers
+from trainer import judging, losses, train, writers
 from trainer import workdir as workdir_lib
 from trainer.data import pipeline, sources
 from trainer.errors import CheckpointError, ConfigError, DataError, NonFiniteError, WorkdirError
@@ -264,7 +264,7 @@ def test_data_that_changed_under_a_run_is_refused(tmp_path, monkeypatch):
     with pytest.raises(DataError, match="not those that this run began with; restore the data"):
         run(tiny(), tmp_path)
     with pytest.raises(DataError, match="not those that this run began with; restore the data"):
-        train.evaluate_snapshot(tmp_path, which="best", split="val")
+        judging.evaluate_snapshot(tmp_path, which="best", split="val")
 
 
 def test_a_kill_between_the_last_step_and_the_result_loses_nothing(straight, tmp_path, monkeypatch):
@@ -272,7 +272,7 @@ def test_a_kill_between_the_last_step_and_the_result_loses_nothing(straight, tmp
         raise Stop
 
     with monkeypatch.context() as patched:
-        patched.setattr(train.result_lib, "assemble", kill)
+        patched.setattr(judging.result_lib, "assemble", kill)
         with pytest.raises(Stop):
             run(tiny(), tmp_path)
     with monkeypatch.context() as patched:
@@ -353,7 +353,7 @@ def test_a_non_finite_loss_stops_the_run_and_names_the_window(tmp_path, monkeypa
 def test_parameters_that_blew_up_are_neither_saved_nor_called_a_result(tmp_path):
     """One step, whose loss and gradient are finite and whose parameters are not of this world."""
     config = tiny(**{"optimizer.lr": 1e30, "horizon.epochs": 0.25, "schedule.warmup_epochs": 0.0})
-    with pytest.raises(NonFiniteError, match="there is no snapshot yet. Lower config.optimizer.lr"):
+    with pytest.raises(NonFiniteError, match="there is no snapshot yet. .*lower config.optimizer.lr"):
         run(config, tmp_path)
     assert not (tmp_path / "result.json").exists()
 
@@ -380,12 +380,12 @@ def test_the_other_backend_gives_the_same_run(straight, tmp_path, backend):
 
 def test_evaluation_of_a_workdir_repeats_the_result_and_records_openings(straight):
     result, workdir = straight
-    best = train.evaluate_snapshot(workdir, which="best", split="val")
+    best = judging.evaluate_snapshot(workdir, which="best", split="val")
     assert {key: best[key] for key in ("accuracy", "loss", "examples")} == result["val"]
     assert best["step"] == result["best_step"] and best["test_openings"] == 1
-    test = train.evaluate_snapshot(workdir, which="best", split="test")
+    test = judging.evaluate_snapshot(workdir, which="best", split="test")
     assert test["loss"] == result["test"]["loss"] and test["test_openings"] == 2
-    latest, ema = (train.evaluate_snapshot(workdir, which=which, split="val") for which in ("latest", "ema"))
+    latest, ema = (judging.evaluate_snapshot(workdir, which=which, split="val") for which in ("latest", "ema"))
     assert latest["step"] == ema["step"] == 24 and latest["loss"] != ema["loss"]
     assert ema["loss"] == records(workdir)[-1]["val_loss"]
 
@@ -393,14 +393,14 @@ def test_evaluation_of_a_workdir_repeats_the_result_and_records_openings(straigh
 def test_an_average_that_was_not_kept_cannot_be_judged(tmp_path):
     run(tiny(**{"ema_decay": 0.0, "horizon.epochs": 2.0}), tmp_path)
     with pytest.raises(ConfigError, match="kept no moving average .*use --which=best or latest"):
-        train.evaluate_snapshot(tmp_path, which="ema", split="val")
+        judging.evaluate_snapshot(tmp_path, which="ema", split="val")
 
 
 def test_evaluation_before_the_first_snapshot_is_one_line(tmp_path):
     with pytest.raises(Stop):
         run(tiny(), tmp_path, writer=Killer(1))
     with pytest.raises(CheckpointError, match="has no snapshot yet; train first"):
-        train.evaluate_snapshot(tmp_path, which="best", split="val")
+        judging.evaluate_snapshot(tmp_path, which="best", split="val")
 
 
 @pytest.mark.parametrize("key", ["data.batch_size", "eval.batch_size"])

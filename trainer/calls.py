@@ -3,7 +3,8 @@
 Like the steps, a function of its arguments alone; `trainer.parallel` compiles it.
 """
 
-from collections.abc import Callable, Sequence
+import contextlib
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 import jax
@@ -41,9 +42,20 @@ def make_train_steps(train_step: Callable, *, steps_per_call: int, window: int) 
     return train_steps
 
 
-def first_carry(state, *, window: int) -> dict[str, Any]:
-    """What the first call of `make_train_steps` is given: `state` and an empty window of metrics, host arrays."""
-    return {"state": state, "window": np.zeros((window, len(metrics.STEP_METRICS)), np.float32)}
+def first_carry(state, *, window: int, rows: Sequence[Sequence[float]] = ()) -> dict[str, Any]:
+    """What the first call of `make_train_steps` is given: `state` and a window of metrics, host arrays.
+
+    rows: the metrics of the last steps before, at most `window`; the rest is empty.
+    """
+    table = np.zeros((window, len(metrics.STEP_METRICS)), np.float32)
+    if rows:
+        table[window_rows(int(state.step) - len(rows), int(state.step), window=window)] = rows
+    return {"state": state, "window": table}
+
+
+def window_rows(start: int, step: int, *, window: int) -> np.ndarray:
+    """int [step - start]: where steps start, ..., step - 1 (from 0) stand in the window."""
+    return np.arange(start, step) % window
 
 
 def stacked(batches: Sequence[Any], *, steps_per_call: int):
@@ -52,3 +64,13 @@ def stacked(batches: Sequence[Any], *, steps_per_call: int):
         return batches[0]
     batches = [*batches, *batches[-1:] * (steps_per_call - len(batches))]
     return jax.tree.map(lambda *leaves: np.stack(leaves, axis=1), *batches)
+
+
+@contextlib.contextmanager
+def settled(under_way: Callable[[], Any]) -> Iterator[None]:
+    """Waits, on leaving, for the arrays of `under_way()`: a process that ends in the middle of a call may crash."""
+    try:
+        yield
+    finally:
+        with contextlib.suppress(jax.errors.JaxRuntimeError):  # what went wrong is already on its way
+            jax.block_until_ready(under_way())

@@ -6,6 +6,7 @@ one that does not match, or cannot be read, is moved aside and the one before it
 
 import contextlib
 import errno
+import itertools
 import json
 import logging
 import math
@@ -43,14 +44,36 @@ def _checksum_of_json(value) -> int:
     return zlib.crc32(json.dumps(value, sort_keys=True).encode())
 
 
-def _sealed(progress, arrays):
+def _sealed(progress, arrays, metric):
     """The record that is saved beside the state, with a checksum over itself."""
-    record = {"progress": progress, "arrays": arrays}
+    record = {"progress": progress, "arrays": arrays, _METRIC: metric}
     return {**record, "crc32": _checksum_of_json(record)}
+
+
+def _is_sealed(record):
+    """Whether `record` is, whole, what `_sealed` made."""
+    return isinstance(record, dict) and record.pop("crc32", None) == _checksum_of_json(record)
 
 
 class _DamagedError(Exception):
     """A snapshot that is not what was saved."""
+
+
+def _is_evaluated(found) -> bool:
+    """Whether a snapshot with the metrics `found` was made at an evaluation."""
+    return found[_METRIC] > -math.inf
+
+
+class _LatestEvaluated(checkpoint_managers.PreservationPolicy):
+    """Keeps the newest snapshot, and the newest `n` of those made at an evaluation."""
+
+    def __init__(self, n):
+        self._n = n
+
+    def should_preserve(self, checkpoints, *, context):
+        evaluated = [info.step for info in checkpoints if _is_evaluated(info.metrics)]
+        kept = {*evaluated[-self._n :], *[info.step for info in checkpoints][-1:]}
+        return [info.step in kept for info in checkpoints]
 
 
 class Snapshots:
@@ -58,6 +81,7 @@ class Snapshots:
 
     A snapshot holds the state (host arrays) and `progress`, a JSON object of the loop's own. Two kinds
     are kept: the latest `keep_latest`, and the one with the best validation accuracy (the later one of equals).
+    One between two evaluations, where a run was stopped, is neither: it is kept until there is a newer one.
     """
 
     def __init__(self, directory: Path, *, keep_latest: int):
@@ -72,7 +96,7 @@ class Snapshots:
                 best_mode="max",
                 preservation_policy=checkpoint_managers.AnyPreservationPolicy(
                     [
-                        checkpoint_managers.LatestN(keep_latest),
+                        _LatestEvaluated(keep_latest),
                         checkpoint_managers.BestN(
                             get_metric_fn=lambda metrics: metrics[_METRIC], n=1, keep_checkpoints_without_metrics=False
                         ),
@@ -92,12 +116,28 @@ class Snapshots:
         """The steps that have a snapshot, ascending."""
         return sorted(self._manager.all_steps())
 
-    def save(self, state, *, step: int, progress: dict[str, Any], val_accuracy: float):
-        """Begins to save; returns once `state` may be overwritten. Raises what an earlier save failed with."""
+    def evaluated_steps(self) -> list[int]:
+        """The steps whose snapshot was made at an evaluation, ascending. Waits for the save in flight."""
+        self.wait()
+        return [step for step in self.steps() if _is_evaluated(self._manager.metrics(step))]
+
+    def drop_after(self, step: int):
+        """Deletes the snapshots of later steps than `step`."""
+        self.wait()
+        for later in self.steps():
+            if later > step:
+                self._manager.delete(later)
+
+    def save(self, state, *, step: int, progress: dict[str, Any], val_accuracy: float | None):
+        """Begins to save; returns once `state` may be overwritten. Raises what an earlier save failed with.
+
+        val_accuracy: None where there was no evaluation.
+        """
         state = jax.device_get(state)  # on the CPU perhaps the device's own buffer; Orbax copies before it returns
-        metric = float(val_accuracy) if math.isfinite(val_accuracy) else -math.inf
+        evaluated = val_accuracy is not None and math.isfinite(val_accuracy)
+        metric = float(val_accuracy) if evaluated else -math.inf
         args = ocp.args.Composite(
-            state=ocp.args.StandardSave(state), record=ocp.args.JsonSave(_sealed(progress, _checksums(state)))
+            state=ocp.args.StandardSave(state), record=ocp.args.JsonSave(_sealed(progress, _checksums(state), metric))
         )
         with self._naming_a_full_disk():
             saved = self._manager.save(step, args=args, metrics={_METRIC: metric})
@@ -122,11 +162,11 @@ class Snapshots:
         return self._first_sound(like, lambda: self._manager.best_step() or max(self.steps()))
 
     def restore_all(self, like) -> Iterator[tuple[Any, dict[str, Any]]]:
-        """`(state, progress)` of every sound snapshot, oldest first, each read when it is asked for.
+        """`(state, progress)` of every sound snapshot of an evaluation, oldest first, each read when it is asked for.
 
         Yields nothing where none was ever saved. Raises as `restore_latest`.
         """
-        for step in self.steps():
+        for step in self.evaluated_steps():
             restored = self._sound(step, like)
             if restored is not None:
                 yield restored
@@ -159,7 +199,7 @@ class Snapshots:
     def _restore(self, step, like):
         """Reads one snapshot and checks every array; `like` is a state of host arrays with the same structure."""
         record = self._read(step, record=ocp.args.JsonRestore()).record
-        if record != _sealed(record.get("progress"), record.get("arrays")):
+        if not _is_sealed(record):
             raise _DamagedError("checksum of its record does not match")
         expected = record["arrays"]
         if _shapes(expected) != _shapes(_checksums(like)):
@@ -201,22 +241,48 @@ class Snapshots:
             ) from error
 
     def _set_aside_torn(self):
-        """Moves away snapshots whose metrics cannot be read: they would stop Orbax from opening the others."""
+        """Moves away snapshots whose metrics are not what was saved.
+
+        Torn ones would stop Orbax from opening the others, and a wrong accuracy would make another snapshot the best.
+        """
         for folder in self._directory.glob("[0-9]*"):
             if not folder.name.isdigit():
                 continue
             try:
-                json.loads((folder / "metrics" / "metrics").read_text())[_METRIC]
-            except (OSError, ValueError, KeyError, TypeError) as error:
+                metric = json.loads((folder / "metrics" / "metrics").read_text())[_METRIC]
+                record = json.loads((folder / "record" / "metadata").read_text())
+                if not isinstance(metric, float) or record.get(_METRIC, metric) != metric:
+                    raise ValueError(f"{_METRIC} {metric} is not what was saved")
+            except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
                 if _is_passing(error):
                     raise
-                self._set_aside(int(folder.name), f"its metrics cannot be read ({_first_line(error)})")
+                self._set_aside(int(folder.name), f"its metrics or its record cannot be read ({_first_line(error)})")
 
     def _set_aside(self, step, reason):
         self._damaged.mkdir(exist_ok=True)
-        target = self._damaged / f"{step}-{len(list(self._damaged.iterdir()))}"
+        target = next(
+            path for path in (self._damaged / f"{step}-{number}" for number in itertools.count()) if not path.exists()
+        )
         (self._directory / str(step)).rename(target)
         logging.getLogger(__name__).warning("snapshot of step %d is damaged: %s; moved to %s", step, reason, target)
+
+
+def read_arrays(directory: Path, *, step: int) -> dict[str, np.ndarray]:
+    """{path: array} of the snapshot of `step` in `directory`, as it is on the disk, unchecked; for comparisons.
+
+    Raises CheckpointError where it cannot be read.
+    """
+    try:
+        with ocp.StandardCheckpointer() as checkpointer:
+            state = checkpointer.restore(directory.absolute() / str(step) / "state")
+    except Exception as error:
+        raise CheckpointError(
+            f"the snapshot of step {step} in {directory} cannot be read: {_first_line(error)}"
+        ) from error
+    return {
+        jax.tree_util.keystr(path, simple=True, separator="/"): np.asarray(leaf)
+        for path, leaf in jax.tree_util.tree_leaves_with_path(state)
+    }
 
 
 def _is_passing(error: BaseException | None) -> bool:

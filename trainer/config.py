@@ -23,6 +23,7 @@ from trainer.data.lazy import TRAIN_CROPS
 from trainer.data.sources import SOURCES
 from trainer.data.stats import NORMALIZERS
 from trainer.errors import ConfigError, unknown_name
+from trainer.guard import ON_NON_FINITE
 from trainer.losses import LOSSES
 from trainer.optim import CLIPS, OPTIMIZERS
 from trainer.parallel import BACKENDS
@@ -33,6 +34,7 @@ from trainer.views import VIEWS
 from trainer.whitening import DATA_INITS
 
 _LONGEST = 1e12  # the longest duration, in any unit
+_LARGEST = 3.4e38  # of float32, in which all is computed
 
 # A check returns what the value should have been, or None if it is right.
 Check = Callable[[Any], str | None]
@@ -44,7 +46,7 @@ def _number(low=-math.inf, high=math.inf, *, above=False, below=False) -> Check:
 
     def check(value):
         right_type = isinstance(value, (int, float)) and not isinstance(value, bool)
-        if not right_type or not math.isfinite(value):
+        if not right_type or not abs(value) <= _LARGEST:  # nor infinite, nor NaN
             return f"a number in {interval}"
         inside = (value > low if above else value >= low) and (value < high if below else value <= high)
         return None if inside else f"in {interval}"
@@ -123,6 +125,10 @@ FIELDS: dict[str, Check] = {
     "early_stopping.patience": _integer(0),
     "early_stopping.min_delta": _number(0),
     "checkpoint.keep_latest": _integer(1),
+    "guard.on_non_finite": _one_of(*ON_NON_FINITE),
+    "guard.max_times": _integer(1),
+    "guard.lr_factor": _number(0, 1, above=True),
+    "guard.watchdog_minutes": _number(0, 1e5),  # 0: off
     "log_every_steps": _integer(1),
     "steps_per_call": _integer(1),
 }
@@ -243,7 +249,7 @@ def validate(config: Mapping, *, models: Mapping[str, Callable]):
         name = values.get(f"{section}.name")
         if name is None:
             raise ConfigError(f"config.{section}.name is missing; known: {', '.join(sorted(table))}")
-        if name not in table:
+        if not isinstance(name, str) or name not in table:
             raise ConfigError(unknown_name(f"config.{section}.name", name, table))
         checks[f"{section}.name"] = _text
         for parameter in inspect.signature(table[name]).parameters.values():

@@ -14,7 +14,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from trainer import config as config_lib
-from trainer import losses, metrics, train
+from trainer import judging, losses, metrics
 from trainer import workdir as workdir_lib
 from trainer.data import pipeline
 from trainer.data.splits import SealedTest
@@ -88,7 +88,7 @@ def make_ensemble_step(*, logits: Sequence[Callable], average: Callable, loss: C
 def evaluate_ensemble(workdirs: Sequence[Path], *, which: str, split: str) -> dict[str, Any]:
     """Evaluates the ensemble of the runs in `workdirs`, every example once.
 
-    which: of each run, "best", "latest" or "ema" as for `train.evaluate_snapshot`, or "snapshots": all the sound ones
+    which: of each run, "best", "latest" or "ema" as for `judging.evaluate_snapshot`, or "snapshots": all the sound ones
     that it kept (config.checkpoint.keep_latest, and the best), with the weights that validation judges. split:
     "val" or "test"; test is opened once, after the opening is recorded in every workdir, with the newest step judged.
 
@@ -101,7 +101,7 @@ def evaluate_ensemble(workdirs: Sequence[Path], *, which: str, split: str) -> di
     members of different losses, DataError for members of different data or classes, and what one of them would raise.
     """
     _check_workdirs(workdirs)
-    configs = [train.read_run(workdir) for workdir in workdirs]
+    configs = [judging.read_run(workdir) for workdir in workdirs]
     for config, workdir in zip(configs[1:], workdirs[1:], strict=True):
         _check_same_sections(config, configs[0], workdir=workdir, first=workdirs[0], split=split)
     with contextlib.ExitStack() as locks:
@@ -166,7 +166,7 @@ def _check_same_sections(config, first_config, *, workdir, first, split):
 
 def _restore(config, workdir, *, which):
     """The run in `workdir`, locked, and its experiment."""
-    experiment, snapshots = train.restore_weights(config, workdir, which=which)
+    experiment, snapshots = judging.restore_weights(config, workdir, which=which)
     steps, weights = zip(*snapshots, strict=True)
     stacked = jax.tree.map(lambda *leaves: np.stack(leaves), *weights)
     return Run(workdir, steps, stacked, experiment.num_classes, experiment.logits), experiment

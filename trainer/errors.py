@@ -25,7 +25,14 @@ class CheckpointError(LinseedError, RuntimeError):
 
 
 class NonFiniteError(LinseedError, ArithmeticError):
-    """The loss or the gradient became NaN or infinite."""
+    """The loss, the gradient or the update became NaN or infinite.
+
+    what: which of them, and of which step. step: that step, counted from 1.
+    """
+
+    def __init__(self, message: str, *, what: str, step: int):
+        super().__init__(message)
+        self.what, self.step = what, step
 
 
 def unknown_name(kind: str, name: str, known: Iterable[str]) -> str:

@@ -16,7 +16,7 @@ import numpy as np
 
 import models
 from trainer import config as config_lib
-from trainer import losses, optim, regularizers, schedules, views, whitening
+from trainer import guard, losses, optim, regularizers, schedules, views, whitening
 from trainer import rules as rules_lib
 from trainer import state as state_lib
 from trainer import workdir as workdir_lib
@@ -24,7 +24,7 @@ from trainer.calls import make_train_steps
 from trainer.convolution import CONVOLUTIONS
 from trainer.data import augment, feeds, sources, splits, stats
 from trainer.data.augment import mixing
-from trainer.data.source import Source
+from trainer.data.source import Source, memory_bytes
 from trainer.errors import ConfigError
 from trainer.evaluate import Evaluator
 from trainer.parallel import AXIS, REPLICATED, SHARDED, DataParallel
@@ -216,6 +216,16 @@ def _data(config, workdir, *, shared) -> Data:
     return Data(source, train, val, fingerprint, shared.once("statistics", settings, measure))
 
 
+def _check_fits(shapes, name):
+    """Raises ConfigError where parameters and optimiser are more than the memory of this machine."""
+    needed, present = sum(leaf.size * leaf.dtype.itemsize for leaf in jax.tree.leaves(shapes)), memory_bytes()
+    if present is not None and needed > present:
+        raise ConfigError(
+            f"config.model '{name}' and its optimizer need {needed / 1e9:,.0f} GB and this machine has "
+            f"{present / 1e9:,.0f} GB; make the model smaller"
+        )
+
+
 def _programs(config, data, *, rules, schedule_kwargs, total_steps, parallel, shared) -> Programs:
     """Model, optimiser and the two steps, compiled; the learning rate and the decay are values in the state."""
     optimizer = {**config.optimizer.to_dict(), "rules": rules}
@@ -240,7 +250,7 @@ def _programs(config, data, *, rules, schedule_kwargs, total_steps, parallel, sh
         images = lambda count: whitening.spread(data.train.images, count=count, normalize=normalize)  # noqa: E731
         data_init = whitening.make_data_init(**config.data_init, images=images)
         init = state_lib.make_init(model, tx, image_shape=image_shape, data_init=data_init)
-        jax.eval_shape(init, jax.random.key(0))
+        _check_fits(jax.eval_shape(init, jax.random.key(0)), config.model.name)
 
         # Validation and test are measured by the same loss, without label smoothing.
         train_loss = losses.make_loss(**config.loss, label_smoothing=config.label_smoothing)
@@ -257,6 +267,8 @@ def _programs(config, data, *, rules, schedule_kwargs, total_steps, parallel, sh
             ema_decay=config.ema_decay,
             remat=remat.forward,
         )
+        if config.guard.on_non_finite == "skip":
+            train_step = guard.skipping(train_step)
         train_steps = make_train_steps(train_step, steps_per_call=config.steps_per_call, window=config.log_every_steps)
         logits = make_logits(model=model, normalize=normalize, views=views.VIEWS[config.eval.views])
         eval_step = make_eval_step(logits=logits, loss=plain_loss)
@@ -276,7 +288,7 @@ def _programs(config, data, *, rules, schedule_kwargs, total_steps, parallel, sh
     parts = [config[key].to_dict() for key in ("model", "data_init", "loss", "regularizer")]
     parts += [config[key] for key in ("precision", "convolution", "remat", "accumulation_parts", "label_smoothing")]
     parts += [config[key] for key in ("ema_decay", "steps_per_call", "log_every_steps")]
-    parts += [config.eval.views]
+    parts += [config.eval.views, config.guard.on_non_finite == "skip"]
     parts += [config.data.augment, config.data.mix.to_dict(), config.parallel.backend]
     parts += [data.fingerprint, config.data.normalize, config.data.mean, config.data.std]
     settings = [static, schedule_kwargs, None if constant else total_steps, *parts, classes, image_shape]

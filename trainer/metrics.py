@@ -12,6 +12,8 @@ import numpy as np
 
 # What a train step reports, in the order of its row in the window of the loop.
 STEP_METRICS = ("loss", "correct", "examples", "grad_norm", "update_ratio", "lr")
+# Those of them that a NaN or an infinity anywhere in the loss, the gradient or the update reaches.
+FINITE = ("loss", "grad_norm", "update_ratio")
 
 
 def masked_sums(*, losses: jax.Array, logits: jax.Array, labels: jax.Array, mask: jax.Array) -> dict[str, jax.Array]:
@@ -61,9 +63,6 @@ def summarize(step_metrics: list[Mapping[str, np.ndarray]]) -> dict[str, float]:
     }
 
 
-def first_non_finite(step_metrics: list[Mapping[str, np.ndarray]]) -> int | None:
-    """The index of the first step whose loss, gradient or update is NaN or infinite, or None."""
-    for index, entry in enumerate(step_metrics):
-        if not all(np.isfinite(entry[key]) for key in ("loss", "grad_norm", "update_ratio")):
-            return index
-    return None
+def is_finite(step: Mapping[str, np.ndarray]) -> bool:
+    """Whether the loss, the gradient and the update of a step are finite."""
+    return all(np.isfinite(step[name]) for name in FINITE)

@@ -13,7 +13,8 @@ class Progress:
     the later one of equals. mark_accuracy: what the next evaluation has to beat by `min_delta`, and
     stale_evaluations: how many in a row did not. seconds: of all parts of the run, start-up and
     evaluation included. timed_images, timed_seconds: of the steps alone, without those that waited
-    for the compiler.
+    for the compiler. skipped: how many steps in a row were skipped (`guard.skipping`) before the last log. rows: where
+    the run stopped between two logs, the metrics of the steps since the first of them, as `metrics.pack` has them.
     """
 
     fingerprint: str
@@ -26,6 +27,8 @@ class Progress:
     seconds: float = 0.0
     timed_images: int = 0
     timed_seconds: float = 0.0
+    skipped: int = 0
+    rows: list[list[float]] = dataclasses.field(default_factory=list)
 
     def evaluated(self, step: int, val: dict[str, float], *, min_delta: float) -> "Progress":
         """After an evaluation. Small gains add up: the mark moves only when it is beaten by more than `min_delta`."""
@@ -49,6 +52,14 @@ class Progress:
     def at(self, *, seconds: float) -> "Progress":
         """With the clock set to `seconds`."""
         return dataclasses.replace(self, seconds=seconds)
+
+    def skipping(self, skipped: int) -> "Progress":
+        """With `skipped` steps in a row skipped, up to a log."""
+        return dataclasses.replace(self, skipped=skipped)
+
+    def within(self, rows: list[list[float]]) -> "Progress":
+        """In the middle of a log window, of whose steps `rows` are the metrics."""
+        return dataclasses.replace(self, rows=rows)
 
     def to_json(self) -> dict[str, Any]:
         return dataclasses.asdict(self)

@@ -45,7 +45,7 @@ def compile_pattern(pattern: str, *, key: str) -> re.Pattern:
     """`re.compile`; ConfigError, with the config's `key`, for what is no regex."""
     try:
         return re.compile(pattern)
-    except re.error as error:
+    except (re.error, OverflowError, RecursionError) as error:
         raise ConfigError(f"{key}: {pattern!r} is no regular expression: {error}") from None
 
 

@@ -127,7 +127,7 @@ def _one_cycle(*, lr, decay_steps, rise_steps, div_factor, final_div_factor):
             f"schedule.rise ({rise_steps} steps) should be at least a step and shorter than the cycle "
             f"({decay_steps} steps)"
         )
-    scales = {rise_steps: div_factor, decay_steps: 1 / (div_factor * final_div_factor)}
+    scales = {rise_steps: float(div_factor), decay_steps: 1 / (div_factor * final_div_factor)}
     return optax.piecewise_interpolate_schedule("cosine", lr / div_factor, scales)
 
 

@@ -3,6 +3,7 @@
 import contextlib
 import fcntl
 import json
+import os
 import shutil
 from collections.abc import Iterator
 from pathlib import Path
@@ -15,10 +16,20 @@ from trainer.errors import WorkdirError
 CONFIG = "config.json"
 RESULT = "result.json"
 METRICS = "metrics.jsonl"
+ROLLBACKS = "rollbacks.jsonl"
 OPENINGS = "test_openings.jsonl"
 STATISTICS = "statistics.json"
 CHECKPOINTS = "checkpoints"
 REPORT = "report.html"
+
+_CURES = {
+    CONFIG: "train again with --on_config_change=accept to go on with the config given, or choose another --workdir",
+    RESULT: "delete it and train again by the same command: it is made anew from the snapshots",
+}
+
+
+class _DamagedFileError(WorkdirError):
+    """A file of a run that is not what was written."""
 
 
 @contextlib.contextmanager
@@ -26,7 +37,7 @@ def lock(workdir: Path) -> Iterator[None]:
     """Holds `workdir`, made if need be, against a second run. The lock dies with the process, however it ends."""
     try:
         workdir.mkdir(parents=True, exist_ok=True)
-        file = (workdir / "lock").open("w")
+        file = (workdir / "lock").open("a")
     except OSError as error:
         raise WorkdirError(f"--workdir={workdir} cannot be written ({error.strerror})") from error
     with file:
@@ -41,14 +52,20 @@ def check_config(workdir: Path, config: ml_collections.ConfigDict, *, on_change:
     """The keys in which `config` differs from that of the run in `workdir`, "key: old -> new"; [] for a new folder.
 
     Where they differ and there is something to lose, `on_change="refuse"` raises WorkdirError; "accept" lets
-    it pass. Raises WorkdirError too for a folder that holds files of these names and is no run of ours.
+    it pass, and a damaged `config.json` too. Raises WorkdirError also for a folder that holds files of these names
+    and is no run of ours.
     """
     holds_a_run = (workdir / RESULT).exists() or any((workdir / CHECKPOINTS).glob("[0-9]*"))
     if not (workdir / CONFIG).exists():
         if holds_a_run or (workdir / METRICS).exists():
             raise WorkdirError(f"{workdir} holds files of a run and no {CONFIG}; choose another --workdir")
         return []
-    changed = config_lib.differences(read_config(workdir), config)
+    try:
+        changed = config_lib.differences(read_config(workdir), config)
+    except _DamagedFileError:
+        if on_change == "refuse":
+            raise
+        changed = [f"{CONFIG}: damaged -> the config given"]
     if changed and holds_a_run and on_change == "refuse":
         shown = "; ".join(changed[:6]) + (f"; and {len(changed) - 6} more" if len(changed) > 6 else "")
         raise WorkdirError(
@@ -64,7 +81,7 @@ def write_config(workdir: Path, config: ml_collections.ConfigDict):
     A kill at any moment leaves a `config.json`: the old one, which can be continued, or the new one.
     """
     path = workdir / CONFIG
-    if path.exists() and config_lib.differences(read_config(workdir), config):
+    if path.exists() and check_config(workdir, config, on_change="accept"):
         number = len(list(workdir.glob("config.*.json"))) + 1
         if (workdir / RESULT).exists():
             (workdir / RESULT).rename(workdir / f"result.{number}.json")
@@ -79,7 +96,12 @@ def read_config(workdir: Path) -> ml_collections.ConfigDict:
         raise WorkdirError(f"{workdir} holds no run: there is no {CONFIG}; train first, or check --workdir")
     if "model" not in values or "optimizer" not in values:
         raise WorkdirError(f"{workdir / CONFIG} is not the config of a run; choose another --workdir")
-    return ml_collections.ConfigDict(values)
+    try:
+        return ml_collections.ConfigDict(values)
+    except (ValueError, TypeError, AttributeError, RecursionError) as error:  # keys that no attribute can have
+        raise WorkdirError(
+            f"{workdir / CONFIG} is not the config of a run ({error}); choose another --workdir"
+        ) from error
 
 
 def read_result(workdir: Path) -> dict | None:
@@ -94,14 +116,17 @@ def _read_json(path):
     except FileNotFoundError:
         return None
     except (ValueError, RecursionError) as error:
-        raise WorkdirError(f"{path} is damaged ({error}); restore it, or choose another --workdir") from error
+        raise _DamagedFileError(f"{path} is damaged ({error}); {_CURES[path.name]}") from error
     if not isinstance(values, dict):
-        raise WorkdirError(f"{path} is damaged (no JSON object); restore it, or choose another --workdir")
+        raise _DamagedFileError(f"{path} is damaged (no JSON object); {_CURES[path.name]}")
     return values
 
 
 def write_whole(path: Path, text: str):
-    """Writes `text` so that a kill leaves the old file or the new one, never a part."""
+    """Writes `text` so that a kill or a power cut leaves the old file or the new one, never a part."""
     temporary = path.with_name(path.name + ".tmp")
-    temporary.write_text(text)
+    with temporary.open("w") as file:
+        file.write(text)
+        file.flush()
+        os.fsync(file.fileno())
     temporary.replace(path)

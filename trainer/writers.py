@@ -4,6 +4,7 @@ Both take the same record at the same step. A writer with nothing to do is `Quie
 """
 
 import json
+import logging
 import math
 import time
 from pathlib import Path
@@ -20,7 +21,18 @@ class JsonLines:
 
     def __init__(self, path: Path, *, resume_step: int):
         """Opens `path`, first dropping the records after `resume_step`: the run is about to make them again."""
-        kept = [record for record in read_records(path) if record["step"] <= resume_step]
+        lines = _read_lines(path)
+        kept = [record for record in lines if record and record["step"] <= resume_step]
+        # What a kill tears is after the snapshot, and made again. A snapshot's own step is always a record.
+        whole = resume_step and next((i for i, r in enumerate(lines) if r and r["step"] >= resume_step), len(lines))
+        lost = lines[:whole].count(None) if whole else 0
+        if lost or (resume_step and (not kept or kept[-1]["step"] < resume_step)):
+            logging.getLogger(__name__).warning(
+                "%s is damaged: records of steps up to %d are lost (%d bad lines); the snapshots are not touched by it",
+                path,
+                resume_step,
+                lines.count(None),
+            )
         workdir_lib.write_whole(path, "".join(json.dumps(record) + "\n" for record in kept))
         self._file = path.open("a")
 
@@ -34,15 +46,20 @@ class JsonLines:
 
 def read_records(path: Path) -> list[dict]:
     """The records of a `metrics.jsonl`, in order; what is no record, such as a line that a kill cut, is left out."""
-    records = []
+    return [record for record in _read_lines(path) if record]
+
+
+def _read_lines(path) -> list[dict | None]:
+    """The record of each line, None for a line that is none."""
+    lines = []
     for line in path.read_text(errors="replace").splitlines() if path.exists() else ():
         try:
             record = json.loads(line)
-        except ValueError:
-            continue
-        if isinstance(record, dict) and isinstance(record.get("step"), int):
-            records.append(record)
-    return records
+        except (ValueError, RecursionError):
+            record = None
+        whole = isinstance(record, dict) and isinstance(record.get("step"), int)
+        lines.append(record if whole else None)
+    return lines
 
 
 class Quiet:

@@ -39,6 +39,19 @@ def decode_image(file: str | BinaryIO, *, image_size: int) -> np.ndarray:
         return np.asarray(_to_rgb(_upright(image)))
 
 
+def decode_as_it_is(file: str | BinaryIO, *, channels: int) -> np.ndarray:
+    """The pixels of one image file as they are stored, neither turned nor converted: uint8 [H, W, channels].
+
+    Raises ValueError for another number of channels, else as `decode_image`.
+    """
+    with _opened(file) as image:
+        pixels = np.asarray(image, np.uint8)
+    pixels = pixels if pixels.ndim == 3 else pixels[..., np.newaxis]
+    if pixels.shape[-1] != channels:
+        raise ValueError(f"an image of {pixels.shape[-1]} channels where there should be {channels}")
+    return pixels
+
+
 def decode_centre(file: str | BinaryIO, *, image_size: int, resize: int) -> np.ndarray:
     """The centre square of `image_size` pixels once the shorter side has `resize`: uint8 [image_size, image_size, 3].
 
@@ -100,6 +113,12 @@ def why_bad(error: Exception) -> str:
     return shown(" ".join(str(error).split())) or type(error).__name__
 
 
+def one_line(error: Exception) -> str:
+    """The type of `error` and the beginning of what it says."""
+    text = " ".join(str(error).split())
+    return f"{type(error).__name__}: {text[:200]}" if text else type(error).__name__
+
+
 def shown(text: str) -> str:
     """`text` fit for one line: file names may hold line ends and undecodable bytes."""
     return "".join(letter if letter.isprintable() else "?" for letter in text)
@@ -129,8 +148,11 @@ def _to_rgb(image: Image.Image) -> Image.Image:
         image.load()
         return image
     if image.mode.startswith("I"):  # 16 bits of grey, which `convert` would clip at 255.
-        grey = np.clip(np.asarray(image, np.int64), 0, 65535)
-        return Image.fromarray(((grey + 128) // 257).astype(np.uint8)).convert("RGB")
+        grey = np.array(image).astype(np.int32)  # in place from here: the largest image allowed has 89 million pixels
+        np.clip(grey, 0, 65535, out=grey)
+        grey += 128
+        grey //= 257
+        return Image.fromarray(grey.astype(np.uint8)).convert("RGB")
     if image.mode == "F":
         raise ValueError("pixels are floats of unknown range")
     if image.has_transparency_data:

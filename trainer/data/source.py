@@ -47,6 +47,12 @@ def empty_images(count: int, *, height: int, width: int, channels: int) -> np.nd
     Raises DataError where that is more than the machine's memory, which the
     system would otherwise answer by killing the process half way through reading.
     """
+    check_memory(count, height=height, width=width, channels=channels)
+    return np.empty((count, height, width, channels), np.uint8)
+
+
+def check_memory(count: int, *, height: int, width: int, channels: int):
+    """Raises DataError where `count` images, uint8, are more than the machine's memory."""
     needed = count * height * width * channels
     present = memory_bytes()
     if present is not None and needed > present:
@@ -54,7 +60,6 @@ def empty_images(count: int, *, height: int, width: int, channels: int) -> np.nd
             f"{count} images of {height}x{width}x{channels} need {needed / 1e9:.1f} GB and this machine has"
             f" {present / 1e9:.1f} GB; use fewer or smaller images (config.data.source.image_size for class folders)"
         )
-    return np.empty((count, height, width, channels), np.uint8)
 
 
 def memory_bytes() -> int | None:

@@ -3,16 +3,17 @@
 import functools
 import importlib.util
 import inspect
+import math
 import os
-import zipfile
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
 
+from trainer.data.decode import shown
 from trainer.data.folder import folder
 from trainer.data.folder_stream import folder_stream
-from trainer.data.source import Source, carve_test, empty_images
+from trainer.data.source import Source, carve_test, check_memory, empty_images, memory_bytes
 from trainer.data.splits import Split, take
 from trainer.data.tfds import tfds
 from trainer.data.tfds_stream import tfds_stream
@@ -65,6 +66,8 @@ def synthetic(*, num_examples: int, num_classes: int, image_size: int, channels:
     ):
         if value < least:
             raise ConfigError(f"config.data.source.{setting} is {value}; set it to at least {least}")
+    # Before the patterns, float64, and the noise are drawn.
+    check_memory(num_examples + 16 * num_classes, height=image_size, width=image_size, channels=channels)
     patterns = _low_frequency_patterns(num_classes, image_size=image_size, channels=channels, seed=seed)
     return Source(
         train=_noisy_examples(patterns, num_examples=num_examples, seed=[seed, 1]),
@@ -109,6 +112,12 @@ class _Header(NamedTuple):
     shape: tuple[int, ...]
     dtype: np.dtype
 
+    def check(self, *, held: int):
+        """Raises ValueError unless an array of this shape fits `held` bytes: NumPy makes room before it reads."""
+        needed = math.prod(self.shape) * self.dtype.itemsize
+        if min(self.shape, default=0) < 0 or needed > held:
+            raise ValueError(f"{needed} bytes are claimed and {held} are there")
+
 
 def npz(*, path: str) -> Source:
     """The arrays of one .npz file, as `numpy.savez` writes it.
@@ -152,7 +161,9 @@ def _open_npz(path: str) -> np.lib.npyio.NpzFile:
         archive = np.load(path, allow_pickle=False)
     except FileNotFoundError as error:
         raise DataError(f"no file at {path}; set config.data.source.path to an .npz file") from error
-    except (OSError, ValueError, EOFError, zipfile.BadZipFile) as error:
+    except MemoryError:
+        raise
+    except Exception as error:  # Of a damaged file `zipfile` and its decompressors may raise anything.
         raise DataError(f"{path} is not a readable .npz file; write it anew with numpy.savez") from error
     if not isinstance(archive, np.lib.npyio.NpzFile):
         raise DataError(f"{path} holds a single array, not the named arrays of an .npz; write it with numpy.savez")
@@ -168,9 +179,14 @@ def _npz_headers(path: str) -> dict[str, _Header]:
             try:
                 with archive.zip.open(f"{name}.npy") as file:
                     shape, _, dtype = readers[np.lib.format.read_magic(file)](file)
-            except (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile) as error:
-                raise DataError(f"{name} in {path} is not a readable array; write it anew with numpy.savez") from error
-            headers[name] = _Header(shape, dtype)
+                headers[name] = _Header(shape, dtype)
+                headers[name].check(held=min(archive.zip.getinfo(f"{name}.npy").file_size, memory_bytes() or math.inf))
+            except MemoryError:
+                raise
+            except Exception as error:
+                raise DataError(
+                    f"{shown(name)} in {path} is not a readable array; write it anew with numpy.savez"
+                ) from error
     return headers
 
 
@@ -217,7 +233,9 @@ def _read_npz_array(path: str, name: str) -> np.ndarray:
     with _open_npz(path) as archive:
         try:
             return archive[name]
-        except (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile) as error:  # KeyError: the file changed.
+        except MemoryError:
+            raise
+        except Exception as error:
             raise DataError(f"{name} in {path} is damaged; write it anew with numpy.savez") from error
 
 

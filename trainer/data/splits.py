@@ -92,7 +92,7 @@ class SealedTest:
     @property
     def openings(self) -> int:
         """How often the test split was opened in this workdir."""
-        return len(self._record.read_text().splitlines()) if self._record.exists() else 0
+        return len(self._record.read_bytes().splitlines()) if self._record.exists() else 0
 
     def open(self, *, by: str, which: str, step: int) -> Split:
         """Opens the test split. `by`: the command; `which`, `step`: the weights that will be judged."""

@@ -13,7 +13,7 @@ import numpy as np
 from trainer.data.lazy import Decoding, LazyImages
 from trainer.data.source import Source
 from trainer.data.splits import Split
-from trainer.data.tfds import check_labels, check_splits, damaged, feature_keys, open_examples, prepared
+from trainer.data.tfds import check_labels, check_splits, damaged, feature_keys, open_encoded, prepared
 from trainer.errors import DataError
 
 _EXAMPLES_PER_READ = 256
@@ -66,15 +66,18 @@ def _labels(builder: Any, split: str, records: "TfdsRecords", *, image_key: str,
     """int32 [N], from beside the data or from all records."""
     mark = hashlib.sha256("\0".join([*records.files, label_key]).encode()).hexdigest()[:16]
     kept = os.path.join(builder.data_dir, f".linseed-labels-{mark}.npy")
+    classes = builder.info.features[label_key].num_classes
     try:
-        labels = np.load(kept, allow_pickle=False)
-        if labels.shape == (len(records),) and labels.dtype == np.int32:
+        # Mapped, so that a header which lies about its size is an error and no memory.
+        labels = np.array(np.lib.format.open_memmap(kept, mode="r"))
+        in_range = labels.size and labels.dtype == np.int32 and 0 <= labels.min() and labels.max() < classes
+        if in_range and labels.shape == (len(records),):
             return labels
     except (OSError, ValueError, EOFError):
         pass
     if len(records) > 100_000:
         _log.warning("reading the labels of the %d examples of '%s' once, from their records", len(records), split)
-    examples = _open(builder, split, image_key=image_key)
+    examples = open_encoded(builder, split, image_key=image_key)
     labels = np.empty(len(examples), np.int32)
     for start in range(0, len(examples), _EXAMPLES_PER_READ):
         some = list(range(start, min(start + _EXAMPLES_PER_READ, len(examples))))
@@ -85,19 +88,12 @@ def _labels(builder: Any, split: str, records: "TfdsRecords", *, image_key: str,
     check_labels(labels, builder, split, label_key=label_key)
     part = f"{kept}.{os.getpid()}"
     try:
-        with open(part, "wb") as file:
+        with open(part, "xb") as file:  # never through a link that lies there
             np.save(file, labels)
         os.replace(part, kept)
     except OSError:
         _log.warning("the labels of '%s' cannot be kept in %s, and are read again next time", split, builder.data_dir)
     return labels
-
-
-def _open(builder: Any, split: str, *, image_key: str) -> Any:
-    """The examples of `split` by place, their images encoded, as bytes."""
-    import tensorflow_datasets
-
-    return open_examples(builder, split, decoders={image_key: tensorflow_datasets.decode.SkipDecoding()})
 
 
 class TfdsRecords:
@@ -122,7 +118,8 @@ class TfdsRecords:
     def _examples(self) -> Any:
         import tensorflow_datasets
 
-        return _open(tensorflow_datasets.builder_from_directory(self._folder), self._split, image_key=self._image_key)
+        builder = tensorflow_datasets.builder_from_directory(self._folder)
+        return open_encoded(builder, self._split, image_key=self._image_key)
 
     def open(self, record: int) -> io.BytesIO:
         return io.BytesIO(self._examples[int(record)][self._image_key])

@@ -7,10 +7,11 @@ config's own schedule.
 """
 
 import math
+from collections.abc import Callable
 from typing import Any
 
+from trainer import stopping, writers
 from trainer import workdir as workdir_lib
-from trainer import writers
 from trainer.errors import ConfigError, LinseedError
 from trainer.experiment import Experiment, Shared
 from trainer.tuning import checks, curves, search, trials
@@ -58,6 +59,7 @@ class Procedure:
         decays: tuple[float, ...],
         shared: Shared,
         writer: writers.Quiet,
+        stop: Callable[[], int] = stopping.never,
     ):
         self.study, self.experiment, self.writer = study, experiment, writer
         self._config, self._sampler, self._rates, self._decays = study.config, sampler, rates, decays
@@ -67,7 +69,8 @@ class Procedure:
 
         def phase(of, make, storage=storage):
             def run(trial, steps):
-                return trials.run(make(trial, steps), study.workdir / TRIALS / trial.workdir, shared=shared)
+                workdir = study.workdir / TRIALS / trial.workdir
+                return trials.run(make(trial, steps), workdir, shared=shared, stop=stop)
 
             keys = dict(worker=study.record["worker"], config_sha256=study.record["config_sha256"])
             return Phase(storage, name, name=of, run=run, **keys)

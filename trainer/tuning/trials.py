@@ -1,14 +1,14 @@
 """One trial: a config with a few things changed, trained for some steps in a workdir of its own, later for more."""
 
 import math
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import ml_collections
 
+from trainer import stopping, writers
 from trainer import workdir as workdir_lib
-from trainer import writers
 from trainer.errors import NonFiniteError
 from trainer.experiment import Shared
 from trainer.schedules import durations_to_steps
@@ -102,11 +102,22 @@ def shortened(
     return changed(config, {"schedule": schedule, "horizon": {"steps": steps}})
 
 
-def run(config: ml_collections.ConfigDict, workdir: Path, *, shared: Shared) -> Outcome:
-    """Trains `config` in `workdir`, on from where it was; the test split stays sealed."""
+def run(
+    config: ml_collections.ConfigDict, workdir: Path, *, shared: Shared, stop: Callable[[], int] = stopping.never
+) -> Outcome:
+    """Trains `config` in `workdir`, on from where it was; the test split stays sealed. stop: see `train_and_evaluate`.
+
+    A trial is there to judge its rate: what is not finite ends it, whatever config.guard says.
+    """
     try:
         result = train_and_evaluate(
-            config, workdir, writer=writers.Quiet(), on_config_change="accept", judge=("val",), shared=shared
+            changed(config, {"guard.on_non_finite": "stop"}),
+            workdir,
+            writer=writers.Quiet(),
+            on_config_change="accept",
+            judge=("val",),
+            shared=shared,
+            stop=stop,
         )
     except NonFiniteError as error:
         last = records(workdir)[-1:]

@@ -2,12 +2,13 @@
 
 import math
 import tempfile
+from collections.abc import Callable
 from pathlib import Path
 
 import ml_collections
 
 from trainer import experiment as experiment_lib
-from trainer import optim, writers
+from trainer import optim, stopping, writers
 from trainer import workdir as workdir_lib
 from trainer.errors import ConfigError, unknown_name
 from trainer.tuning import page, search, trials
@@ -43,13 +44,15 @@ def tune(
     decays: tuple[float, ...],
     name: str,
     writer: writers.Quiet,
+    stop: Callable[[], int] = stopping.never,
 ) -> dict:
     """Takes `config` through one step of `STEPS`, or "all" of them; returns what `study.json` holds.
 
     budget: `UNLIMITED` for the natural length of each step. storage: an SQLAlchemy URL, "" for a file in `workdir`;
     study: the name of the study in it. sampler: of `search.SAMPLERS`. rates, decays: the grid of step 4, () for those
-    around the rate of step 3 and those that suit the optimiser. name: of the config, for the page. Raises a
-    LinseedError for all that a user can mend; what was found before is kept, and the same call goes on.
+    around the rate of step 3 and those that suit the optimiser. name: of the config, for the page. stop: as for
+    `train_and_evaluate`. Raises a LinseedError for all that a user can mend; what was found before is kept, and the
+    same call goes on.
     """
     if step not in (*STEPS, "all"):
         raise ConfigError(unknown_name("step", step, (*STEPS, "all")))
@@ -86,6 +89,7 @@ def tune(
             decays=decays,
             shared=shared,
             writer=writer,
+            stop=stop,
         )
         try:
             for each in STEPS if step == "all" else [step]:

@@ -1,0 +1,239 @@
+"""Faults, each tried many times: runs that are killed or told to stop, damaged files, full disks, hostile inputs.
+
+What is counted is how often the promise of docs/reliability.md held. It must hold each time.
+"""
+
+import collections
+import signal
+import sys
+import tempfile
+import time
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from scripts import moments
+from scripts.benchmarks import config_mutations, damage, full_disk, mutations
+from scripts.benchmarks.cases import tiny
+from scripts.benchmarks.child import in_child
+from trainer import workdir as workdir_lib
+from trainer.compare import differences
+from trainer.errors import LinseedError, unknown_name
+from trainer.experiment import Shared
+from trainer.tuning.trials import changed
+
+TERMINATED = 143  # the status of a run that SIGTERM ended: 128 + 15
+CONFIGS, INPUTS = 200, 500
+TRAINED = 10  # of the mutated configs that can be built
+_SHOWN = 10  # failures
+
+
+def measure(*, parts: Sequence[str], kills: int, signals: int, seed: int) -> dict:
+    """parts: names in `PARTS`. kills, signals: how many runs get SIGKILL, SIGTERM. seed: of all that is drawn."""
+    for name in parts:
+        if name not in PARTS:
+            raise LinseedError(unknown_name("part of the faults", name, PARTS))
+    sizes = {"kills": kills, "signals": signals}
+    found = {}
+    for name in parts:
+        began = time.monotonic()
+        with tempfile.TemporaryDirectory(prefix=f"faults_{name}_") as folder:
+            tally = PARTS[name](Path(folder), rng=np.random.default_rng([seed, len(found)]), size=sizes.get(name, 0))
+        found[name] = {**tally.as_json(), "seconds": round(time.monotonic() - began, 1)}
+        print(f"{name}: {found[name]['held']}", file=sys.stderr, flush=True)
+    held, tried = (sum(figures[key] for figures in found.values()) for key in ("count_held", "count_tried"))
+    return {
+        "parts": found,
+        "ratio": held / tried if tried else None,
+        "ratio_is": "how many of the faults tried were held",
+    }
+
+
+class Tally:
+    """What was tried, what failed, and more to know of it."""
+
+    def __init__(self, **more: Any):
+        self.tried, self.failures, self.more = 0, [], more
+
+    def add(self, name: str, wrong: str):
+        """One trial; wrong: what went wrong, "" if nothing did."""
+        self.tried += 1
+        if wrong:
+            self.failures.append(f"{name}: {wrong}")
+
+    def as_json(self) -> dict:
+        """Figures."""
+        held = self.tried - len(self.failures)
+        words = f"{held} of {self.tried}" if self.tried else "not tried"
+        return {
+            "held": words,
+            "count_held": held,
+            "count_tried": self.tried,
+            "failures": self.failures[:_SHOWN],
+            **self.more,
+        }
+
+
+def _kills(folder: Path, *, rng, size) -> Tally:
+    """`size` runs, each killed once (SIGKILL) at a random moment, started again, and compared with a straight one."""
+    config, straight = tiny(), folder / "straight"
+    _warm_up(config, folder)
+    timeline = moments.Run(config, straight).timeline()
+    landed = collections.Counter()
+    tally = Tally(stages=landed, too_late=0)
+    for number, moment in enumerate(moments.draw(size, timeline=timeline, rng=rng)):
+        workdir = folder / f"killed{number}"
+        # One that came too late is no trial; the next hits earlier.
+        for seconds in (moment.seconds, moment.seconds / 4, 0.0):
+            run = moments.Run(config, workdir)
+            if run.end_at(moment._replace(seconds=seconds), by=signal.SIGKILL):
+                landed[moment.stage] += 1
+                tally.add(f"{number}, {moment.stage}", _resumed(config, straight, workdir))
+                break
+            tally.more["too_late"] += 1
+            workdir = folder / f"{workdir.name}_again"
+        else:
+            tally.add(f"{number}, {moment.stage}", "the run always ended before the kill")
+    return tally
+
+
+def _resumed(config, straight, workdir):
+    """ "" where the same command ends the run in `workdir` as the straight one, or what differs."""
+    try:
+        moments.Run(config, workdir).finish()
+        return "; ".join(differences(straight, workdir))
+    except LinseedError as error:
+        return str(error)
+
+
+def _signals(folder: Path, *, rng, size) -> Tally:
+    """`size` runs, each sent one SIGTERM while it steps: status 143, a snapshot of the last logged step, the same end.
+
+    Each step is logged; a run that saves within one step of the signal has a snapshot that is at most one behind.
+    """
+    config = changed(tiny(), {"log_every_steps": 1, "horizon": {"steps": 400}, "eval.every_steps": 200})
+    config = changed(config, {"schedule": {"name": "constant", "warmup_steps": 0}, "optimizer.lr": 0.003})
+    straight = folder / "straight"
+    _warm_up(config, folder)
+    timeline = moments.Run(config, straight).timeline()
+    result = workdir_lib.read_result(straight)
+    tally = Tally(too_late=0)
+    for number in range(size):
+        workdir = folder / f"told{number}"
+        moment = moments.Moment("steps", int(rng.integers(1, timeline.records // 2)), float(rng.uniform(0, 0.1)))
+        run = moments.Run(config, workdir)
+        if not run.end_at(moment, by=signal.SIGTERM):
+            tally.more["too_late"] += 1
+        tally.add(str(number), _told(run, config, result))
+    return tally
+
+
+def _told(run, config, straight):
+    if run.wait() != TERMINATED:
+        return f"status {run.wait()} and not {TERMINATED}: {run.last_line()}"
+    checkpoints = run.workdir / workdir_lib.CHECKPOINTS
+    saved = max((int(path.name) for path in checkpoints.glob("[0-9]*") if path.name.isdigit()), default=0)
+    logged = run.records()[-1]["step"] if run.records() else 0
+    if saved < logged - 1:
+        return f"step {logged} was logged and step {saved} saved"
+    try:
+        moments.Run(config, run.workdir).finish()
+    except LinseedError as error:
+        return str(error)
+    ended = workdir_lib.read_result(run.workdir)
+    return (
+        ""
+        if ended["params_sha256"] == straight["params_sha256"]
+        else "the parameters are not those of the straight run"
+    )
+
+
+def _warm_up(config, folder):
+    """Compiles what the runs in `folder` then load, so that all take the same time."""
+    moments.Run(config, folder / "warm_up").finish()
+
+
+def _damage(folder: Path, *, rng, size) -> Tally:
+    """Every case of `damage.CASES`, each gone on with to the end."""
+    bench, tally = damage.Bench(tiny(), folder), Tally()
+    for name, case in damage.CASES.items():
+        tally.add(name, case(bench))
+    return tally
+
+
+def _full_disk(folder: Path, *, rng, size) -> Tally:
+    """A disk that is full from a random record on: status 2 and one line that says so; with room again, the end."""
+    config, straight = tiny(), folder / "straight"
+    _warm_up(config, folder)
+    timeline = moments.Run(config, straight).timeline()
+    tally = Tally(skipped="")
+    for records in sorted(rng.permutation(np.arange(1, timeline.records - 2))[:5]):
+        try:
+            with full_disk.small_disk(folder / f"disk{records}") as disk:
+                tally.add(f"after record {records}", _filled(config, straight, disk, records=int(records)))
+        except full_disk.NoMountError as error:
+            tally.more["skipped"] = f"no tmpfs can be mounted here: {error}"
+            break
+    return tally
+
+
+def _filled(config, straight, disk, *, records):
+    filler, workdir = full_disk.Filler(disk), disk / "run"
+    environment = {"JAX_COMPILATION_CACHE_DIR": str(straight.parent / ".jax_cache")}
+    run = moments.Run(config, workdir, environment=environment)
+    run.when(moments.Moment("steps", records, 0.0), filler.fill)
+    status, line = run.wait(), run.last_line()
+    filler.free()
+    if status != 2 or not line.startswith("error: ") or "full" not in line:
+        return f"status {status}: {line}"
+    try:
+        moments.Run(config, workdir, environment=environment).finish()
+        return "; ".join(differences(straight, workdir))
+    except LinseedError as error:
+        return str(error)
+
+
+def _two_processes(folder: Path, *, rng, size) -> Tally:
+    """Runs of two processes of which one is killed: not tried yet."""
+    return Tally()
+
+
+def _configs(folder: Path, *, rng, size) -> Tally:
+    """Mutated configs: refused in one line or built, and some of them trained for two steps."""
+    base, shared, counts = tiny(), Shared(), collections.Counter()
+    tally = Tally(came_to=counts)
+    while tally.tried < CONFIGS:
+        changes = config_mutations.draw(rng, base)
+        config = config_mutations.apply(base, changes)
+        if config is None:
+            continue
+        try:
+            came_to = config_mutations.outcome(config, folder, shared=shared)
+            counts[came_to] += 1
+            if came_to == "built" and counts["trained"] + counts["stopped"] < TRAINED:
+                counts[config_mutations.train(config, folder / f"run{tally.tried}", shared=shared)] += 1
+            tally.add("", "")
+        except Exception as error:
+            tally.add(repr(changes)[:200], f"{type(error).__name__}: {error}")
+    return tally
+
+
+def _inputs(folder: Path, *, rng, size) -> Tally:
+    """Mutated images and archives, read in a process of their own."""
+    found = in_child(mutations.try_inputs, INPUTS, seed=int(rng.integers(2**31)), bounded=True, devices=1)
+    tally = Tally(**{key: found[key] for key in ("loaded", "skipped", "resident_mb")})
+    tally.tried, tally.failures = found["inputs"], found["failures"]
+    return tally
+
+
+PARTS: dict[str, Callable[..., Tally]] = {
+    "kills": _kills,
+    "signals": _signals,
+    "damage": _damage,
+    "full_disk": _full_disk,
+    "two_processes": _two_processes,
+    "configs": _configs,
+    "inputs": _inputs,
+}

@@ -1,0 +1,103 @@
+"""Proves for a config that a run which was killed and resumed is the run that was never stopped, bit for bit.
+
+    python -m scripts.verify_resume --config=configs/digits.py --kills=3
+
+Trains twice, shortened to --steps: once straight, once killed (SIGKILL) at random moments and started again by the
+same command until it is done. Compares the hashes of the parameters and every record of metrics.jsonl. Exit status 0:
+equal; 1: they differ, and the first array that does is named; 2: they cannot be compared, and the line says why.
+"""
+
+import contextlib
+import signal
+import sys
+import tempfile
+from pathlib import Path
+
+import numpy as np
+from absl import flags
+from ml_collections import config_flags
+from rich.table import Table
+
+from scripts import command
+
+CONFIG = config_flags.DEFINE_config_file("config", None, "FILE.py, or FILE.py:variant.", lock_config=True)
+KILLS = flags.DEFINE_integer("kills", 3, "How often the second run is killed.", lower_bound=1)
+STEPS = flags.DEFINE_integer("steps", 24, "The length of both runs, schedule and all.", lower_bound=4)
+WORKDIR = flags.DEFINE_string("workdir", None, "An empty folder for the two runs, kept; without, they are deleted.")
+
+
+def shortened(config, *, steps: int):
+    """`config` in `steps` steps, evaluated and saved four times and logged eight times on the way."""
+    from trainer.data import sources, splits
+    from trainer.experiment import validate
+    from trainer.schedules import durations_to_steps
+    from trainer.tuning import trials
+
+    validate(config)
+    section = config.data
+    train, _ = splits.carve_validation(
+        sources.load(**section.source), fraction=section.val_fraction, seed=section.split_seed
+    )
+    num_examples = section.train_examples or len(train.labels)
+    plain = trials.changed(config, {"data.batch_size": section.batch_size or num_examples})
+    length = dict(num_examples=num_examples, batch_size=plain.data.batch_size, total_steps=None)
+    total_steps = max(1, durations_to_steps("horizon", config.horizon, **length)["steps"])
+    steps = min(steps, total_steps)
+    short = trials.shortened(plain, steps=steps, total_steps=total_steps, num_examples=num_examples)
+    evaluation = {key: value for key, value in config.eval.items() if not key.startswith("every_")}
+    every = max(1, steps // 4)
+    return trials.changed(
+        short,
+        {
+            "data.batch_size": section.batch_size,
+            "eval": {"every_steps": every, **evaluation},
+            "log_every_steps": max(1, every // 2),
+        },
+    )
+
+
+def main(console):
+    from scripts import moments
+    from trainer.compare import differences
+    from trainer.errors import WorkdirError
+    from trainer.workdir import read_result
+
+    config = shortened(CONFIG.value, steps=STEPS.value)
+    with contextlib.ExitStack() as stack:
+        folder = Path(WORKDIR.value or stack.enter_context(tempfile.TemporaryDirectory(prefix="verify_resume_")))
+        if folder.exists() and any(folder.iterdir()):
+            raise WorkdirError(f"{folder} is not empty; choose another --workdir")
+        straight, killed = folder / "straight", folder / "killed"
+        timeline = moments.Run(config, straight).timeline()
+        rng = np.random.default_rng()
+        table = Table("start", "ended", "stage", "records logged")
+        landed = 0
+        for moment in moments.draw(KILLS.value, timeline=timeline, rng=rng):
+            run = moments.Run(config, killed)
+            hit = run.end_at(moment, by=signal.SIGKILL)
+            landed += hit
+            ended = "killed" if hit else f"by itself, status {run.wait()}"
+            table.add_row(str(table.row_count + 1), ended, moment.stage, str(len(run.records())))
+            if not hit and run.wait():
+                run.finish()  # says why
+        run = moments.Run(config, killed)
+        run.finish()
+        table.add_row(str(table.row_count + 1), "by itself, status 0", "", str(len(run.records())))
+        console.print(table)
+        found = differences(straight, killed)
+        result = read_result(straight)
+    if not found:
+        console.print(
+            f"equal: {result['steps']} steps, {landed} of {KILLS.value} kills in time, the same "
+            f"{timeline.records} records and parameters {result['params_sha256'][:16]}...",
+            highlight=False,
+            soft_wrap=True,
+        )
+        return
+    for line in found:
+        console.print(f"different: {line}", highlight=False, markup=False, soft_wrap=True)
+    sys.exit(1)
+
+
+if __name__ == "__main__":
+    command.run(main, needs=("config",))

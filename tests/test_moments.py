@@ -1,0 +1,35 @@
+"""Runs that are ended from outside: where the moments lie, and what the command that uses them says."""
+
+import json
+
+import numpy as np
+from test_scripts import command, refusal
+
+from scripts.moments import STAGES, Timeline, draw
+from trainer.compare import differences
+
+
+def test_moments_are_spread_evenly_over_all_stages_and_lie_within_the_run():
+    timeline = Timeline(config=2.0, first_record=3.0, end=5.0, records=12)
+    moments = draw(50, timeline=timeline, rng=np.random.default_rng(0))
+    assert [sum(moment.stage == stage for moment in moments) for stage in STAGES] == [10] * len(STAGES)
+    assert all(1 <= moment.records < 12 for moment in moments)
+    assert all(0 <= moment.seconds < 2.0 for moment in moments if moment.stage == "start")
+    assert [moment.records for moment in moments] == sorted(moment.records for moment in moments)
+
+
+def test_a_killed_run_of_a_users_config_is_proven_equal(tmp_path):
+    arguments = ["--kills=1", "--steps=8", "--config.model.widths=(4,)", f"--workdir={tmp_path / 'kept'}"]
+    done = command("verify_resume", "--config=configs/digits.py", *arguments)
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert "equal: 8 steps" in done.stdout and "by itself, status 0" in done.stdout
+    assert differences(tmp_path / "kept" / "straight", tmp_path / "kept" / "killed") == []
+    assert "is not empty" in refusal("verify_resume", "--config=configs/digits.py", *arguments)
+
+
+def test_the_benchmark_counts_what_held(tmp_path):
+    done = command("bench", "faults", "--parts=inputs")
+    assert done.returncode == 0, done.stderr
+    result = json.loads(done.stdout)
+    assert result["ratio"] == 1.0 and result["parts"]["inputs"]["held"] == "500 of 500"
+    assert "did you mean 'kills'" in refusal("bench", "faults", "--parts=kill")

@@ -1,0 +1,58 @@
+"""What a prepared TFDS folder, which may come from anyone, is kept from: running code, and reading elsewhere."""
+
+import json
+import os
+import re
+from collections.abc import Iterable, Iterator
+from pathlib import Path
+
+from trainer.data.decode import shown
+from trainer.errors import DataError
+
+# NAME, NAME/CONFIG, and each with :VERSION. What TFDS takes besides is a namespace, whose code it downloads and runs.
+_NAME = re.compile(r"\w+(/\w[\w.+-]*)?(:(\d+|\*)(\.(\d+|\*)){2})?")
+_CLASS_KEYS = ("pythonclassname", "type")
+
+
+def check_name(dataset: str):
+    """Raises DataError unless `dataset` is the plain name of a data set."""
+    if not _NAME.fullmatch(dataset) or ".." in dataset:
+        raise DataError(
+            f"config.data.source.dataset='{shown(dataset)}' should read NAME, NAME/CONFIG or NAME:VERSION; data sets of"
+            " a namespace bring code of their own and are not read"
+        )
+
+
+def check_features(folder: Path):
+    """Raises DataError where a `features.json` below `folder` names a class that TFDS would import from elsewhere."""
+    for path in sorted(folder.rglob("features.json")):
+        try:
+            classes = list(_classes(json.loads(path.read_text(encoding="utf-8"))))
+        except (ValueError, RecursionError, OSError) as error:
+            raise DataError(f"{shown(str(path))} is damaged; prepare the data set anew") from error
+        for name in classes:
+            if not name.startswith("tensorflow_datasets."):
+                raise DataError(
+                    f"{shown(str(path))} asks for the class '{shown(name)}', which is not of TFDS and would run code; "
+                    "delete that data set, or export it to class folders"
+                )
+
+
+def check_inside(files: Iterable[str], folder: str):
+    """Raises DataError where one of `files` lies outside `folder`, by a link or by '..'."""
+    root = os.path.realpath(folder)
+    for file in files:
+        if os.path.commonpath([root, os.path.realpath(file)]) != root:
+            raise DataError(f"{shown(file)} leaves the data folder {shown(root)}; put the file itself there")
+
+
+def _classes(value) -> Iterator[str]:
+    """The dotted names of classes anywhere in a `features.json`."""
+    if isinstance(value, dict):
+        for key, item in value.items():
+            if isinstance(item, str) and key.replace("_", "").lower() in _CLASS_KEYS and "." in item:
+                yield item
+            yield from _classes(item)
+    elif isinstance(value, list):
+        for item in value:
+            yield from _classes(item)
