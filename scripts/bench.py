@@ -17,7 +17,9 @@ from absl import flags
 
 from scripts import command
 
-BATCH = flags.DEFINE_integer("batch", None, "augment, conv, resnet50: images a batch.", lower_bound=1)
+BATCH = flags.DEFINE_integer(
+    "batch", None, "augment, conv, resnet50: images a batch; conv: each network's own.", lower_bound=1
+)
 SIZE = flags.DEFINE_integer("size", None, "augment, resnet50: pixels, height and width of the images.", lower_bound=1)
 CASE = flags.DEFINE_string("case", "small", "loop, checkpoint, devices: what to train, of scripts/benchmarks/cases.py.")
 STEPS = flags.DEFINE_integer("steps", None, "loop, checkpoint, grid: the steps of a run.", lower_bound=1)
@@ -87,7 +89,7 @@ def _checkpoint(config=None, *, steps=None, rounds=None):
 def _conv():
     from scripts.benchmarks import conv
 
-    return conv.measure(batch=BATCH.value or 256, rounds=ROUNDS.value, torch_python=TORCH_PYTHON.value)
+    return conv.measure(batch=BATCH.value or 0, rounds=ROUNDS.value, torch_python=TORCH_PYTHON.value)
 
 
 def _devices():

@@ -38,23 +38,32 @@ SHAPES = (
 )
 NETWORKS = {"record": cifar10_speedrun.get_config, "resnet20": cifar10_resnet20.get_config}
 PIXELS = 32
+SHAPES_BATCH = 256
 
 
 def measure(*, batch: int, rounds: int, torch_python: str) -> dict:
-    """batch: images of a convolution and of a train step; rounds: see `in_turns`; torch_python: "" for no PyTorch."""
+    """batch: images of a convolution and of a train step; 0: `SHAPES_BATCH`, and what each network's config says.
+
+    rounds: see `in_turns`. torch_python: "" for no PyTorch.
+    """
     if not proven():
         raise LinseedError("oneDNN's convolutions were not proven to work here, so that there is nothing to compare")
+    configs = {name: get_config() for name, get_config in NETWORKS.items()}
+    batches = {name: batch or config.data.batch_size for name, config in configs.items()}
     steps = {}
-    for name, config in NETWORKS.items():
-        with _torch_step(name, batch=batch, python=torch_python) as torch:
-            steps[name] = _step_times(config(), batch=batch, rounds=rounds, others=torch)
+    for name, config in configs.items():
+        with _torch_step(name, batch=batches[name], python=torch_python) as torch:
+            steps[name] = _step_times(config, batch=batches[name], rounds=rounds, others=torch)
     ratios = {name: round(ratio(times["xla"].wall, times["auto"].wall), 3) for name, times in steps.items()}
     found = {
-        "batch": batch,
-        "gflop_per_second": {str(shape): _speeds(*shape, batch=batch, rounds=rounds) for shape in SHAPES},
+        "batches": batches,
+        "shapes_batch": batch or SHAPES_BATCH,
+        "gflop_per_second": {
+            str(shape): _speeds(*shape, batch=batch or SHAPES_BATCH, rounds=rounds) for shape in SHAPES
+        },
         "shapes_are": "height and width, channels, features, kernel, stride, padding; [XLA, ours]",
         "images_per_second": {
-            name: {kind: round(batch / statistics.median(times.wall)) for kind, times in found.items()}
+            name: {kind: round(batches[name] / statistics.median(times.wall)) for kind, times in found.items()}
             for name, found in steps.items()
         },
         "cpu_ratios": {name: round(ratio(times["xla"].cpu, times["auto"].cpu), 3) for name, times in steps.items()},
