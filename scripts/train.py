@@ -4,7 +4,8 @@ python -m scripts.train --config=configs/digits.py --workdir=runs/digits --confi
 
 SIGTERM, SIGINT and SIGUSR1 stop it after the step under way, which is saved; a second one stops it at once. Exit
 status: 0 done, 2 an error whose line says how to mend it, 143, 130 or 138 stopped by one of these signals (to be run
-again), 1 anything else, among it the watchdog.
+again), 75 another process of the run was lost (to be run again, on all machines), 1 anything else, among it the
+watchdog. Several processes, on one machine or many: docs/launch.md.
 """
 
 from pathlib import Path
@@ -19,18 +20,45 @@ WORKDIR = flags.DEFINE_string("workdir", None, "Folder of this run: snapshots, m
 ON_CONFIG_CHANGE = flags.DEFINE_enum(
     "on_config_change", "refuse", ["refuse", "accept"], "What to do where the workdir holds a run of another config."
 )
+COORDINATOR = flags.DEFINE_string(
+    "coordinator",
+    "auto",
+    "HOST:PORT of process 0, the same for all; 'auto': what Slurm, Open MPI, a TPU pod or Kubernetes tells; 'none': "
+    "one process.",
+)
+NUM_PROCESSES = flags.DEFINE_integer("num_processes", None, "With --coordinator: how many are started.", lower_bound=1)
+PROCESS_ID = flags.DEFINE_integer("process_id", None, "With --coordinator: 0, 1, ...; which of them.", lower_bound=0)
+START_SECONDS = flags.DEFINE_integer("start_seconds", 300, "How long to wait for the other processes.", lower_bound=1)
+HEARTBEAT_SECONDS = flags.DEFINE_integer(
+    "heartbeat_seconds", 30, "After that long without a sign of life from one process all end.", lower_bound=2
+)
 
 
 def main(console):
     workdir = Path(WORKDIR.value)
     compile_cache.use(workdir=workdir)
-    from trainer import stopping, train, writers
+    from trainer import distributed
 
-    writer = writers.for_console(console)
+    with distributed.joined(
+        COORDINATOR.value,
+        num_processes=NUM_PROCESSES.value,
+        process_id=PROCESS_ID.value,
+        start_seconds=START_SECONDS.value,
+        heartbeat_seconds=HEARTBEAT_SECONDS.value,
+    ):
+        train_in(workdir, console)
+
+
+def train_in(workdir, console):
+    from trainer import distributed, stopping, train, writers
+
+    writer = writers.for_console(console) if distributed.is_writer() else writers.Quiet()
     with stopping.on_signals(command.tell) as stop:
         result = train.train_and_evaluate(
             CONFIG.value, workdir, writer=writer, on_config_change=ON_CONFIG_CHANGE.value, stop=stop
         )
+    if not distributed.is_writer():
+        return
     console.print(writers.summary(result))
     writer.say(
         f"best step {result['best_step']:,} of {result['steps']:,} ({result['stop_reason']}); test opened "

@@ -87,11 +87,15 @@ class Snapshots:
     def __init__(self, directory: Path, *, keep_latest: int):
         self._directory = directory.absolute()
         self._damaged = self._directory.parent / "damaged_checkpoints"
+        self._directory.mkdir(parents=True, exist_ok=True)
         self._set_aside_torn()
         self._manager = ocp.CheckpointManager(
             self._directory,
             item_names=("state", "record"),
             options=ocp.CheckpointManagerOptions(
+                create=False,
+                # Process 0 alone opens snapshots; of several, Orbax would else wait for the others at each step.
+                multiprocessing_options=ocp.options.MultiprocessingOptions(primary_host=0, active_processes={0}),
                 best_fn=lambda metrics: metrics[_METRIC],
                 best_mode="max",
                 preservation_policy=checkpoint_managers.AnyPreservationPolicy(
@@ -283,6 +287,33 @@ def read_arrays(directory: Path, *, step: int) -> dict[str, np.ndarray]:
         jax.tree_util.keystr(path, simple=True, separator="/"): np.asarray(leaf)
         for path, leaf in jax.tree_util.tree_leaves_with_path(state)
     }
+
+
+class NoSnapshots:
+    """`Snapshots` of a process that is not the writer: it saves nothing, and is given what the writer restores."""
+
+    def __enter__(self):
+        return self
+
+    def __exit__(self, *exception):
+        """Nothing is in flight."""
+
+    def steps(self) -> list[int]:
+        return []
+
+    def evaluated_steps(self) -> list[int]:
+        return []
+
+    def restore_latest(self, template) -> None:
+        """For the writer to do; see `distributed.restored_by_writer`."""
+
+    restore_best = restore_latest
+
+    def save(self, state, **about):
+        """Nothing."""
+
+    def wait(self):
+        """For nothing."""
 
 
 def _is_passing(error: BaseException | None) -> bool:

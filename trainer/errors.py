@@ -27,12 +27,21 @@ class CheckpointError(LinseedError, RuntimeError):
 class NonFiniteError(LinseedError, ArithmeticError):
     """The loss, the gradient or the update became NaN or infinite.
 
-    what: which of them, and of which step. step: that step, counted from 1.
+    what: which of them, and of which step. step: that step, counted from 1. Both are left out where another process
+    of the run says it.
     """
 
-    def __init__(self, message: str, *, what: str, step: int):
+    def __init__(self, message: str, *, what: str = "", step: int = 0):
         super().__init__(message)
         self.what, self.step = what, step
+
+
+class DistributedError(LinseedError, RuntimeError):
+    """Processes of one run that cannot join, or were started with different things."""
+
+
+class LostError(DistributedError):
+    """Another process of the run is gone, or does not answer: nothing is wrong with this one."""
 
 
 def unknown_name(kind: str, name: str, known: Iterable[str]) -> str:

@@ -30,7 +30,9 @@ class Evaluator:
         return [self._eval_step(weights, batch) for batch in self._batches(split)]
 
     def _batches(self, split):
-        batches = map(self._parallel.shard, pipeline.eval_batches(split, batch_size=self._batch_size))
+        parallel = self._parallel
+        mine = {"shard_index": parallel.shard_index, "shard_count": parallel.shard_count}
+        batches = map(parallel.shard, pipeline.eval_batches(split, batch_size=self._batch_size, **mine))
         if split is not self._resident:
             return batches
         self._on_device = self._on_device or list(batches)

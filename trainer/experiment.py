@@ -16,7 +16,7 @@ import numpy as np
 
 import models
 from trainer import config as config_lib
-from trainer import guard, losses, optim, regularizers, schedules, views, whitening
+from trainer import distributed, guard, losses, optim, regularizers, schedules, views, whitening
 from trainer import rules as rules_lib
 from trainer import state as state_lib
 from trainer import workdir as workdir_lib
@@ -121,6 +121,8 @@ def build(config: ml_collections.ConfigDict, workdir: Path, *, shared: Shared) -
         seed=config.seed,
         batch_size=config.data.batch_size,
         multiple=parallel.num_devices * parts,
+        shard_index=parallel.shard_index,
+        shard_count=parallel.shard_count,
     )
 
     # Durations become steps here, once.
@@ -157,7 +159,8 @@ def build(config: ml_collections.ConfigDict, workdir: Path, *, shared: Shared) -
             f"{config.model.name}: {sum(leaf.size for leaf in jax.tree.leaves(state.params)):,} parameters; "
             f"{config.optimizer.name}, {config.schedule.name} over {total_steps:,} steps, "
             f"{schedule_kwargs['warmup_steps']:,} of them warm-up",
-            f"{parallel.num_devices} x {jax.devices()[0].device_kind}, {config.parallel.backend}, {config.precision}",
+            f"{parallel.num_devices} x {jax.devices()[0].device_kind}, {config.parallel.backend}, {config.precision}"
+            + (f", {parallel.shard_count} processes" if parallel.shard_count > 1 else ""),
         ]
     )
     if lr != optimizer.lr:
@@ -210,10 +213,14 @@ def _data(config, workdir, *, shared) -> Data:
 
     def measure():
         cache = workdir / workdir_lib.STATISTICS
-        return stats.statistics(train, section.normalize, mean=section.mean, std=section.std, cache=cache)
+        found = stats.statistics(train, section.normalize, mean=section.mean, std=section.std, cache=cache)
+        return {key: values.tolist() for key, values in found.items()}
 
     settings = [fingerprint, section.normalize, section.mean, section.std]
-    return Data(source, train, val, fingerprint, shared.once("statistics", settings, measure))
+    # The writer's, so that all processes normalise by the same bits, and one of them reads the sample.
+    found = shared.once("statistics", settings, lambda: distributed.from_writer(measure))
+    statistics = {key: np.array(values, np.float64) for key, values in found.items()}
+    return Data(source, train, val, fingerprint, statistics)
 
 
 def _check_fits(shapes, name):

@@ -10,10 +10,10 @@ from typing import Any
 import jax
 import ml_collections
 
+from trainer import distributed, writers
 from trainer import result as result_lib
 from trainer import state as state_lib
 from trainer import workdir as workdir_lib
-from trainer import writers
 from trainer.checkpoint import Snapshots
 from trainer.errors import CheckpointError, ConfigError, DataError
 from trainer.experiment import Experiment, Shared, build, validate
@@ -42,7 +42,7 @@ def evaluate_best(
     state: after the last step, on the devices. judge: as for `train.train_and_evaluate`. Returns what `result.json`
     holds, but the hash of the config.
     """
-    best, best_progress = snapshots.restore_best(experiment.state)
+    best, best_progress = distributed.restored_by_writer(snapshots.restore_best, like=experiment.state)
     best_step, weights = int(best.step), state_lib.evaluated_weights(best)
     if best_step != progress.best_step:
         writer.say(f"the best snapshot, of step {progress.best_step}, is lost; that of step {best_step} stands in")

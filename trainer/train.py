@@ -6,6 +6,7 @@ An experiment (see `trainer.experiment`) -> state, new or restored -> batches, s
 
 import collections
 import contextlib
+import functools
 import json
 import math
 import time
@@ -19,11 +20,11 @@ import ml_collections
 import numpy as np
 
 from trainer import config as config_lib
-from trainer import guard, metrics, optim, report, stopping, watchdog, writers
+from trainer import distributed, guard, metrics, optim, report, stopping, watchdog, writers
 from trainer import state as state_lib
 from trainer import workdir as workdir_lib
 from trainer.calls import first_carry, settled, stacked, window_rows
-from trainer.checkpoint import Snapshots
+from trainer.checkpoint import NoSnapshots, Snapshots
 from trainer.errors import NonFiniteError
 from trainer.experiment import Shared, build, validate
 from trainer.judging import check_same_data, evaluate_best
@@ -58,36 +59,49 @@ def train_and_evaluate(
     """
     started = time.monotonic()
     validate(config)
-    with workdir_lib.lock(workdir):
-        changed = workdir_lib.check_config(workdir, config, on_change=on_config_change)
-        result = None if changed else workdir_lib.read_result(workdir)
+    with distributed.workdir_of(workdir) as workdir, workdir_lib.lock(workdir):
+        changed, result = distributed.from_writer(lambda: _found(workdir, config, on_config_change=on_config_change))
         if result and (result["test"] or "test" not in judge):
             writer.say(f"already finished: {workdir / workdir_lib.RESULT}")
         else:
             experiment = build(config, workdir, shared=shared or Shared())
             writer.say(experiment.description)
-            with Snapshots(workdir / workdir_lib.CHECKPOINTS, keep_latest=config.checkpoint.keep_latest) as snapshots:
+            distributed.check_same({"config": config_lib.sha256(config), "data": experiment.fingerprint})
+            stop = distributed.AgreedStop(stop, ahead=AHEAD)
+            with _snapshots(workdir, config) as snapshots:
                 state, progress = _train_through(
                     config,
                     experiment,
                     workdir,
-                    anew=bool(changed) and not snapshots.steps(),
+                    anew=changed and not snapshots.steps(),
                     snapshots=snapshots,
                     writer=writer,
                     started=started,
                     stop=stop,
                 )
-                if stop():
-                    raise stopping.Stopped(stop(), after_step=int(state.step))
+                if number := stop.last():
+                    raise stopping.Stopped(number, after_step=int(state.step))
                 result = evaluate_best(
                     experiment, snapshots, state=state, progress=progress, judge=judge, writer=writer
                 )
             result["config_sha256"] = config_lib.sha256(config)
             (workdir / workdir_lib.REPORT).unlink(missing_ok=True)
             workdir_lib.write_whole(workdir / workdir_lib.RESULT, json.dumps(result, indent=2))
-        if not (workdir / workdir_lib.REPORT).exists():
+        if distributed.is_writer() and not (workdir / workdir_lib.REPORT).exists():
             report.write(workdir)
         return result
+
+
+def _found(workdir, config, *, on_config_change):
+    """Whether `workdir` holds a run of another config, and the result of a run of this one, or None."""
+    changed = workdir_lib.check_config(workdir, config, on_change=on_config_change)
+    return bool(changed), None if changed else workdir_lib.read_result(workdir)
+
+
+def _snapshots(workdir, config):
+    if not distributed.is_writer():
+        return NoSnapshots()
+    return Snapshots(workdir / workdir_lib.CHECKPOINTS, keep_latest=config.checkpoint.keep_latest)
 
 
 def _train_through(config, experiment, workdir, *, anew, snapshots, writer, started, stop):
@@ -114,23 +128,28 @@ def _train_through(config, experiment, workdir, *, anew, snapshots, writer, star
                     stop=stop,
                 )
         except NonFiniteError as error:
-            rollbacks.allow(error)
-            good = max(snapshots.evaluated_steps(), default=0)
-            snapshots.drop_after(good)  # first: killed here, the run comes to the same error again
-            writer.say(rollbacks.note(error, to=good))
+            writer.say(distributed.from_writer(functools.partial(_roll_back, rollbacks, snapshots, error)))
+
+
+def _roll_back(rollbacks, snapshots, error):
+    """Goes back to the last evaluated snapshot, where that is allowed; returns a line that says so."""
+    rollbacks.allow(error)
+    good = max(snapshots.evaluated_steps(), default=0)
+    snapshots.drop_after(good)  # first: killed here, the run comes to the same error again
+    return rollbacks.note(error, to=good)
 
 
 def _restore(experiment, snapshots, *, rollbacks, writer):
     """The state to go on from (host arrays), and progress."""
     devices = experiment.parallel.num_devices
-    restored = snapshots.restore_latest(experiment.state)
+    restored = distributed.restored_by_writer(snapshots.restore_latest, like=experiment.state)
     state, progress = experiment.state, Progress(fingerprint=experiment.fingerprint, num_devices=devices)
     if restored is not None:
         state, progress = restored[0], Progress(**restored[1])
         check_same_data(experiment, progress)
         writer.say(f"resuming after step {int(state.step):,}")
     # The rate and the decay are the config's: it may have been changed.
-    lr = experiment.hyperparams["lr"] * rollbacks.lr_scale(int(state.step))
+    lr = experiment.hyperparams["lr"] * distributed.from_writer(lambda: rollbacks.lr_scale(int(state.step)))
     hyperparams = {**experiment.hyperparams, "lr": lr}
     state = state.replace(opt_state=optim.with_hyperparams(state.opt_state, **hyperparams))
     if progress.num_devices != devices:

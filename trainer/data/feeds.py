@@ -12,6 +12,7 @@ from typing import NamedTuple
 import jax
 import numpy as np
 
+from trainer import distributed
 from trainer.data import pipeline
 from trainer.data.lazy import LazyImages
 from trainer.data.source import memory_bytes
@@ -30,7 +31,7 @@ class Feed(NamedTuple):
 
     resident: {"image", "label"} of the whole split, host arrays that go to every device once, or {}. batches: from a
     step on, endless, to be closed; host batches, of places alone where the images are resident. batch: step -> host
-    batch with its images.
+    batch with its images. Of a batch both give this host's rows.
     """
 
     resident: dict[str, np.ndarray]
@@ -38,14 +39,25 @@ class Feed(NamedTuple):
     batch: Callable[[int], dict[str, np.ndarray]]
 
 
-def make_feed(split: Split, *, placement: str, seed: int, batch_size: int, multiple: int) -> Feed:
+def make_feed(
+    split: Split,
+    *,
+    placement: str,
+    seed: int,
+    batch_size: int,
+    multiple: int,
+    shard_index: int = 0,
+    shard_count: int = 1,
+) -> Feed:
     """The feed of `split`. placement: one of PLACEMENTS; lazy images stay in their files.
 
     seed, batch_size: as for `pipeline.places`; batch_size 0 is all of the split in one batch, padded to a `multiple`.
+    shard_index, shard_count: the host whose rows of each batch (`pipeline.share`) the feed reads, and of how many.
     Raises ConfigError where lazy images are asked for on the devices or all at once.
     """
     if isinstance(split.images, LazyImages):
-        return _streamed(split, placement=placement, seed=seed, batch_size=batch_size)
+        hosts = {"shard_index": shard_index, "shard_count": shard_count}
+        return _streamed(split, placement=placement, seed=seed, batch_size=batch_size, **hosts)
     num_examples = len(split.labels)
     if batch_size:
         draw = {"seed": seed, "num_examples": num_examples, "batch_size": batch_size}
@@ -53,12 +65,20 @@ def make_feed(split: Split, *, placement: str, seed: int, batch_size: int, multi
     else:
         places = functools.partial(pipeline.all_places, num_examples=num_examples, multiple=multiple)
 
-    def batch(step):
-        return pipeline.gather(split, places(step))
+    def mine(step):
+        batch = places(step)
+        rows = pipeline.share(len(batch["index"]), shard_index=shard_index, shard_count=shard_count)
+        return {key: values[rows] for key, values in batch.items()}
 
-    on_device = placement == "device" or (placement == "auto" and fits_device(split))
+    def batch(step):
+        return pipeline.gather(split, mine(step))
+
+    # The writer's word counts for all: another machine may have more memory, and would run another program.
+    on_device = placement == "device" or (
+        placement == "auto" and distributed.from_writer(lambda: bool(fits_device(split)))
+    )
     resident = {"image": split.images, "label": split.labels} if on_device else {}
-    return Feed(resident, functools.partial(_endless, places if on_device else batch), batch)
+    return Feed(resident, functools.partial(_endless, mine if on_device else batch), batch)
 
 
 def _endless(batch, step):
@@ -67,11 +87,11 @@ def _endless(batch, step):
         step += 1
 
 
-def _streamed(split, *, placement, seed, batch_size):
+def _streamed(split, *, placement, seed, batch_size, **hosts):
     if placement == "device" or not batch_size:
         wrong = "config.data.batch_size=0" if not batch_size else "config.data.placement='device'"
         raise ConfigError(f"{wrong} needs the images in memory; choose a source that does not stream them")
-    stream = functools.partial(Stream, split, seed=seed, batch_size=batch_size)
+    stream = functools.partial(Stream, split, seed=seed, batch_size=batch_size, **hosts)
 
     def batch(step):
         with contextlib.closing(stream(workers=0).batches(step)) as batches:
@@ -82,7 +102,7 @@ def _streamed(split, *, placement, seed, batch_size):
 
 def fits_device(split: Split) -> bool:
     """Whether the images of `split` fill at most `SHARE` of each device's memory."""
-    limit = (jax.devices()[0].memory_stats() or {}).get("bytes_limit")
+    limit = (jax.local_devices()[0].memory_stats() or {}).get("bytes_limit")
     if limit is None:  # the CPU: its devices share the host's memory, and each holds a copy
-        limit = (memory_bytes() or 0) / jax.device_count()
+        limit = (memory_bytes() or 0) / jax.local_device_count()
     return split.images.nbytes <= SHARE * limit

@@ -51,19 +51,28 @@ def gather(split: Split, batch: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
     return {**batch, "image": split.images[batch["index"]], "label": split.labels[batch["index"]]}
 
 
-def eval_batches(split: Split, *, batch_size: int) -> Iterator[dict[str, np.ndarray]]:
+def share(batch_size: int, *, shard_index: int, shard_count: int) -> slice:
+    """The rows of a batch that are host `shard_index`'s, of `shard_count` hosts, which divide `batch_size`."""
+    size = batch_size // shard_count
+    return slice(shard_index * size, (shard_index + 1) * size)
+
+
+def eval_batches(
+    split: Split, *, batch_size: int, shard_index: int = 0, shard_count: int = 1
+) -> Iterator[dict[str, np.ndarray]]:
     """Every example of `split` once, in order; the last batch is padded with zeros whose mask is 0.
 
-    So are bad images, where lazy ones are to be skipped.
+    So are bad images, where lazy ones are to be skipped. Of each batch it reads and yields the `share` of one host.
     """
+    mine = share(batch_size, shard_index=shard_index, shard_count=shard_count)
     for start in range(0, len(split.labels), batch_size):
-        part = slice(start, start + batch_size)
+        part = slice(start + mine.start, start + mine.stop)
         labels = split.labels[part]
         if isinstance(split.images, LazyImages):
             images, good = split.images.read_good(part)
         else:
             images, good = split.images[part], np.ones(len(labels), bool)
-        missing = batch_size - len(labels)
+        missing = mine.stop - mine.start - len(labels)
         yield {
             "image": np.pad(images, ((0, missing), (0, 0), (0, 0), (0, 0))),
             "label": np.pad(labels, (0, missing)),

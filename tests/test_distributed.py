@@ -1,0 +1,223 @@
+"""Two real processes over this machine's own network: they are one run, whoever dies and however many come back."""
+
+import contextlib
+import json
+import os
+import shutil
+import socket
+import subprocess
+import sys
+from pathlib import Path
+
+import jax
+import numpy as np
+import pytest
+
+from trainer import distributed
+from trainer.data import feeds, pipeline
+from trainer.data.splits import Split
+from trainer.errors import DistributedError
+
+ROOT = Path(__file__).parent.parent
+WAIT = 120  # seconds, for what should take a few
+
+# The process dies before step 60, when process 0 has begun to save step 40: no process is more than a few calls ahead.
+DYING = """
+import os, runpy
+from trainer.data import pipeline
+places = pipeline.places
+def dying(step, **draw):
+    if step == 60:
+        os.kill(os.getpid(), 9)
+    return places(step, **draw)
+pipeline.places = dying
+runpy.run_module("scripts.train", run_name="__main__", alter_sys=True)
+"""
+TRAIN = ["-m", "scripts.train"]
+DIGITS = [
+    "--config=configs/digits.py:quick",
+    "--config.model.widths=(4,4)",
+    "--config.convolution=xla",
+    "--config.log_every_steps=20",
+]
+
+
+def free_port():
+    with socket.socket() as probe:
+        probe.bind(("localhost", 0))
+        return probe.getsockname()[1]
+
+
+def started(arguments, *, devices):
+    flags = f"--xla_backend_optimization_level=0 --xla_force_host_platform_device_count={devices}"
+    return subprocess.Popen(
+        [sys.executable, *arguments],
+        cwd=ROOT,
+        env={**os.environ, "XLA_FLAGS": flags, "PYTHONPATH": str(ROOT)},
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+    )
+
+
+def ended(processes):
+    """`(status, output)` of each, none of which outlives the test."""
+    try:
+        outputs = [process.communicate(timeout=WAIT)[0] for process in processes]
+        return [(process.returncode, output) for process, output in zip(processes, outputs, strict=True)]
+    finally:
+        for process in processes:
+            process.kill()
+
+
+def pair(*programs, workdir):
+    """Trains in two processes of one device each; process 1 with a workdir of its own, as on another machine."""
+    port = free_port()
+    several = [f"--coordinator=localhost:{port}", "--num_processes=2", "--heartbeat_seconds=5", "--start_seconds=60"]
+    folders = [workdir, workdir.parent / "elsewhere"]
+    return ended(
+        [
+            started([*program, *DIGITS, *several, f"--process_id={i}", f"--workdir={folder}"], devices=1)
+            for i, (program, folder) in enumerate(zip(programs, folders, strict=True))
+        ]
+    )
+
+
+def alone(workdir):
+    return ended([started([*TRAIN, *DIGITS, f"--workdir={workdir}"], devices=2)])[0]
+
+
+def sha256_of_parameters(workdir):
+    return json.loads((workdir / "result.json").read_text())["params_sha256"]
+
+
+def test_a_lost_process_ends_the_other_and_two_or_one_go_on_to_the_parameters_of_a_run_on_one_machine(tmp_path):
+    (lost, said), (killed, dying) = pair(TRAIN, ["-c", DYING], workdir=tmp_path / "run")
+    assert killed == -9, dying
+    assert lost == distributed.LOST, said
+    assert "error: " in said.splitlines()[-1]
+    assert "run the same command on every machine again" in said.splitlines()[-1]
+
+    shutil.copytree(tmp_path / "run", tmp_path / "fewer")
+    for status, said in pair(TRAIN, TRAIN, workdir=tmp_path / "run"):
+        assert status == 0, said
+    status, said = alone(tmp_path / "fewer")
+    assert status == 0, said
+    assert "resuming after step 40" in said
+
+    status, said = alone(tmp_path / "reference")
+    assert status == 0, said
+    expected = sha256_of_parameters(tmp_path / "reference")
+    assert sha256_of_parameters(tmp_path / "run") == sha256_of_parameters(tmp_path / "fewer") == expected
+    steps = [json.loads(line)["step"] for line in (tmp_path / "run" / "metrics.jsonl").read_text().splitlines()]
+    assert steps == [20, 40, 60, 80, 81]
+    assert not list((tmp_path / "elsewhere").rglob("*.json*"))  # process 0 alone writes
+
+
+AGREEING = """
+import json, sys
+import numpy as np
+from trainer import distributed
+from trainer.errors import ConfigError, DistributedError
+
+index = int(sys.argv[2])
+def refuse():
+    raise ConfigError("no")
+
+told = {}
+with distributed.joined(
+    sys.argv[1], num_processes=2, process_id=index, start_seconds=60, heartbeat_seconds=5
+):
+    try:
+        distributed.from_writer(refuse)
+    except ConfigError as error:
+        told["error"] = str(error)
+    told["value"] = distributed.from_writer(lambda: index)
+    like = {"x": np.zeros(3, np.float32), "n": np.int32(0)}
+    arrays = {"x": np.array([-0.0, np.nan, 1e-40], np.float32), "n": np.int32(-7)}
+    restored, about = distributed.restored_by_writer(lambda like: (arrays, {"step": 3}), like=like)
+    told["restored"] = [restored["x"].tobytes().hex(), int(restored["n"]), about]
+    told["none"] = distributed.restored_by_writer(lambda like: None, like=like)
+    try:
+        distributed.check_same({"data": "same", "config": str(index)})
+    except DistributedError as error:
+        told["differs"] = str(error)
+    calls = 0
+    stop = distributed.AgreedStop(lambda: 12 if index == 1 and calls >= 9 else 0, ahead=2, poll_seconds=0.02)
+    while not (number := stop()):
+        calls += 1
+        distributed.barrier(f"call {calls}", timeout_seconds=60)  # what the devices' collectives are to a run
+    told["stop"] = [calls, number]
+    told["last"] = distributed.AgreedStop(lambda: 15 * index, ahead=2).last()
+print(json.dumps(told))
+"""
+
+
+def test_what_the_writer_knows_all_know_and_a_stop_that_one_asks_for_all_make_after_the_same_step():
+    port = free_port()
+    found = ended([started(["-c", AGREEING, f"localhost:{port}", str(i)], devices=1) for i in range(2)])
+    for status, said in found:
+        assert status == 0, said
+    first, second = (json.loads(said.splitlines()[-1]) for _, said in found)
+    assert first["error"] == "no"
+    assert second["error"] == "process 0: no"
+    assert first["value"] == second["value"] == 0
+    bits = np.array([-0.0, np.nan, 1e-40], np.float32).tobytes().hex()
+    assert first["restored"] == second["restored"] == [bits, -7, {"step": 3}]
+    assert first["none"] is second["none"] is None
+    assert "differs" not in first
+    assert second["differs"].startswith("process 1 has another config than process 0")
+    assert first["stop"] == second["stop"]
+    assert first["stop"][0] >= 9
+    assert first["stop"][1] == 12
+    assert first["last"] == second["last"] == 15
+
+
+@pytest.mark.parametrize("hosts", [1, 2, 4])
+@pytest.mark.parametrize("placement", ["host", "device"])
+def test_the_shares_of_all_hosts_are_the_batch_of_one(hosts, placement):
+    split = Split(np.arange(50, dtype=np.uint8).reshape(50, 1, 1, 1), np.arange(50, dtype=np.int32))
+    settings = {"placement": placement, "seed": 3, "batch_size": 8, "multiple": 4}
+
+    def batch(step, **share):
+        with contextlib.closing(feeds.make_feed(split, **settings, **share).batches(step)) as batches:
+            return next(batches)
+
+    def joined(shares):
+        return jax.tree.map(lambda *parts: np.concatenate(parts), *shares)
+
+    shares = [{"shard_index": index, "shard_count": hosts} for index in range(hosts)]
+    for step in (0, 5, 6, 7):
+        jax.tree.map(np.testing.assert_array_equal, joined([batch(step, **share) for share in shares]), batch(step))
+    whole = list(pipeline.eval_batches(split, batch_size=16))
+    parts = [list(pipeline.eval_batches(split, batch_size=16, **share)) for share in shares]
+    for expected, *of_hosts in zip(whole, *parts, strict=True):
+        jax.tree.map(np.testing.assert_array_equal, joined(of_hosts), expected)
+
+
+@pytest.mark.parametrize(
+    ("coordinator", "num_processes", "process_id", "cure"),
+    [
+        ("10.0.0.1", 2, 0, "not HOST:PORT"),
+        ("10.0.0.1:99999", 2, 0, "not HOST:PORT"),
+        ("10.0.0.1:8476", None, 0, "needs --num_processes"),
+        ("10.0.0.1:8476", 2, None, "needs --process_id"),
+        ("10.0.0.1:8476", 2, 2, r"--process_id=2 is not in 0\.\.1"),
+        ("auto", 2, 0, "need --coordinator=HOST:PORT"),
+    ],
+)
+def test_flags_that_do_not_fit_are_refused_by_name(coordinator, num_processes, process_id, cure):
+    joined = distributed.joined(
+        coordinator, num_processes=num_processes, process_id=process_id, start_seconds=1, heartbeat_seconds=5
+    )
+    with pytest.raises(DistributedError, match=cure), joined:
+        pass
+
+
+@pytest.mark.parametrize(("tasks", "expected"), [("1", None), ("16", {})])
+def test_a_slurm_step_of_one_task_is_left_alone_and_of_many_is_left_to_jax(monkeypatch, tasks, expected):
+    slurm = {"JOB_ID": "7", "STEP_NODELIST": "node[001-002]", "NTASKS": tasks, "PROCID": "0", "LOCALID": "0"}
+    for name, value in slurm.items():
+        monkeypatch.setenv(f"SLURM_{name}", value)
+    assert distributed._arguments("auto", num_processes=None, process_id=None) == expected
+    assert distributed._arguments("none", num_processes=None, process_id=None) is None
