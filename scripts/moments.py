@@ -5,10 +5,11 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
+import ml_collections
 import numpy as np
 
 import configs
@@ -39,9 +40,20 @@ class Moment(NamedTuple):
 
 
 class Run:
-    """`python -m scripts.train` of a config in a child process."""
+    """`python -m scripts.train` of a config in a child process.
 
-    def __init__(self, config, workdir: Path, *, environment: Mapping[str, str] | None = None):
+    program: another module in its place, with the arguments of its own. flags: further ones of `scripts.train`.
+    """
+
+    def __init__(
+        self,
+        config: ml_collections.ConfigDict,
+        workdir: Path,
+        *,
+        program: Sequence[str] = ("scripts.train",),
+        flags: Sequence[str] = (),
+        environment: Mapping[str, str] | None = None,
+    ):
         workdir.parent.mkdir(parents=True, exist_ok=True)
         path = workdir.parent / f"{config_lib.sha256(config)[:16]}.json"
         workdir_lib.write_whole(path, config_lib.to_json(config))
@@ -49,9 +61,10 @@ class Run:
         self.workdir = workdir
         self._log = workdir.parent / f"{workdir.name}.log"
         self._seen = self._files()
-        command = [sys.executable, "-m", "scripts.train", f"--config={replay}:{path}", f"--workdir={workdir}"]
+        command = [sys.executable, "-m", *program, f"--config={replay}:{path}", f"--workdir={workdir}", *flags]
         with self._log.open("ab") as log:
             log.write(b"\n")
+            self._said_before = log.tell()
             self.process = subprocess.Popen(command, stdout=log, stderr=log, env={**os.environ, **(environment or {})})
         self.began = time.monotonic()
 
@@ -67,8 +80,12 @@ class Run:
 
     def last_line(self) -> str:
         """What the run said last."""
-        lines = self._log.read_text(errors="replace").strip().splitlines()
+        lines = self.said().strip().splitlines()
         return lines[-1] if lines else "nothing"
+
+    def said(self) -> str:
+        """What this start of the run has said so far."""
+        return self._log.read_bytes()[self._said_before :].decode(errors="replace")
 
     def timeline(self) -> Timeline:
         """Waits for the end, and notes when the files were written. Raises as `finish`."""

@@ -21,19 +21,9 @@ from trainer.errors import DistributedError
 ROOT = Path(__file__).parent.parent
 WAIT = 120  # seconds, for what should take a few
 
-# The process dies before step 60, when process 0 has begun to save step 40: no process is more than a few calls ahead.
-DYING = """
-import os, runpy
-from trainer.data import pipeline
-places = pipeline.places
-def dying(step, **draw):
-    if step == 60:
-        os.kill(os.getpid(), 9)
-    return places(step, **draw)
-pipeline.places = dying
-runpy.run_module("scripts.train", run_name="__main__", alter_sys=True)
-"""
 TRAIN = ["-m", "scripts.train"]
+# Before step 60, when process 0 has begun to save step 40: no process is more than a few calls ahead.
+DYING = ["-m", "scripts.benchmarks.faulty", "killed", "60"]
 DIGITS = [
     "--config=configs/digits.py:quick",
     "--config.model.widths=(4,4)",
@@ -92,7 +82,7 @@ def sha256_of_parameters(workdir):
 
 
 def test_a_lost_process_ends_the_other_and_two_or_one_go_on_to_the_parameters_of_a_run_on_one_machine(tmp_path):
-    (lost, said), (killed, dying) = pair(TRAIN, ["-c", DYING], workdir=tmp_path / "run")
+    (lost, said), (killed, dying) = pair(TRAIN, DYING, workdir=tmp_path / "run")
     assert killed == -9, dying
     assert lost == distributed.LOST, said
     assert "error: " in said.splitlines()[-1]

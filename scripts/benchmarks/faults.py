@@ -15,7 +15,7 @@ from typing import Any
 import numpy as np
 
 from scripts import moments
-from scripts.benchmarks import config_mutations, damage, full_disk, mutations
+from scripts.benchmarks import config_mutations, damage, faulty, full_disk, mutations, two_processes
 from scripts.benchmarks.cases import tiny
 from scripts.benchmarks.child import in_child
 from trainer import workdir as workdir_lib
@@ -196,8 +196,16 @@ def _filled(config, straight, disk, *, records):
 
 
 def _two_processes(folder: Path, *, rng, size) -> Tally:
-    """Runs of two processes of which one is killed: not tried yet."""
-    return Tally()
+    """Every fault in either of two processes; and one process more or fewer when they are started again."""
+    bench = two_processes.Bench(folder)
+    tally = Tally(ended_after_seconds=bench.seconds, ended_with_status=bench.statuses)
+    tally.add("undisturbed", bench.undisturbed())
+    for fault in faulty.FAULTS:
+        for index in range(2):
+            tally.add(f"process {index} {fault}", bench.grief(fault, index))
+    for devices in ([2], [1], [1, 1, 1]):
+        tally.add(f"gone on by processes with {devices} devices", bench.goes_on(devices))
+    return tally
 
 
 def _configs(folder: Path, *, rng, size) -> Tally:
