@@ -3,9 +3,10 @@ import warnings
 
 import numpy as np
 import pytest
+import simplejpeg
 from PIL import Image
 
-from trainer.data.decode import FORMATS, MAX_PIXELS, decode_image
+from trainer.data.decode import FORMATS, MAX_PIXELS, decode_image, decode_random_crop, random_box
 
 RNG = np.random.default_rng(0)
 
@@ -117,6 +118,48 @@ def test_a_large_jpeg_is_shrunk_to_nearly_the_same_pixels_as_without_the_decoder
     pixels = np.stack([np.tile(ramp, (480, 1))] * 3, axis=-1)
     jpeg, png = (decode_image(encoded(pixels, name), image_size=32).astype(int) for name in ("JPEG", "PNG"))
     np.testing.assert_allclose(jpeg, png, atol=4)
+
+
+def crop_of(file, *, image_size, seed=0):
+    return decode_random_crop(file, image_size=image_size, rng=np.random.default_rng(seed))
+
+
+@pytest.mark.parametrize("mode", ["RGB", "L", "CMYK"])
+@pytest.mark.parametrize("format", ["JPEG", "PNG"])
+def test_a_crop_is_cut_from_what_the_whole_image_is_decoded_to(format, mode):
+    if (format, mode) == ("PNG", "CMYK"):
+        pytest.skip("PNG has no CMYK")
+    ramp = np.linspace(0, 255, 40)
+    pixels = np.stack(np.broadcast_arrays(ramp, ramp[:, None], 90), -1).astype(np.uint8)
+    file = encoded(Image.fromarray(pixels).convert(mode), format)
+    whole = Image.fromarray(decode_image(file, image_size=0))
+    for seed in range(5):
+        box = random_box(40, 40, rng=np.random.default_rng(seed))
+        expected = np.asarray(whole.resize((24, 24), Image.Resampling.BILINEAR, box=box))
+        file.seek(0)
+        np.testing.assert_allclose(crop_of(file, image_size=24, seed=seed).astype(int), expected, atol=6)
+
+
+@pytest.mark.parametrize("format", ["JPEG", "PNG"])
+def test_a_crop_that_shrinks_averages_instead_of_skipping_pixels(format):
+    stripes = np.zeros((512, 512, 3), np.uint8)
+    stripes[:, ::2] = 255
+    for seed in range(5):
+        found = crop_of(encoded(stripes, format, quality=95, subsampling=0), image_size=16, seed=seed)
+        np.testing.assert_allclose(found[:, 1:-1].astype(int), 127, atol=16)
+
+
+def test_a_crop_of_a_jpeg_that_was_cut_off_raises():
+    whole = encoded(noise(64, 64, 3), "JPEG").getvalue()
+    with pytest.raises(OSError, match="truncated"):
+        crop_of(io.BytesIO(whole[: len(whole) // 2]), image_size=16)
+
+
+def test_the_fast_decoder_reads_nothing_that_claims_another_size_than_was_checked(monkeypatch):
+    file = encoded(noise(64, 64, 3), "JPEG")
+    monkeypatch.setattr(simplejpeg, "decode_jpeg_header", lambda data: (65500, 65500, "RGB", "420"))
+    monkeypatch.setattr(simplejpeg, "decode_jpeg", lambda *args, **kwargs: pytest.fail("it was read"))
+    assert crop_of(file, image_size=16).shape == (16, 16, 3)
 
 
 def test_a_decompression_bomb_raises_before_it_is_decoded(monkeypatch):
