@@ -25,7 +25,7 @@ from trainer.data.folder_stream import folder_stream
 from trainer.data.stream import Stream
 
 _BATCH = 64
-_EPOCHS = 4
+_EPOCHS = 16
 
 
 def measure(*, images: int, rounds: int) -> dict:

@@ -73,8 +73,8 @@ def decode_random_crop(file: str | BinaryIO, *, image_size: int, rng: np.random.
     """A crop of random place, area and shape, resized to a square: uint8 [image_size, image_size, 3].
 
     Area uniform in 8 % to 100 % of the image, width over height log-uniform in 3/4 to 4/3, place uniform (Szegedy et
-    al. 2014, section 6); bilinear, or by averages of areas where a side shrinks to less than half, after the decoder
-    of JPEG has done what it can. Otherwise as `decode_image`.
+    al. 2014, section 6); bilinear, or by averages of areas where both sides shrink to less than half after the
+    decoder of JPEG has done what it can. Otherwise as `decode_image`.
     """
     with _opened(file) as image:
         width, height = reversed(image.size) if _orientation(image) in _ON_ITS_SIDE else image.size
@@ -161,9 +161,8 @@ def _resized(pixels: np.ndarray, image_size: int) -> np.ndarray:
     import cv2
 
     cv2.setNumThreads(1)  # images are decoded in threads of our own
-    averages = max(pixels.shape[:2]) >= 2 * image_size
-    # Exact: in whole numbers, with the same bits on every processor.
-    method = cv2.INTER_AREA if averages else cv2.INTER_LINEAR_EXACT
+    # Bilinear from the four nearest pixels, which leaves none out until a side shrinks to half.
+    method = cv2.INTER_AREA if min(pixels.shape[:2]) >= 2 * image_size else cv2.INTER_LINEAR
     return cv2.resize(pixels, (image_size, image_size), interpolation=method)
 
 
