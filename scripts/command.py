@@ -45,7 +45,7 @@ def run(main: Callable[..., None], *, needs: tuple[str, ...] = (), argument: str
 
     def guarded(rest):
         _show_our_warnings_alone()
-        heap.limit_arenas()
+        heap.keep()
         try:
             main(Console(), *rest[1:])
         except (LinseedError, OSError) as error:

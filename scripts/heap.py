@@ -1,23 +1,26 @@
-"""How freed memory goes back: glibc gives threads arenas of their own, and each keeps what it once held.
+"""How freed memory is kept: by glibc's malloc, for the next array, in few places.
 
-A run has many threads, and which arena one meets is chance, so that over epochs a run comes to hold the most that each
-arena ever needed: a few MiB an epoch that look like a leak. With few arenas it stays flat. MALLOC_ARENA_MAX, where the
-user has set it, is left as it is.
+By default an array of many MiB is new pages of the kernel each time, a sixth of the time of a stream on CPU; and each
+of many threads may have an arena of its own, which keeps the most that it ever held, so that memory grows by a few MiB
+an epoch as if it leaked. See mallopt(3). What the user has set in the environment is left as it is.
 """
 
 import ctypes
 import os
 
-_VARIABLE = "MALLOC_ARENA_MAX"
-_M_ARENA_MAX = -8  # of malloc.h
-ARENAS = 2
+# variable -> parameter of malloc.h, value
+SETTINGS = {
+    "MALLOC_ARENA_MAX": (-8, 2),
+    "MALLOC_MMAP_MAX_": (-4, 0),  # no array is a mapping of its own
+    "MALLOC_TRIM_THRESHOLD_": (-1, 2**31 - 1),  # bytes at the top of the heap that are kept
+}
 
 
-def limit_arenas():
+def keep():
     """For this process, before its threads begin, and for those that it starts; does nothing without glibc."""
-    if _VARIABLE in os.environ:
-        return
-    os.environ[_VARIABLE] = str(ARENAS)
     mallopt = getattr(ctypes.CDLL(None), "mallopt", None)
-    if mallopt:
-        mallopt(_M_ARENA_MAX, ARENAS)
+    for variable, (parameter, value) in SETTINGS.items():
+        if variable not in os.environ:
+            os.environ[variable] = str(value)
+            if mallopt:
+                mallopt(parameter, value)

@@ -1,15 +1,18 @@
-"""Commands limit glibc's arenas, for themselves and for the processes that they start, unless the user did."""
+"""Commands keep freed memory, in few arenas, for themselves and for the processes that they start."""
 
+import os
 import subprocess
 import sys
 
 import pytest
 
+from scripts import heap
+
 # Threads that all hold memory at once get an arena each, up to the limit; malloc_info tells how many there are.
 COUNT = """
 import ctypes, os, tempfile, threading
 from scripts import heap
-heap.limit_arenas()
+heap.keep()
 libc, together = ctypes.CDLL(None), threading.Barrier(12)
 libc.malloc.restype, libc.malloc.argtypes = ctypes.c_void_p, [ctypes.c_size_t]
 def hold():
@@ -37,3 +40,33 @@ def test_threads_share_few_arenas(monkeypatch, given, limit):
     done = subprocess.run([sys.executable, "-c", COUNT], capture_output=True, text=True)
     arenas, variable = done.stdout.split()
     assert 1 < int(arenas) <= limit and int(variable) == limit
+
+
+# Page faults of NumPy arrays of 32 MiB, each freed before the next: new pages, or those of the one before.
+FAULTS = """
+import resource
+import numpy as np
+from scripts import heap
+heap.keep()
+def fill():
+    before = resource.getrusage(resource.RUSAGE_SELF).ru_minflt
+    np.ones(2**25, np.uint8)
+    return resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before
+print(fill(), *(fill() for _ in range(3)))
+"""
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="glibc's")
+def test_a_large_array_takes_the_pages_of_the_one_before(monkeypatch):
+    for variable in heap.SETTINGS:
+        monkeypatch.delenv(variable, raising=False)
+    done = subprocess.run([sys.executable, "-c", FAULTS], capture_output=True, text=True)
+    first, *later = map(int, done.stdout.split())
+    assert max(later) < first / 10
+
+
+def test_what_the_user_chose_is_left(monkeypatch):
+    for variable in heap.SETTINGS:
+        monkeypatch.setenv(variable, "7")
+    heap.keep()
+    assert all(os.environ[variable] == "7" for variable in heap.SETTINGS)
