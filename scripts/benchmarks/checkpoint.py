@@ -11,6 +11,8 @@ from trainer.train import train_and_evaluate
 from trainer.tuning.trials import at_constant_rate
 from trainer.writers import Quiet
 
+_EVALUATED = 16  # images; what divides over 1, 2, 4, 8 or 16 devices
+
 
 class _Clock(Quiet):
     """When each record came, in seconds."""
@@ -25,11 +27,11 @@ class _Clock(Quiet):
 def measure(*, config, steps: int, every: int, rounds: int) -> dict:
     """config: what to train. steps: of a run. every: the steps between two snapshots.
 
-    A snapshot comes with an evaluation, which is of ten images here. Timed is the whole from the first record, at
-    `every` steps, to the last.
+    A snapshot comes with an evaluation, which is of a few images here, in one batch of as many. Timed is the whole from
+    the first record, at `every` steps, to the last.
     """
-    val_fraction = 10 / config.data.source.num_examples
-    config.data.val_fraction = val_fraction
+    config.data.val_fraction = _EVALUATED / config.data.source.num_examples
+    config.eval.batch_size = _EVALUATED  # a larger batch would be filled up, and computed, to its size
     configs = {
         "saving": at_constant_rate(config, steps=steps, eval_every_steps=every, log_every_steps=every),
         "plain": at_constant_rate(config, steps=steps, eval_every_steps=steps, log_every_steps=every),
