@@ -12,7 +12,7 @@ import os
 SETTINGS = {
     "MALLOC_ARENA_MAX": (-8, 2),
     "MALLOC_MMAP_MAX_": (-4, 0),  # no array is a mapping of its own
-    "MALLOC_TRIM_THRESHOLD_": (-1, 2**31 - 1),  # bytes at the top of the heap that are kept
+    "MALLOC_TRIM_THRESHOLD_": (-1, -1),  # what is free at the top of the heap is kept, all of it
 }
 
 

@@ -3,7 +3,9 @@
 import functools
 import math
 
+import jax
 import jax.numpy as jnp
+import numpy as np
 import pytest
 
 from trainer.errors import ConfigError
@@ -17,6 +19,7 @@ from trainer.rules import (
     last_steps,
     lr_multipliers,
     parse,
+    without_frozen_gradients,
 )
 from trainer.schedules import durations_to_steps
 
@@ -117,3 +120,15 @@ def test_the_end_of_a_rule_becomes_steps_and_the_rest_of_it_stays():
     assert last["head"] == {"bias": 20.0, "kernel": math.inf} and set(last["stem"]["norm"].values()) == {30.0}
     with pytest.raises(ConfigError, match="config.optimizer.rules.until_steps: .* should be a whole number"):
         in_steps(("rest: until_steps=2.5",), to_steps=to_steps)
+
+
+def test_what_is_frozen_has_no_gradient_and_none_is_computed():
+    params = {"stem": jnp.ones((3, 4)), "head": jnp.ones((4, 2))}
+    rules = ("stem: frozen", "rest:")
+    loss = lambda params: jnp.sum(jnp.tanh(jnp.arange(6.0).reshape(2, 3) @ params["stem"]) @ params["head"])  # noqa: E731
+    without = lambda params: loss(without_frozen_gradients(rules, params))  # noqa: E731
+    expected, found = jax.grad(loss)(params), jax.grad(without)(params)
+    np.testing.assert_array_equal(found["head"], expected["head"])
+    assert not found["stem"].any() and expected["stem"].any()
+    products = [str(jax.make_jaxpr(jax.grad(f))(params)).count("dot_general") for f in (loss, without)]
+    assert products == [5, 3]  # two forward; back to the head, and in the first back through it to the stem

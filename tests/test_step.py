@@ -65,6 +65,7 @@ def train_step_of(model, tx, *, augment="", ema_decay=0.0):
         accumulation_parts=1,
         ema_decay=ema_decay,
         remat=lambda forward: forward,
+        trained=lambda params: params,
     )
 
 

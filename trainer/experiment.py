@@ -273,6 +273,7 @@ def _programs(config, data, *, rules, schedule_kwargs, total_steps, parallel, sh
             accumulation_parts=config.accumulation_parts,
             ema_decay=config.ema_decay,
             remat=remat.forward,
+            trained=functools.partial(rules_lib.without_frozen_gradients, rules),
         )
         if config.guard.on_non_finite == "skip":
             train_step = guard.skipping(train_step)

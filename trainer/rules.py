@@ -194,6 +194,15 @@ def any_until(rules: Sequence[str]) -> bool:
     return any(parse(rule).until for rule in rules)
 
 
+def without_frozen_gradients(rules: Sequence[str], params):
+    """`params`, of which the frozen ones are constants: their gradient is zero and costs nothing."""
+    found = [
+        jax.lax.stop_gradient(leaf) if rule.frozen else leaf
+        for rule, leaf in zip(assign(rules, params), jax.tree.leaves(params), strict=True)
+    ]
+    return jax.tree.structure(params).unflatten(found)
+
+
 def last_steps(rules: Sequence[str], params):
     """How many steps each leaf trains for, a tree of numbers; `inf` for the whole run. rules: of `in_steps`."""
     found = [rule.until[0] if rule.until else math.inf for rule in assign(rules, params)]

@@ -48,6 +48,7 @@ def make_train_step(
     accumulation_parts: int,
     ema_decay: float,
     remat: Callable,
+    trained: Callable,
 ) -> Callable:
     """`train_step(state, batch) -> (state, metrics)`.
 
@@ -56,7 +57,8 @@ def make_train_step(
     images, labels [B]) -> images, labels or targets [B, C], over this device's share. The gradient is that of the mean
     loss over the real examples of the global batch, worked through in `accumulation_parts` pieces a device. `metrics`
     are sums over those examples (see `metrics.masked_sums`), and `grad_norm` (L2, before clipping), `update_ratio` (L2
-    of the update over L2 of the parameters), `lr`. remat: of `remat.Remat`, its `forward`.
+    of the update over L2 of the parameters), `lr`. remat: of `remat.Remat`, its `forward`. trained: params -> params,
+    some of them without a gradient.
     """
 
     def train_step(state, batch):
@@ -74,7 +76,7 @@ def make_train_step(
         def mean_loss(params, model_state, piece, index):
             """This piece's share of the mean loss of this device; its sum over pieces and mean over devices count."""
             logits, model_state = model.apply(
-                {"params": params, **model_state},
+                {"params": trained(params), **model_state},
                 piece["image"],
                 train=True,
                 rngs={"dropout": jax.random.fold_in(dropout_key, index) if accumulation_parts > 1 else dropout_key},
