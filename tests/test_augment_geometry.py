@@ -8,17 +8,10 @@ import pytest
 from PIL import Image
 from sklearn.datasets import load_sample_image
 
-from trainer.data.augment import OPS, geometry, make_augment, parse
-from trainer.data.augment.geometry import (
-    cropping,
-    lens,
-    pad_crop,
-    projection,
-    rotation,
-    scaling,
-    shearing,
-    translation,
-)
+from trainer.data.augment import OPS, make_augment, parse
+from trainer.data.augment.geometry import pad_crop
+from trainer.data.augment.warp import Warp, cropping, lens, projection, rotation, scaling, shearing, translation
+from trainer.data.augment.warp import resample as resample_now
 from trainer.errors import ConfigError
 
 HEIGHT, WIDTH = 60, 80
@@ -34,7 +27,7 @@ SETTINGS = {
     "translate": "0.2",
 }
 
-resample = jax.jit(geometry.resample, static_argnames="fill")
+resample = jax.jit(resample_now, static_argnames="fill")
 
 
 @functools.cache
@@ -93,7 +86,7 @@ AFFINE = {
 @pytest.mark.parametrize("name", sorted(AFFINE))
 def test_affine_warps_agree_with_pillow(name, picture):
     warps = AFFINE[name]
-    composed = geometry.Warp(functools.reduce(np.matmul, [np.asarray(warp.matrix) for warp in warps]))
+    composed = Warp(functools.reduce(np.matmul, [np.asarray(warp.matrix) for warp in warps]))
     coefficients = pillow_coefficients(composed, shape=(HEIGHT, WIDTH))
     image = Image.fromarray(photograph(picture))
     theirs = image.transform(image.size, Image.Transform.AFFINE, coefficients[:6], Image.Resampling.BILINEAR)
@@ -190,7 +183,7 @@ def test_a_chain_is_one_resampling_of_the_composed_matrix():
     warps = [rotation(10.0), shearing(0.2, 0.0), lens(0.0), translation(3.0, 1.0), scaling(1.2, 0.9)]
     composed = functools.reduce(np.matmul, [np.asarray(warp.matrix) for warp in warps])
     image = unit(photograph())
-    one = np.asarray(resample(image, [geometry.Warp(jnp.array(composed))], fill=0.5))
+    one = np.asarray(resample(image, [Warp(jnp.array(composed))], fill=0.5))
     np.testing.assert_allclose(resample(image, warps, fill=0.5), one, atol=1e-3)
 
 

@@ -11,6 +11,7 @@ import pytest
 import models
 from configs import digits, variants
 from trainer import config as config_lib
+from trainer import ranges
 from trainer.errors import ConfigError
 
 FILES = sorted(path.stem for path in Path(digits.__file__).parent.glob("*.py"))
@@ -148,7 +149,7 @@ def test_every_numeric_parameter_of_every_entry_has_a_range():
                 if parameter.kind is parameter.KEYWORD_ONLY and parameter.name not in config_lib.SUPPLIED.get(
                     section, ()
                 ):
-                    assert parameter.name in config_lib.PARAMETERS, f"{section} {name}: {parameter.name}"
+                    assert parameter.name in ranges.PARAMETERS, f"{section} {name}: {parameter.name}"
 
 
 def test_config_files_need_no_backend():

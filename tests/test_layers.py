@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 
 from models.layers import ACTIVATIONS, INITIALIZERS, NORMALIZATIONS, Block, initializer, lookup
-from trainer import config
+from trainer import ranges
 
 phi = np.vectorize(lambda x: (1.0 + math.erf(x / math.sqrt(2.0))) / 2.0)
 
@@ -298,7 +298,7 @@ def test_unknown_names_list_the_known_and_the_nearest():
     ],
 )
 def test_the_config_knows_the_names_of_the_table(parameter, names):
-    check = config.PARAMETERS[parameter]
+    check = ranges.PARAMETERS[parameter]
     assert not [name for name in names if check(name)]
     assert all(repr(name) in check("nonsense") for name in names)
     assert check("nonsense").count("'") == 2 * len(names)

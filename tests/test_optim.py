@@ -8,7 +8,8 @@ import pytest
 from optimizer_formulas import DECAY, FORMULAS, LR, SHAPE, SLOPES, START
 
 from trainer.errors import ConfigError
-from trainer.optim import CLIPS, OPTIMIZERS, applied_lr, evaluated_params, make_tx
+from trainer.optim import CLIPS, applied_lr, evaluated_params, make_tx
+from trainer.optimizers import OPTIMIZERS
 from trainer.rules import decay_mask
 from trainer.schedules import make_schedule
 

@@ -15,7 +15,8 @@ from trainer import state as state_lib
 from trainer.data import pipeline, sources
 from trainer.data.augment import make_augment
 from trainer.data.augment.mixing import MIXING, make_mix
-from trainer.optim import OPTIMIZERS, make_tx
+from trainer.optim import make_tx
+from trainer.optimizers import OPTIMIZERS
 from trainer.parallel import AXIS, BACKENDS, DataParallel
 from trainer.regularizers import REGULARIZERS, make_regularizer
 from trainer.rules import without_frozen_gradients

@@ -29,7 +29,7 @@ VALUES: tuple[Any, ...] = (
 
 def keys(config: ml_collections.ConfigDict) -> list[str]:
     """What can be changed: every field, every section, and keys that no config has."""
-    fields = [key for key, _ in config_lib._flatten(config)]
+    fields = [key for key, _ in config_lib.flatten(config)]
     sections = {key.rpartition(".")[0] for key in fields} - {""}
     new = ["nothing", "data.nothing", "model.depth", "schedule.warmup_steps", "horizon.steps", "horizon.percent"]
     return sorted({*fields, *sections, *new})
@@ -43,7 +43,7 @@ def names(key: str) -> tuple[str, ...]:
 
 def values(key: str, config: ml_collections.ConfigDict) -> tuple[Any, ...]:
     """What `key` may be changed to; half of it of the type that it has, so that some of it can run."""
-    present = dict(config_lib._flatten(config)).get(key)
+    present = dict(config_lib.flatten(config)).get(key)
     kind = (int, float) if isinstance(present, (int, float)) else type(present)
     alike = [value for value in VALUES if isinstance(value, kind) and not isinstance(value, bool)]
     alike = [*names(key), *alike[: len(names(key))]] if names(key) else alike

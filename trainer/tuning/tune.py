@@ -8,7 +8,7 @@ from pathlib import Path
 import ml_collections
 
 from trainer import experiment as experiment_lib
-from trainer import optim, stopping, writers
+from trainer import optimizers, stopping, writers
 from trainer import workdir as workdir_lib
 from trainer.errors import ConfigError, unknown_name
 from trainer.tuning import page, search, trials
@@ -114,7 +114,7 @@ def _check_grid(rates, decays):
 
 def _decouples(config):
     optimizer = {key: value for key, value in config.optimizer.items() if key not in MAKE_TX}
-    return optim.decouples_decay(**optimizer)
+    return optimizers.decouples_decay(**optimizer)
 
 
 def _conclude(record):

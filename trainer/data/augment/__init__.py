@@ -42,7 +42,6 @@ from trainer.data.augment.geometry import (
     random_shear,
     random_stretch,
     random_translate,
-    resample,
 )
 from trainer.data.augment.parse import Op, parse_chain
 from trainer.data.augment.place import alternating_flip_lr
@@ -52,6 +51,7 @@ from trainer.data.augment.policies import (
     random_randaugment,
     random_trivialaugment,
 )
+from trainer.data.augment.warp import resample
 from trainer.errors import ConfigError, DataError
 
 OPS = {

@@ -26,8 +26,8 @@ from trainer.data.augment.colour import (
     posterize,
     solarize,
 )
-from trainer.data.augment.geometry import Fill, resample, rotation, shearing, translation
 from trainer.data.augment.parse import Between
+from trainer.data.augment.warp import Fill, resample, rotation, shearing, translation
 
 # The names of the papers. An op is its place in NAMES; what is no geometry is a branch of `_colour`.
 GEOMETRIC = ("ShearX", "ShearY", "TranslateX", "TranslateY", "Rotate")
