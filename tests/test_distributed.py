@@ -13,10 +13,9 @@ import jax
 import numpy as np
 import pytest
 
-from trainer import distributed
 from trainer.data import feeds, pipeline
 from trainer.data.splits import Split
-from trainer.errors import DistributedError
+from trainer.errors import LostError
 
 ROOT = Path(__file__).parent.parent
 WAIT = 120  # seconds, for what should take a few
@@ -84,7 +83,7 @@ def sha256_of_parameters(workdir):
 def test_a_lost_process_ends_the_other_and_two_or_one_go_on_to_the_parameters_of_a_run_on_one_machine(tmp_path):
     (lost, said), (killed, dying) = pair(TRAIN, DYING, workdir=tmp_path / "run")
     assert killed == -9, dying
-    assert lost == distributed.LOST, said
+    assert lost == LostError.status, said
     assert "error: " in said.splitlines()[-1]
     assert "run the same command on every machine again" in said.splitlines()[-1]
 
@@ -107,7 +106,7 @@ def test_a_lost_process_ends_the_other_and_two_or_one_go_on_to_the_parameters_of
 AGREEING = """
 import json, sys
 import numpy as np
-from trainer import distributed
+from trainer import distributed, joining
 from trainer.errors import ConfigError, DistributedError
 
 index = int(sys.argv[2])
@@ -115,7 +114,7 @@ def refuse():
     raise ConfigError("no")
 
 told = {}
-with distributed.joined(
+with joining.joined(
     sys.argv[1], num_processes=2, process_id=index, start_seconds=60, heartbeat_seconds=5
 ):
     try:
@@ -183,31 +182,3 @@ def test_the_shares_of_all_hosts_are_the_batch_of_one(hosts, placement):
     parts = [list(pipeline.eval_batches(split, batch_size=16, **share)) for share in shares]
     for expected, *of_hosts in zip(whole, *parts, strict=True):
         jax.tree.map(np.testing.assert_array_equal, joined(of_hosts), expected)
-
-
-@pytest.mark.parametrize(
-    ("coordinator", "num_processes", "process_id", "cure"),
-    [
-        ("10.0.0.1", 2, 0, "not HOST:PORT"),
-        ("10.0.0.1:99999", 2, 0, "not HOST:PORT"),
-        ("10.0.0.1:8476", None, 0, "needs --num_processes"),
-        ("10.0.0.1:8476", 2, None, "needs --process_id"),
-        ("10.0.0.1:8476", 2, 2, r"--process_id=2 is not in 0\.\.1"),
-        ("auto", 2, 0, "need --coordinator=HOST:PORT"),
-    ],
-)
-def test_flags_that_do_not_fit_are_refused_by_name(coordinator, num_processes, process_id, cure):
-    joined = distributed.joined(
-        coordinator, num_processes=num_processes, process_id=process_id, start_seconds=1, heartbeat_seconds=5
-    )
-    with pytest.raises(DistributedError, match=cure), joined:
-        pass
-
-
-@pytest.mark.parametrize(("tasks", "expected"), [("1", None), ("16", {})])
-def test_a_slurm_step_of_one_task_is_left_alone_and_of_many_is_left_to_jax(monkeypatch, tasks, expected):
-    slurm = {"JOB_ID": "7", "STEP_NODELIST": "node[001-002]", "NTASKS": tasks, "PROCID": "0", "LOCALID": "0"}
-    for name, value in slurm.items():
-        monkeypatch.setenv(f"SLURM_{name}", value)
-    assert distributed._arguments("auto", num_processes=None, process_id=None) == expected
-    assert distributed._arguments("none", num_processes=None, process_id=None) is None

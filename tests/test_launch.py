@@ -45,9 +45,9 @@ def test_the_kubernetes_job_starts_as_many_processes_as_it_tells_them_and_they_f
 
 
 def test_a_status_that_another_try_may_mend_is_tried_again_and_a_users_error_is_not():
-    from trainer.distributed import LOST
+    from trainer.errors import LostError
 
-    assert f" {LOST} |" in (LAUNCH / "slurm.sbatch").read_text()
+    assert f" {LostError.status} |" in (LAUNCH / "slurm.sbatch").read_text()
     _, job = yaml.safe_load_all((LAUNCH / "kubernetes.yaml").read_text())
     (fails, _) = job["spec"]["podFailurePolicy"]["rules"]
     assert fails["action"] == "FailJob"
