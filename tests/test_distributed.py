@@ -3,10 +3,13 @@
 import contextlib
 import json
 import os
+import re
 import shutil
+import signal
 import socket
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import jax
@@ -59,17 +62,19 @@ def ended(processes):
             process.kill()
 
 
-def pair(*programs, workdir):
+def begun(*programs, workdir):
     """Trains in two processes of one device each; process 1 with a workdir of its own, as on another machine."""
     port = free_port()
     several = [f"--coordinator=localhost:{port}", "--num_processes=2", "--heartbeat_seconds=5", "--start_seconds=60"]
     folders = [workdir, workdir.parent / "elsewhere"]
-    return ended(
-        [
-            started([*program, *DIGITS, *several, f"--process_id={i}", f"--workdir={folder}"], devices=1)
-            for i, (program, folder) in enumerate(zip(programs, folders, strict=True))
-        ]
-    )
+    return [
+        started([*program, *DIGITS, *several, f"--process_id={i}", f"--workdir={folder}"], devices=1)
+        for i, (program, folder) in enumerate(zip(programs, folders, strict=True))
+    ]
+
+
+def pair(*programs, workdir):
+    return ended(begun(*programs, workdir=workdir))
 
 
 def alone(workdir):
@@ -80,7 +85,16 @@ def sha256_of_parameters(workdir):
     return json.loads((workdir / "result.json").read_text())["params_sha256"]
 
 
-def test_a_lost_process_ends_the_other_and_two_or_one_go_on_to_the_parameters_of_a_run_on_one_machine(tmp_path):
+@pytest.fixture(scope="module")
+def straight(tmp_path_factory):
+    """The parameters of one process with two devices."""
+    workdir = tmp_path_factory.mktemp("straight")
+    status, said = alone(workdir)
+    assert status == 0, said
+    return sha256_of_parameters(workdir)
+
+
+def test_a_lost_process_ends_the_other_and_two_or_one_go_on_to_the_parameters_of_a_run_on_one_machine(straight, tmp_path):
     (lost, said), (killed, dying) = pair(TRAIN, DYING, workdir=tmp_path / "run")
     assert killed == -9, dying
     assert lost == LostError.status, said
@@ -94,13 +108,32 @@ def test_a_lost_process_ends_the_other_and_two_or_one_go_on_to_the_parameters_of
     assert status == 0, said
     assert "resuming after step 40" in said
 
-    status, said = alone(tmp_path / "reference")
-    assert status == 0, said
-    expected = sha256_of_parameters(tmp_path / "reference")
-    assert sha256_of_parameters(tmp_path / "run") == sha256_of_parameters(tmp_path / "fewer") == expected
+    assert sha256_of_parameters(tmp_path / "run") == sha256_of_parameters(tmp_path / "fewer") == straight
     steps = [json.loads(line)["step"] for line in (tmp_path / "run" / "metrics.jsonl").read_text().splitlines()]
     assert steps == [20, 40, 60, 80, 81]
     assert not list((tmp_path / "elsewhere").rglob("*.json*"))  # process 0 alone writes
+
+
+def test_a_signal_to_one_process_stops_both_after_the_same_step_from_which_they_go_on(straight, tmp_path):
+    workdir = tmp_path / "run"
+    processes = begun(TRAIN, TRAIN, workdir=workdir)
+    latest = time.monotonic() + WAIT
+    while not (workdir / "config.json").exists() and time.monotonic() < latest:  # both are about to compile
+        time.sleep(0.01)
+    processes[1].send_signal(signal.SIGTERM)  # not to the writer
+    found = ended(processes)
+    for status, said in found:
+        assert status == 128 + signal.SIGTERM, said
+    steps = [re.search("stopped by SIGTERM after step ([0-9]+), which is saved", said)[1] for _, said in found]
+    step = steps[0]
+    assert steps == [step, step]
+    assert 0 < int(step) < 81
+    assert step in {path.name for path in (workdir / "checkpoints").iterdir()}
+
+    (status, said), (other, others_words) = pair(TRAIN, TRAIN, workdir=workdir)
+    assert (status, other) == (0, 0), said + others_words
+    assert f"resuming after step {step}" in said
+    assert sha256_of_parameters(workdir) == straight
 
 
 AGREEING = """
