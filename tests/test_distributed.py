@@ -94,7 +94,7 @@ def straight(tmp_path_factory):
     return sha256_of_parameters(workdir)
 
 
-def test_a_lost_process_ends_the_other_and_two_or_one_go_on_to_the_parameters_of_a_run_on_one_machine(straight, tmp_path):
+def test_a_lost_process_ends_the_other_and_two_or_one_go_on_to_the_parameters_of_one_machine(straight, tmp_path):
     (lost, said), (killed, dying) = pair(TRAIN, DYING, workdir=tmp_path / "run")
     assert killed == -9, dying
     assert lost == LostError.status, said
