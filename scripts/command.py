@@ -1,7 +1,7 @@
 """What every command shares: flags in, one-line errors out, an exit status.
 
-0: done. 2: the user can mend it, and the line on stderr says how. 128 + a signal's number: stopped by it, see
-`trainer.stopping`; the same command goes on.
+0: done. 2: the user can mend it, and the line on stderr says how. 75: another process of the run was lost.
+128 + a signal's number: stopped by it, see `trainer.stopping`. After either the same command goes on.
 """
 
 import errno
@@ -48,7 +48,9 @@ def run(main: Callable[..., None], *, needs: tuple[str, ...] = (), argument: str
         heap.keep()
         try:
             main(Console(), *rest[1:])
-        except (LinseedError, OSError) as error:
+        except LinseedError as error:
+            _fail(str(error), error, status=error.status)
+        except OSError as error:
             _fail(_one_line(error), error)
         except MemoryError as error:
             _fail("out of memory; lower config.data.batch_size, config.eval.batch_size or the image size", error)
@@ -90,7 +92,7 @@ def _flag_error(error):
 
 
 def _one_line(error):
-    if isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT):
+    if error.errno in (errno.ENOSPC, errno.EDQUOT):
         place = f" ({error.filename})" if error.filename else ""
         return f"the disk is full{place}; free some space and run the same command again, earlier snapshots are intact"
     return str(error)
@@ -113,8 +115,8 @@ def _skip_closed_loops(unraisable):
         sys.__unraisablehook__(unraisable)
 
 
-def _fail(line, error=None):
+def _fail(line, error=None, *, status=LinseedError.status):
     if error is not None and flags.FLAGS.is_parsed() and DEBUG.value:
         raise error
     print("error: " + " ".join(line.split()), file=sys.stderr)
-    sys.exit(2)
+    sys.exit(status)

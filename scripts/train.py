@@ -23,8 +23,8 @@ ON_CONFIG_CHANGE = flags.DEFINE_enum(
 COORDINATOR = flags.DEFINE_string(
     "coordinator",
     "auto",
-    "HOST:PORT of process 0, the same for all; 'auto': what Slurm, Open MPI, a TPU pod or Kubernetes tells; 'none': "
-    "one process.",
+    "HOST:PORT of process 0, the same for all; 'auto': what Slurm, Open MPI up to 4, a TPU pod or Kubernetes tells; "
+    "'none': one process.",
 )
 NUM_PROCESSES = flags.DEFINE_integer("num_processes", None, "With --coordinator: how many are started.", lower_bound=1)
 PROCESS_ID = flags.DEFINE_integer("process_id", None, "With --coordinator: 0, 1, ...; which of them.", lower_bound=0)
@@ -37,9 +37,9 @@ HEARTBEAT_SECONDS = flags.DEFINE_integer(
 def main(console):
     workdir = Path(WORKDIR.value)
     compile_cache.use(workdir=workdir)
-    from trainer import distributed
+    from trainer import joining
 
-    with distributed.joined(
+    with joining.joined(
         COORDINATOR.value,
         num_processes=NUM_PROCESSES.value,
         process_id=PROCESS_ID.value,

@@ -57,7 +57,7 @@ def test_only_scripts_print_or_run(path):
 
 def test_only_parallel_knows_how_devices_are_arranged():
     words = ("jax.pmap", "shard_map", "NamedSharding", "Mesh(", "jax.distributed")
-    processes = ROOT / "trainer" / "distributed.py"
+    processes = ROOT / "trainer" / "joining.py"
     for path in FILES:
         if path == ROOT / "trainer" / "parallel.py" or path.is_relative_to(ROOT / "configs"):
             continue

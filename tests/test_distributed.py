@@ -3,20 +3,22 @@
 import contextlib
 import json
 import os
+import re
 import shutil
+import signal
 import socket
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import jax
 import numpy as np
 import pytest
 
-from trainer import distributed
 from trainer.data import feeds, pipeline
 from trainer.data.splits import Split
-from trainer.errors import DistributedError
+from trainer.errors import LostError
 
 ROOT = Path(__file__).parent.parent
 WAIT = 120  # seconds, for what should take a few
@@ -60,17 +62,19 @@ def ended(processes):
             process.kill()
 
 
-def pair(*programs, workdir):
+def begun(*programs, workdir):
     """Trains in two processes of one device each; process 1 with a workdir of its own, as on another machine."""
     port = free_port()
     several = [f"--coordinator=localhost:{port}", "--num_processes=2", "--heartbeat_seconds=5", "--start_seconds=60"]
     folders = [workdir, workdir.parent / "elsewhere"]
-    return ended(
-        [
-            started([*program, *DIGITS, *several, f"--process_id={i}", f"--workdir={folder}"], devices=1)
-            for i, (program, folder) in enumerate(zip(programs, folders, strict=True))
-        ]
-    )
+    return [
+        started([*program, *DIGITS, *several, f"--process_id={i}", f"--workdir={folder}"], devices=1)
+        for i, (program, folder) in enumerate(zip(programs, folders, strict=True))
+    ]
+
+
+def pair(*programs, workdir):
+    return ended(begun(*programs, workdir=workdir))
 
 
 def alone(workdir):
@@ -81,10 +85,19 @@ def sha256_of_parameters(workdir):
     return json.loads((workdir / "result.json").read_text())["params_sha256"]
 
 
-def test_a_lost_process_ends_the_other_and_two_or_one_go_on_to_the_parameters_of_a_run_on_one_machine(tmp_path):
+@pytest.fixture(scope="module")
+def straight(tmp_path_factory):
+    """The parameters of one process with two devices."""
+    workdir = tmp_path_factory.mktemp("straight")
+    status, said = alone(workdir)
+    assert status == 0, said
+    return sha256_of_parameters(workdir)
+
+
+def test_a_lost_process_ends_the_other_and_two_or_one_go_on_to_the_parameters_of_one_machine(straight, tmp_path):
     (lost, said), (killed, dying) = pair(TRAIN, DYING, workdir=tmp_path / "run")
     assert killed == -9, dying
-    assert lost == distributed.LOST, said
+    assert lost == LostError.status, said
     assert "error: " in said.splitlines()[-1]
     assert "run the same command on every machine again" in said.splitlines()[-1]
 
@@ -95,19 +108,38 @@ def test_a_lost_process_ends_the_other_and_two_or_one_go_on_to_the_parameters_of
     assert status == 0, said
     assert "resuming after step 40" in said
 
-    status, said = alone(tmp_path / "reference")
-    assert status == 0, said
-    expected = sha256_of_parameters(tmp_path / "reference")
-    assert sha256_of_parameters(tmp_path / "run") == sha256_of_parameters(tmp_path / "fewer") == expected
+    assert sha256_of_parameters(tmp_path / "run") == sha256_of_parameters(tmp_path / "fewer") == straight
     steps = [json.loads(line)["step"] for line in (tmp_path / "run" / "metrics.jsonl").read_text().splitlines()]
     assert steps == [20, 40, 60, 80, 81]
     assert not list((tmp_path / "elsewhere").rglob("*.json*"))  # process 0 alone writes
 
 
+def test_a_signal_to_one_process_stops_both_after_the_same_step_from_which_they_go_on(straight, tmp_path):
+    workdir = tmp_path / "run"
+    processes = begun(TRAIN, TRAIN, workdir=workdir)
+    latest = time.monotonic() + WAIT
+    while not (workdir / "config.json").exists() and time.monotonic() < latest:  # both are about to compile
+        time.sleep(0.01)
+    processes[1].send_signal(signal.SIGTERM)  # not to the writer
+    found = ended(processes)
+    for status, said in found:
+        assert status == 128 + signal.SIGTERM, said
+    steps = [re.search("stopped by SIGTERM after step ([0-9]+), which is saved", said)[1] for _, said in found]
+    step = steps[0]
+    assert steps == [step, step]
+    assert 0 < int(step) < 81
+    assert step in {path.name for path in (workdir / "checkpoints").iterdir()}
+
+    (status, said), (other, others_words) = pair(TRAIN, TRAIN, workdir=workdir)
+    assert (status, other) == (0, 0), said + others_words
+    assert f"resuming after step {step}" in said
+    assert sha256_of_parameters(workdir) == straight
+
+
 AGREEING = """
 import json, sys
 import numpy as np
-from trainer import distributed
+from trainer import distributed, joining
 from trainer.errors import ConfigError, DistributedError
 
 index = int(sys.argv[2])
@@ -115,7 +147,7 @@ def refuse():
     raise ConfigError("no")
 
 told = {}
-with distributed.joined(
+with joining.joined(
     sys.argv[1], num_processes=2, process_id=index, start_seconds=60, heartbeat_seconds=5
 ):
     try:
@@ -183,31 +215,3 @@ def test_the_shares_of_all_hosts_are_the_batch_of_one(hosts, placement):
     parts = [list(pipeline.eval_batches(split, batch_size=16, **share)) for share in shares]
     for expected, *of_hosts in zip(whole, *parts, strict=True):
         jax.tree.map(np.testing.assert_array_equal, joined(of_hosts), expected)
-
-
-@pytest.mark.parametrize(
-    ("coordinator", "num_processes", "process_id", "cure"),
-    [
-        ("10.0.0.1", 2, 0, "not HOST:PORT"),
-        ("10.0.0.1:99999", 2, 0, "not HOST:PORT"),
-        ("10.0.0.1:8476", None, 0, "needs --num_processes"),
-        ("10.0.0.1:8476", 2, None, "needs --process_id"),
-        ("10.0.0.1:8476", 2, 2, r"--process_id=2 is not in 0\.\.1"),
-        ("auto", 2, 0, "need --coordinator=HOST:PORT"),
-    ],
-)
-def test_flags_that_do_not_fit_are_refused_by_name(coordinator, num_processes, process_id, cure):
-    joined = distributed.joined(
-        coordinator, num_processes=num_processes, process_id=process_id, start_seconds=1, heartbeat_seconds=5
-    )
-    with pytest.raises(DistributedError, match=cure), joined:
-        pass
-
-
-@pytest.mark.parametrize(("tasks", "expected"), [("1", None), ("16", {})])
-def test_a_slurm_step_of_one_task_is_left_alone_and_of_many_is_left_to_jax(monkeypatch, tasks, expected):
-    slurm = {"JOB_ID": "7", "STEP_NODELIST": "node[001-002]", "NTASKS": tasks, "PROCID": "0", "LOCALID": "0"}
-    for name, value in slurm.items():
-        monkeypatch.setenv(f"SLURM_{name}", value)
-    assert distributed._arguments("auto", num_processes=None, process_id=None) == expected
-    assert distributed._arguments("none", num_processes=None, process_id=None) is None

@@ -5,7 +5,12 @@ from collections.abc import Iterable
 
 
 class LinseedError(Exception):
-    """Base of all errors whose message, alone, tells the user what to do."""
+    """Base of all errors whose message, alone, tells the user what to do.
+
+    status: what a process that it ends should exit with.
+    """
+
+    status = 2
 
 
 class ConfigError(LinseedError, ValueError):
@@ -42,6 +47,9 @@ class DistributedError(LinseedError, RuntimeError):
 
 class LostError(DistributedError):
     """Another process of the run is gone, or does not answer: nothing is wrong with this one."""
+
+    # Launchers and Kubernetes take it for a failure that another try may mend: EX_TEMPFAIL of sysexits.h.
+    status = 75
 
 
 def unknown_name(kind: str, name: str, known: Iterable[str]) -> str:

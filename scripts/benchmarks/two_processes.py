@@ -14,8 +14,9 @@ import numpy as np
 from scripts import moments
 from scripts.benchmarks import faulty
 from scripts.benchmarks.cases import tiny
-from trainer import distributed, writers
 from trainer import workdir as workdir_lib
+from trainer import writers
+from trainer.errors import LostError
 from trainer.tuning.trials import changed
 
 WITHIN = 60.0  # seconds, for the others to end
@@ -63,7 +64,7 @@ class Bench:
                 return f"the other process had not ended after {WITHIN:g} s"
             self.seconds[name] = round(time.monotonic() - began, 1)
             words = "Timeout (" if self.statuses[name] == 1 else "error: "  # the watchdog's, or ours
-            if self.statuses[name] not in (1, distributed.LOST) or words not in other.said():
+            if self.statuses[name] not in (1, LostError.status) or words not in other.said():
                 return f"the other process ended with status {self.statuses[name]}: {other.last_line()}"
         with launched(self.config, workdir, devices=[1, 1]) as runs:
             return _all_ended(runs, resumed=True) or _same_parameters(self.straight, workdir)

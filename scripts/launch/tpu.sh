@@ -1,7 +1,8 @@
 #!/usr/bin/env bash
 # One run on all machines of a Cloud TPU slice that exists and has this project in ~/linseed on every worker:
-#   scripts/launch/tpu.sh NAME ZONE configs/imagenet_resnet50.py ~/runs/r50
-# The workdir is that of worker 0, or of a disk that outlives the slice. JAX finds the workers by itself.
+#   scripts/launch/tpu.sh NAME ZONE configs/imagenet_resnet50.py runs/r50
+# The workdir, within ~/linseed unless it begins with /, is that of worker 0, or of a disk that outlives the slice.
+# JAX finds the workers by itself.
 set -uo pipefail
 name=$1 zone=$2 config=$3 workdir=$4
 
