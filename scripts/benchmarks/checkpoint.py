@@ -6,12 +6,13 @@ import time
 from pathlib import Path
 
 from scripts.benchmarks.turns import ratio
+from trainer.errors import LinseedError
 from trainer.experiment import Shared
 from trainer.train import train_and_evaluate
 from trainer.tuning.trials import at_constant_rate
 from trainer.writers import Quiet
 
-_EVALUATED = 16  # images; what divides over 1, 2, 4, 8 or 16 devices
+_EVALUATED = 80  # images: eight of each of ten classes, and what divides over 1, 2, 4, 5, 8, 10 or 16 devices
 
 
 class _Clock(Quiet):
@@ -25,11 +26,13 @@ class _Clock(Quiet):
 
 
 def measure(*, config, steps: int, every: int, rounds: int) -> dict:
-    """config: what to train. steps: of a run. every: the steps between two snapshots.
+    """config: what to train, on ten classes. steps: of a run. every: the steps between two snapshots.
 
     A snapshot comes with an evaluation, which is of a few images here, in one batch of as many. Timed is the whole from
-    the first record, at `every` steps, to the last.
+    the first record, at `every` steps, to the last. Raises LinseedError where these are the same.
     """
+    if steps <= every:
+        raise LinseedError(f"--steps={steps} has one snapshot at most with --every={every}; give more steps")
     config.data.val_fraction = _EVALUATED / config.data.source.num_examples
     config.eval.batch_size = _EVALUATED  # a larger batch would be filled up, and computed, to its size
     configs = {
@@ -52,6 +55,7 @@ def measure(*, config, steps: int, every: int, rounds: int) -> dict:
         "batch": config.data.batch_size,
         "steps": steps,
         "every_steps": every,
+        "rounds": rounds,
         "steps_per_second": round(1 / statistics.median(seconds["saving"]), 2),
         "plain_steps_per_second": round(1 / statistics.median(seconds["plain"]), 2),
         "ratio": round(ratio(seconds["plain"], seconds["saving"]), 3),
