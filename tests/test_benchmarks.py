@@ -1,6 +1,7 @@
 """Benchmarks, at a size of seconds: each ends with a ratio of what it compares, and compares what it says."""
 
 import json
+import os
 import subprocess
 import sys
 import types
@@ -10,7 +11,19 @@ import numpy as np
 import pytest
 
 from configs import cifar10_speedrun, imagenet_resnet50
-from scripts.benchmarks import augment, cases, checkpoint, devices, grid, loop, resnet50, speedrun, startup, turns
+from scripts.benchmarks import (
+    augment,
+    cases,
+    checkpoint,
+    child,
+    devices,
+    grid,
+    loop,
+    resnet50,
+    speedrun,
+    startup,
+    turns,
+)
 from trainer.data import sources, splits
 from trainer.errors import LinseedError
 
@@ -144,6 +157,15 @@ def test_a_stepper_goes_on_where_it_was_over_its_batches():
 def test_the_first_step_of_a_command_is_timed(digits, tmp_path):
     wall, cpu = startup.first_step(digits, tmp_path / "run")
     assert wall > 0 and cpu > 0
+
+
+@pytest.mark.parametrize(("count", "platform"), [(1, "cuda"), (8, "cpu")])
+def test_virtual_devices_are_cpus_beside_an_accelerator_too(count, platform, monkeypatch):
+    monkeypatch.setenv("JAX_PLATFORMS", "cuda")
+    monkeypatch.setenv("XLA_FLAGS", "--xla_force_host_platform_device_count=4")
+    child._set_devices(count)
+    assert os.environ["JAX_PLATFORMS"] == platform
+    assert os.environ["XLA_FLAGS"].endswith(f" --xla_force_host_platform_device_count={count}")
 
 
 # `bench` with measures that take no time, and give what they were given.
