@@ -8,6 +8,7 @@ for speednet; --models=linear,mlp,cnn takes seven minutes.
 """
 
 import json
+import math
 import os
 import platform
 import time
@@ -25,6 +26,7 @@ CASE = flags.DEFINE_string("case", "small", "loop, checkpoint, devices: what to 
 STEPS = flags.DEFINE_integer("steps", None, "loop, checkpoint, grid: the steps of a run.", lower_bound=1)
 STEPS_PER_CALL = flags.DEFINE_integer("steps_per_call", 1, "loop: config.steps_per_call.", lower_bound=1)
 EVERY = flags.DEFINE_integer("every", 10, "checkpoint: the steps between two snapshots.", lower_bound=1)
+SEED = flags.DEFINE_integer("seed", 0, "faults: of all that is drawn.", lower_bound=0)
 TURN = flags.DEFINE_integer("turn", 3, "devices, resnet50: the steps of a turn.", lower_bound=1)
 MODELS = flags.DEFINE_list("models", ["linear", "mlp", "cnn", "speednet"], "grid: the models to try.")
 TRIALS = flags.DEFINE_integer("trials", 12, "grid: the most trials.", lower_bound=1)
@@ -42,6 +44,7 @@ TORCH_PYTHON = flags.DEFINE_string("torch_python", "", "conv: a Python with PyTo
 TOY = flags.DEFINE_bool("toy", False, "accelerator: at a size for two CPU cores, to see that all of it runs.")
 ROUNDS = flags.DEFINE_integer("rounds", 9, "How often each is measured, in turns; medians are given.", lower_bound=1)
 OUT = flags.DEFINE_string("out", None, "Folder that also gets the result, as NAME.json.")
+MINUTES = 9  # of `accelerator`
 
 
 def _case(name):
@@ -54,14 +57,20 @@ def _case(name):
 
 
 def _accelerator():
-    """`loop`, `checkpoint`, `resnet50` and `speedrun`, the last with what is left of nine minutes in mind."""
+    """`loop`, `checkpoint`, `resnet50` and `speedrun`, the last with as many seeds as `MINUTES` have room for."""
+    from trainer.data import sources
+
     toy = TOY.value
-    rounds = 1 if toy else 5
+    case, rounds, end = "digits" if toy else "resnet18", 1 if toy else 5, time.monotonic() + 60 * MINUTES
+    speedrun = _speedrun_config(toy=toy)
+    sources.load(**speedrun.data.source)  # where there is none, that is said now, not after the other parts
     parts = {
-        "loop": lambda: _loop(_case("digits" if toy else "resnet18"), steps=20 if toy else 400, rounds=rounds),
-        "checkpoint": lambda: _checkpoint(_case("digits" if toy else "resnet18"), steps=20, rounds=rounds),
-        "resnet50": lambda: _resnet50(batch=2 if toy else 256, size=32 if toy else 224, rounds=rounds),
-        "speedrun": lambda: _speedrun(toy=toy, seeds=1 if toy else 5),
+        "loop": lambda: _loop(_case(case), steps=20 if toy else 400, rounds=rounds),
+        "checkpoint": lambda: _checkpoint(
+            _case(case), steps=20 if toy else 200, every=10 if toy else 50, rounds=rounds
+        ),
+        "resnet50": lambda: _resnet50(batch=8 if toy else 256, size=32 if toy else 224, rounds=rounds),
+        "speedrun": lambda: _speedrun(speedrun, seeds=1 if toy else 5, within=end - time.monotonic()),
     }
     found = {}
     for name, part in parts.items():
@@ -77,12 +86,12 @@ def _augment():
     return augment.measure(batch=BATCH.value or 256, size=SIZE.value or 32, rounds=ROUNDS.value)
 
 
-def _checkpoint(config=None, *, steps=None, rounds=None):
+def _checkpoint(config=None, *, steps=None, every=None, rounds=None):
     from scripts.benchmarks import checkpoint
 
     config = config or _case(CASE.value)
     return checkpoint.measure(
-        config=config, steps=steps or STEPS.value or 60, every=EVERY.value, rounds=rounds or ROUNDS.value
+        config=config, steps=steps or STEPS.value or 60, every=every or EVERY.value, rounds=rounds or ROUNDS.value
     )
 
 
@@ -110,7 +119,7 @@ def _faults():
     from scripts.benchmarks import faults
 
     parts = list(faults.PARTS) if PARTS.value is None else PARTS.value
-    return faults.measure(parts=parts, kills=KILLS.value, signals=SIGNALS.value, seed=SEEDS.value or 0)
+    return faults.measure(parts=parts, kills=KILLS.value, signals=SIGNALS.value, seed=SEED.value)
 
 
 def _grid():
@@ -147,16 +156,22 @@ def _resnet50(*, batch=None, size=None, rounds=None):
     return resnet50.measure(batch=batch, image_size=size, turn=TURN.value, rounds=rounds or ROUNDS.value)
 
 
-def _speedrun(*, toy=False, seeds=None):
-    from configs import cifar10_speedrun
+def _speedrun(config=None, *, seeds=None, within=math.inf):
     from scripts.benchmarks import speedrun
+
+    config = config or _speedrun_config(toy=False)
+    if seeds is None:
+        seeds = 5 if SEEDS.value is None else SEEDS.value
+    return speedrun.measure(config=config, seeds=seeds, within=within)
+
+
+def _speedrun_config(*, toy):
+    from configs import cifar10_speedrun
     from scripts.benchmarks.cases import synthetic
 
-    root = [f"root={ROOT.value}"] if ROOT.value else []
-    config = cifar10_speedrun.get_config(",".join([*root, *["quick"] * toy]))
     if toy:
-        config = synthetic(config, examples=10_000, image_size=32)
-    return speedrun.measure(config=config, seeds=seeds or (5 if SEEDS.value is None else SEEDS.value))
+        return synthetic(cifar10_speedrun.get_config("quick"), examples=400, image_size=32)
+    return cifar10_speedrun.get_config(f"root={ROOT.value}" if ROOT.value else "")
 
 
 def _startup():
@@ -194,7 +209,6 @@ def main(console, name):
     result = {
         "benchmark": name,
         **BENCHMARKS[name](),
-        "rounds": ROUNDS.value,
         "device": jax.devices()[0].device_kind,
         "machine": f"{platform.machine()}, {os.cpu_count()} cores",
         "versions": versions(),

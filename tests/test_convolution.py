@@ -2,6 +2,7 @@
 
 import functools
 import json
+import platform
 import sys
 
 import flax.linen as nn
@@ -17,7 +18,7 @@ from trainer import convolution, convolution_proof
 
 usable = convolution.usable  # before conftest.py puts its own in place
 NHWC = ("NHWC", "HWIO", "NHWC")
-proven = pytest.mark.skipif(not convolution_proof.proven(), reason="oneDNN's convolutions are not proven here")
+proven = pytest.mark.usefixtures("proof")
 
 # Of batch, size, channels, features, kernel: the last four have the gradient of the kernel by oneDNN as well, the last
 # one in two parts and a rest.
@@ -77,6 +78,13 @@ def as_in_a_run(monkeypatch):
         jax.config.update(name, value)
 
 
+@pytest.fixture(scope="module")
+def proof():
+    """The proof is asked for by the tests that need it."""
+    if not convolution_proof.proven():
+        pytest.skip("oneDNN's convolutions are not proven here")
+
+
 @pytest.fixture
 def cache(tmp_path, monkeypatch):
     """An empty cache folder, and nothing remembered from before or for after."""
@@ -84,6 +92,12 @@ def cache(tmp_path, monkeypatch):
     convolution_proof.proven.cache_clear()
     yield tmp_path / "linseed"
     convolution_proof.proven.cache_clear()
+
+
+@pytest.mark.skipif(sys.platform != "linux" or platform.machine() != "x86_64", reason="needs Linux on x86-64")
+def test_the_pinned_jaxlib_is_proven():
+    """Where it is not, what follows is skipped."""
+    assert convolution_proof.proven()
 
 
 @proven

@@ -5,13 +5,16 @@ import tempfile
 import time
 from pathlib import Path
 
+import ml_collections
+
 from scripts.benchmarks.turns import ratio
+from trainer.errors import LinseedError
 from trainer.experiment import Shared
 from trainer.train import train_and_evaluate
-from trainer.tuning.trials import at_constant_rate
+from trainer.tuning.trials import at_constant_rate, changed
 from trainer.writers import Quiet
 
-_EVALUATED = 16  # images; what divides over 1, 2, 4, 8 or 16 devices
+_EVALUATED = 80  # images: eight of each of ten classes, and what divides over 1, 2, 4, 5, 8, 10 or 16 devices
 
 
 class _Clock(Quiet):
@@ -25,13 +28,14 @@ class _Clock(Quiet):
 
 
 def measure(*, config, steps: int, every: int, rounds: int) -> dict:
-    """config: what to train. steps: of a run. every: the steps between two snapshots.
+    """config: what to train, on ten classes. steps: of a run. every: the steps between two snapshots.
 
     A snapshot comes with an evaluation, which is of a few images here, in one batch of as many. Timed is the whole from
-    the first record, at `every` steps, to the last.
+    the first record, at `every` steps, to the last. Raises LinseedError where these are the same.
     """
-    config.data.val_fraction = _EVALUATED / config.data.source.num_examples
-    config.eval.batch_size = _EVALUATED  # a larger batch would be filled up, and computed, to its size
+    if steps <= every:
+        raise LinseedError(f"--steps={steps} has one snapshot at most with --every={every}; give more steps")
+    config = evaluated_at_once(config)
     configs = {
         "saving": at_constant_rate(config, steps=steps, eval_every_steps=every, log_every_steps=every),
         "plain": at_constant_rate(config, steps=steps, eval_every_steps=steps, log_every_steps=every),
@@ -52,8 +56,16 @@ def measure(*, config, steps: int, every: int, rounds: int) -> dict:
         "batch": config.data.batch_size,
         "steps": steps,
         "every_steps": every,
+        "rounds": rounds,
         "steps_per_second": round(1 / statistics.median(seconds["saving"]), 2),
         "plain_steps_per_second": round(1 / statistics.median(seconds["plain"]), 2),
         "ratio": round(ratio(seconds["plain"], seconds["saving"]), 3),
         "ratio_is": f"steps/s with a snapshot every {every} steps over those without, median over rounds",
     }
+
+
+def evaluated_at_once(config: ml_collections.ConfigDict) -> ml_collections.ConfigDict:
+    """`config`, whose source is generated, with `_EVALUATED` images of validation in one batch."""
+    fraction = _EVALUATED / config.data.source.num_examples
+    # A larger batch would be filled up, and computed, to its size.
+    return changed(config, {"data.val_fraction": fraction, "eval.batch_size": _EVALUATED})

@@ -16,7 +16,7 @@ import numpy as np
 
 from configs import cifar10_resnet20, cifar10_speedrun
 from scripts.benchmarks.cases import synthetic
-from scripts.benchmarks.turns import in_turns, ratio
+from scripts.benchmarks.turns import in_turns, ratio, stepper
 from trainer.convolution import CONVOLUTIONS
 from trainer.convolution_proof import proven
 from trainer.errors import LinseedError
@@ -57,6 +57,7 @@ def measure(*, batch: int, rounds: int, torch_python: str) -> dict:
     ratios = {name: round(ratio(times["xla"].wall, times["auto"].wall), 3) for name, times in steps.items()}
     found = {
         "batches": batches,
+        "rounds": rounds,
         "shapes_batch": batch or SHAPES_BATCH,
         "gflop_per_second": {
             str(shape): _speeds(*shape, batch=batch or SHAPES_BATCH, rounds=rounds) for shape in SHAPES
@@ -140,16 +141,7 @@ def _step_times(config, *, batch, rounds, others):
     with tempfile.TemporaryDirectory() as folder:
         for kind in CONVOLUTIONS:
             experiment = build(changed(config, {"convolution": kind}), Path(folder), shared=Shared())
-            calls[kind] = _step_call(experiment)
+            place = experiment.parallel
+            state, images = place.replicate(experiment.state), place.shard(experiment.feed.batch(0))
+            calls[kind] = stepper(experiment.train_step, state, [images], steps=1)
     return in_turns(calls, rounds=rounds)
-
-
-def _step_call(experiment):
-    states = [experiment.parallel.replicate(experiment.state)]
-    batch = experiment.parallel.shard(experiment.feed.batch(0))
-
-    def call():
-        states.append(experiment.train_step(states.pop(), batch)[0])
-        return states
-
-    return call

@@ -10,7 +10,7 @@ import jax
 import ml_collections
 
 from scripts.benchmarks.child import in_child
-from scripts.benchmarks.turns import in_turns, ratio
+from scripts.benchmarks.turns import in_turns, ratio, stepper
 from trainer.experiment import Shared, build
 from trainer.parallel import BACKENDS, DataParallel
 
@@ -23,6 +23,7 @@ def measure(*, config: ml_collections.ConfigDict, turn: int, rounds: int) -> dic
     return {
         "model": config.model.name,
         "batch": config.data.batch_size,
+        "rounds": rounds,
         "backends": found,
         "ratio": found["pmap"]["times_faster"][str(max(COUNTS))],
         "ratio_is": f"time of a step on one device over that of the same batch on {max(COUNTS)} that share its cores",
@@ -38,7 +39,7 @@ def _measure(config, *, turn, rounds):
         parallel = DataParallel(backend, devices=jax.devices()[:count])
         program = parallel.compile(step, donate=True)
         state, batch = parallel.replicate(experiment.state), parallel.shard(experiment.feed.batch(0))
-        calls[backend, count] = _stepper(program, state, batch, turn=turn)
+        calls[backend, count] = stepper(_waited_for(program), state, [batch], steps=turn)
     times = in_turns(calls, rounds=rounds)
     return {
         backend: {
@@ -50,13 +51,6 @@ def _measure(config, *, turn, rounds):
     }
 
 
-def _stepper(program, state, batch, *, turn):
-    """A call that goes on training for `turn` steps, each waited for: programs in flight could wait for each other."""
-    states = [state]
-
-    def call():
-        for _ in range(turn):
-            states.append(jax.block_until_ready(program(states.pop(), batch)[0]))
-        return states
-
-    return call
+def _waited_for(program):
+    """`program`, whose end is waited for: two with collectives in flight could wait for each other."""
+    return lambda state, batch: jax.block_until_ready(program(state, batch))

@@ -9,6 +9,7 @@ the time on the clock is what counts where other work shares the machine.
 
 import inspect
 import itertools
+import os
 import resource
 import statistics
 import subprocess
@@ -24,8 +25,9 @@ import ml_collections
 import numpy as np
 
 from configs import cifar10_small, digits, lecture_rates, replay
+from scripts.benchmarks.cases import synthetic
 from scripts.benchmarks.child import in_child
-from scripts.benchmarks.turns import in_turns, ratio
+from scripts.benchmarks.turns import in_turns, ratio, stepper
 from trainer import config as config_lib
 from trainer.errors import LinseedError, unknown_name
 from trainer.experiment import Shared, build
@@ -53,9 +55,7 @@ def _linear(root):
 def _speednet(root):
     config = cifar10_small.get_config(f"root={root}" if root else "")
     if not root:
-        config.data.source = dict(
-            name="synthetic", num_examples=2500, num_classes=10, image_size=32, channels=3, seed=0
-        )
+        synthetic(config, examples=2500, image_size=32)
     config.data.val_fraction, config.data.train_examples = 0.02, 2000
     config.optimizer.lr = 0.05  # without warm-up
     return config
@@ -81,9 +81,11 @@ def measure(*, models: list[str], trials: int, steps: int, root: str, rounds: in
     most = str(trials)
     return {
         "trials": trials,
+        "rounds": rounds,
         "models": figures,
         "ratio": round(statistics.geometric_mean(found["runs"]["times_faster"][most] for found in figures.values()), 2),
-        "ratio_is": f"time of {trials} runs in a process each over that of all in one, geometric mean of the models",
+        "ratio_is": f"time of {trials} runs in a process each, one cold start and the rest warm, over that of all in "
+        "one; geometric mean of the models",
     }
 
 
@@ -118,20 +120,23 @@ def _trial(config, index, *, steps):
 def _runs(configs, folder, *, counts):
     """Seconds of whole runs, from the start of a process to the last result, by the number of trials.
 
-    Two are run in a process of their own, before and after those in one: all would cost the same.
+    Two are run in a process of their own, before and after those in one. The first compiles (cold) and the second loads
+    what can be kept of that (warm), as all that come after it would: K processes cost cold + (K - 1) warm.
     """
-    alone = [_train_command(configs[0], folder / "process0")]
+    starts = {"cold": _train_command(configs[0], folder / "process0")}
     ends = in_child(_one_after_the_other, configs, folder, devices=1, began=time.monotonic())
-    alone += [_train_command(config, folder / "process1") for config in configs[1:2]]
-    wall, cpu = np.mean(alone, axis=0)
+    if len(configs) > 1:
+        starts["warm"] = _train_command(configs[1], folder / "process1")
     shared = {str(count): ends[count - 1] for count in counts}
+    own = {count: starts["cold"] + (int(count) - 1) * starts.get("warm", 0.0) for count in shared}
     return {
-        "seconds_a_process": round(wall, 2),
-        "cpu_seconds_a_process": round(cpu, 2),
+        "seconds_a_process": {start: round(spent[0], 2) for start, spent in starts.items()},
+        "cpu_seconds_a_process": {start: round(spent[1], 2) for start, spent in starts.items()},
+        "processes_are": "K in processes of their own: one cold start and K - 1 warm ones",
         "seconds_in_one_process": {count: round(end[0], 2) for count, end in shared.items()},
         "cpu_seconds_in_one_process": {count: round(end[1], 2) for count, end in shared.items()},
-        "times_faster": {count: round(int(count) * wall / end[0], 2) for count, end in shared.items()},
-        "cpu_times_less": {count: round(int(count) * cpu / end[1], 2) for count, end in shared.items()},
+        "times_faster": {count: round(own[count][0] / end[0], 2) for count, end in shared.items()},
+        "cpu_times_less": {count: round(own[count][1] / end[1], 2) for count, end in shared.items()},
     }
 
 
@@ -178,14 +183,14 @@ def one_program(configs: list[ml_collections.ConfigDict], folder: Path, *, count
     followed = [follow("alone", parallel.replicate(experiment.state)) for experiment in experiments[: max(counts)]]
     alone = [params for params, _ in followed]
     found = {"alone": {"first_call_seconds": round(followed[0][1], 2)}}
-    calls = {"alone": _stepper(programs["alone"], parallel.replicate(experiments[0].state), batches, repeats=turn)}
+    calls = {"alone": stepper(programs["alone"], parallel.replicate(experiments[0].state), batches, steps=turn)}
     for way, count in itertools.product(ways, counts):
         params, seconds = follow(way, start(count))
         expected = jax.tree.map(lambda *leaves: np.stack(leaves), *alone[:count])
         gaps = jax.tree.map(lambda a, b: np.max(np.abs(a - b)), params, expected)
         difference = float(max(jax.tree.leaves(gaps)))
         found[f"{way}_{count}"] = {"first_call_seconds": round(seconds, 2), "difference": float(f"{difference:.2g}")}
-        calls[f"{way}_{count}"] = _stepper(programs[way], start(count), batches, repeats=turn)
+        calls[f"{way}_{count}"] = stepper(programs[way], start(count), batches, steps=turn)
     times = in_turns(calls, rounds=rounds)
     for name, figures in found.items():
         count = int(name.rpartition("_")[2]) if name != "alone" else 1
@@ -194,18 +199,6 @@ def one_program(configs: list[ml_collections.ConfigDict], folder: Path, *, count
         figures["times_faster"] = round(count * ratio(times["alone"].wall, times[name].wall), 2)
         figures["cpu_times_less"] = round(count * ratio(times["alone"].cpu, times[name].cpu), 2)
     return found
-
-
-def _stepper(program, state, batches, *, repeats):
-    """A call that goes on training for `repeats` steps."""
-    states, batches = [state], itertools.cycle(batches)
-
-    def call():
-        for _ in range(repeats):
-            states.append(program(states.pop(), next(batches))[0])
-        return states
-
-    return call
 
 
 def _over_devices(configs, folder, *, turn, rounds):
@@ -218,9 +211,9 @@ def _over_devices(configs, folder, *, turn, rounds):
     single = [DataParallel(backend, devices=[device]) for device in jax.devices()]
     own = [parallel.compile(inspect.unwrap(step), donate=True) for parallel in single]
 
-    def steppers(places, programs, *, repeats):
+    def steppers(places, programs, *, steps):
         return [
-            _stepper(program, place.replicate(experiment.state), [place.shard(batch)], repeats=repeats)
+            stepper(program, place.replicate(experiment.state), [place.shard(batch)], steps=steps)
             for place, program, experiment in zip(itertools.cycle(places), programs, experiments, strict=False)
         ]
 
@@ -232,9 +225,9 @@ def _over_devices(configs, folder, *, turn, rounds):
         return lambda: [call() for _ in range(turn) for call in calls]
 
     calls = {
-        "data_parallel": one_by_one(steppers([cut], itertools.repeat(step), repeats=turn)),
-        "one_device": one_by_one(steppers(single[:1], itertools.repeat(own[0]), repeats=turn)),
-        "trial_a_device": round_and_round(steppers(single, own, repeats=1)),
+        "data_parallel": one_by_one(steppers([cut], itertools.repeat(step), steps=turn)),
+        "one_device": one_by_one(steppers(single[:1], itertools.repeat(own[0]), steps=turn)),
+        "trial_a_device": round_and_round(steppers(single, own, steps=1)),
     }
     times = in_turns(calls, rounds=rounds)
     base = times["data_parallel"]
@@ -252,7 +245,7 @@ def _over_devices(configs, folder, *, turn, rounds):
 
 
 def _train_command(config, folder):
-    """(wall, CPU) seconds of `scripts.train`."""
+    """(wall, CPU) seconds of `scripts.train`, whose compiled programs are kept beside `folder`."""
 
     def spent():
         usage = resource.getrusage(resource.RUSAGE_CHILDREN)
@@ -262,5 +255,6 @@ def _train_command(config, folder):
     path.write_text(config_lib.to_json(config))
     began = spent()
     train = [sys.executable, "-m", "scripts.train", f"--config={replay.__file__}:{path}", f"--workdir={folder}"]
-    subprocess.run(train, check=True, capture_output=True)
+    environment = {name: value for name, value in os.environ.items() if name != "JAX_COMPILATION_CACHE_DIR"}
+    subprocess.run(train, env=environment, check=True, capture_output=True)
     return spent() - began

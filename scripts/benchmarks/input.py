@@ -73,6 +73,7 @@ def measure(*, images: int, rounds: int) -> dict:
     return {
         "images": images,
         "batch": _BATCH,
+        "rounds": rounds,
         "images_per_second": {name: round(len(paths) / statistics.median(found.wall)) for name, found in times.items()},
         "peak_mib_by_turn": peaks,
         "ratio_to_decode_crop_and_resize": round(ratio(times["bare_crop_and_resize"].wall, times["stream"].wall), 3),

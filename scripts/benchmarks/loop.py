@@ -37,6 +37,7 @@ def measure(*, config, steps: int, rounds: int) -> dict:
         "model": config.model.name,
         "batch": config.data.batch_size,
         "steps": steps,
+        "rounds": rounds,
         "steps_per_call": config.steps_per_call,
         "resident": bool(experiment.feed.resident),
         "images_per_second": round(statistics.median(rates["run"])),

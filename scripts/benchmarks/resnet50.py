@@ -9,19 +9,23 @@ import ml_collections
 
 from configs import imagenet_resnet50
 from scripts.benchmarks.cases import synthetic
-from scripts.benchmarks.turns import in_turns
+from scripts.benchmarks.turns import in_turns, stepper
 from trainer.experiment import Shared, build
 from trainer.tuning.trials import at_constant_rate
 
-# Dense bfloat16 FLOP/s, without sparsity, of the makers' data sheets: the start of the device's kind -> peak.
+# Dense bfloat16 FLOP/s, without sparsity, of the makers' data sheets: the start of the device's kind -> peak. The first
+# that fits counts. JAX calls a v5p either name.
 PEAK_FLOPS = {
     "NVIDIA A100": 312e12,
     "NVIDIA H100 PCIe": 756e12,
+    "NVIDIA H100 NVL": 835e12,
     "NVIDIA H100": 989e12,
+    "NVIDIA H200 NVL": 835e12,
     "NVIDIA H200": 989e12,
     "TPU v4": 275e12,
-    "TPU v5p": 459e12,
     "TPU v5 lite": 197e12,
+    "TPU v5p": 459e12,
+    "TPU v5": 459e12,
 }
 
 # Multiply-adds of a forward pass at 224x224 (He et al. 2015, table 1, with the stride in the 3x3 convolution); two
@@ -37,24 +41,25 @@ def measure(*, batch: int, image_size: int, turn: int, rounds: int) -> dict:
     config = at_constant_rate(config, steps=1, eval_every_steps=1, log_every_steps=1)
     with tempfile.TemporaryDirectory() as folder:
         experiment = build(config, Path(folder), shared=Shared())
-    states = [experiment.parallel.replicate(experiment.state)]
-    batch_on_device = experiment.parallel.shard(experiment.feed.batch(0))
-
-    def steps():
-        for _ in range(turn):
-            states.append(experiment.train_step(states.pop(), batch_on_device)[0])
-        return states
-
+    place = experiment.parallel
+    state, images = place.replicate(experiment.state), place.shard(experiment.feed.batch(0))
+    steps = stepper(experiment.train_step, state, [images], steps=turn)
     seconds = statistics.median(in_turns({"step": steps}, rounds=rounds)["step"].wall) / turn
     flops = 6 * FORWARD_MULTIPLY_ADDS_224 * (image_size / 224) ** 2 * batch / seconds
-    peak = next((peak for kind, peak in PEAK_FLOPS.items() if jax.devices()[0].device_kind.startswith(kind)), None)
+    peak = peak_flops(jax.devices()[0].device_kind)
     utilisation = flops / (peak * jax.device_count()) if peak else None
     return {
         "batch": batch,
         "image_size": image_size,
         "precision": config.precision,
+        "rounds": rounds,
         "images_per_second": round(batch / seconds, 1),
         "model_tflops_per_second": round(flops / 1e12, 3),
         "ratio": utilisation and round(utilisation, 3),
         "ratio_is": "model FLOPs over the device's bfloat16 peak; null where the peak is not known",
     }
+
+
+def peak_flops(kind: str) -> float | None:
+    """Of a device of JAX's name `kind`, FLOP/s; None where it is not in `PEAK_FLOPS`."""
+    return next((peak for start, peak in PEAK_FLOPS.items() if kind.startswith(start)), None)

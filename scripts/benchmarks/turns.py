@@ -1,9 +1,10 @@
 """Things measured in turns, so that a noisy machine slows all of them alike."""
 
+import itertools
 import statistics
 import time
-from collections.abc import Callable, Hashable, Mapping
-from typing import NamedTuple
+from collections.abc import Callable, Hashable, Mapping, Sequence
+from typing import Any, NamedTuple
 
 import jax
 
@@ -29,6 +30,21 @@ def in_turns(calls: Mapping[Hashable, Callable], *, rounds: int) -> dict[Hashabl
                 found[name].wall.append(time.perf_counter() - wall)
                 found[name].cpu.append(time.process_time() - cpu)
     return found
+
+
+def stepper(step: Callable, state: Any, batches: Sequence, *, steps: int) -> Callable:
+    """A call that goes on training for `steps` steps, over `batches` again and again.
+
+    step: (state, batch) -> (state, metrics), which gives `state` up.
+    """
+    states, batches = [state], itertools.cycle(batches)
+
+    def call():
+        for _ in range(steps):
+            states.append(step(states.pop(), next(batches))[0])
+        return states
+
+    return call
 
 
 def ratio(over: list[float], under: list[float]) -> float:
