@@ -154,6 +154,15 @@ class _Deadly:
         os.kill(os.getpid(), signal.SIGKILL)
 
 
+def test_without_workers_none_has_died(photographs, monkeypatch):
+    def fail(self, index, *, seed, place):
+        raise RuntimeError("of our own")
+
+    monkeypatch.setattr(lazy.LazyImages, "train_image", fail)
+    with pytest.raises(RuntimeError, match="of our own"):
+        some_batches(read(photographs).train, 0, 1)
+
+
 def test_a_batch_that_does_not_divide_over_the_hosts_is_refused(photographs):
     with pytest.raises(ConfigError, match="batch_size=8 does not divide over 3 hosts"):
         Stream(read(photographs).train, seed=0, batch_size=8, workers=0, shard_count=3)

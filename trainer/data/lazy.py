@@ -3,7 +3,6 @@
 import functools
 import hashlib
 import logging
-import os
 import warnings
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -13,7 +12,7 @@ import numpy as np
 
 from trainer.data.decode import decode_centre, decode_random_crop, shown, why_bad
 from trainer.data.listing import ON_BAD_IMAGE
-from trainer.data.source import empty_images
+from trainer.data.source import cores, empty_images
 from trainer.errors import ConfigError, DataError, unknown_name
 
 # A run of bad images this long is no accident of single files.
@@ -139,7 +138,7 @@ class LazyImages:
             return bad
 
         quiet_pillow()
-        with ThreadPoolExecutor(os.cpu_count() or 1) as pool:
+        with ThreadPoolExecutor(cores()) as pool:
             for bad in pool.map(read_some, range(0, len(places), _IMAGES_PER_TASK)):
                 self.report(bad)
         return images, good
