@@ -92,9 +92,8 @@ def test_plain_names_of_data_sets_pass(name):
     tfds_trust.check_name(name)
 
 
-@pytest.mark.parametrize("key", ["pythonClassName", "python_class_name", "type"])
-def test_features_of_a_class_from_elsewhere_import_nothing(tmp_path, monkeypatch, key):
-    folder = tmp_path / "data" / "mine" / "1.0.0"
+def trapped(folder, tmp_path, monkeypatch, *, key="pythonClassName"):
+    """A prepared data set in `folder`, whose features are of a class that ends the process where it is imported."""
     folder.mkdir(parents=True)
     (tmp_path / "trap_of_features.py").write_text("raise SystemExit('sprung')")
     monkeypatch.syspath_prepend(tmp_path)
@@ -102,9 +101,54 @@ def test_features_of_a_class_from_elsewhere_import_nothing(tmp_path, monkeypatch
     top = {"pythonClassName": "tensorflow_datasets.core.features.features_dict.FeaturesDict", **inner}
     (folder / "features.json").write_text(json.dumps(top))
     (folder / "dataset_info.json").write_text(json.dumps({"name": "mine", "version": "1.0.0"}))
+
+
+@pytest.mark.parametrize("key", ["pythonClassName", "python_class_name", "type"])
+def test_features_of_a_class_from_elsewhere_import_nothing(tmp_path, monkeypatch, key):
+    trapped(tmp_path / "data" / "mine" / "1.0.0", tmp_path, monkeypatch, key=key)
     with pytest.raises(DataError, match="trap_of_features.Image"):
         tfds(dataset="mine", data_dir=str(tmp_path / "data"), train_split="train", test_split="test")
     assert "trap_of_features" not in sys.modules
+
+
+@pytest.mark.parametrize("linked", ["version", "data set", "file", "folder above"])
+def test_features_behind_a_link_import_nothing(tmp_path, monkeypatch, linked):
+    data = tmp_path / "data"
+    trapped(data / "other" / "1.0.0", tmp_path, monkeypatch)
+    version = data / "mine" / "1.0.0"
+    link, to = {
+        "version": (version, data / "other" / "1.0.0"),
+        "data set": (data / "mine", data / "other"),
+        "file": (version / "features.json", data / "other" / "1.0.0" / "features.json"),
+        "folder above": (data / "mine" / "config", data / "other"),
+    }[linked]
+    link.parent.mkdir(parents=True, exist_ok=True)
+    link.symlink_to(to)
+    if linked == "file":
+        (version / "dataset_info.json").write_text(json.dumps({"name": "mine", "version": "1.0.0"}))
+    words = {"data set": "trap_of_features.Image", "file": "leaves the data folder"}
+    name = "mine/config" if linked == "folder above" else "mine"
+    with pytest.raises(DataError, match=words.get(linked, "is a link to a folder")) as caught:
+        tfds(dataset=name, data_dir=str(data), train_split="train", test_split="test")
+    assert "trap_of_features" not in sys.modules and "\n" not in str(caught.value)
+
+
+def test_a_pipe_among_the_files_of_a_data_set_is_not_waited_for(tmp_path):
+    version = tmp_path / "mine" / "1.0.0"
+    version.mkdir(parents=True)
+    os.mkfifo(version / "features.json")
+    with pytest.raises(DataError, match="neither a file nor a folder"):
+        tfds(dataset="mine", data_dir=str(tmp_path), train_split="train", test_split="test")
+
+
+def test_a_link_within_a_data_set_and_one_to_it_are_no_danger(tmp_path):
+    version = tmp_path / "elsewhere" / "1.0.0"
+    version.mkdir(parents=True)
+    (version / "features.json").write_text("{}")
+    (version / "again.json").symlink_to("features.json")
+    (tmp_path / "mine").symlink_to("elsewhere")
+    tfds_trust.check_features(tmp_path / "mine")
+    tfds_trust.check_features(tmp_path / "not there")
 
 
 def test_files_of_a_data_set_outside_its_folder_are_refused(tmp_path):
