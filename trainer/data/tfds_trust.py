@@ -26,8 +26,8 @@ def check_name(dataset: str):
 def check_features(folder: Path):
     """Raises DataError where TFDS would import a class from elsewhere, which a `features.json` below `folder` names.
 
-    So that what is checked is what TFDS reads, also where a folder below is a link, a file leads out by one, or is none:
-    a pipe, say. `folder` itself may be a link.
+    So that what is checked is what TFDS reads, also where a folder below is a link, a file is one that leads out, or is
+    no file at all, such as a pipe. `folder` itself may be a link.
     """
     for path in _files(str(folder)):
         if os.path.basename(path) != "features.json":
