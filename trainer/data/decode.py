@@ -9,6 +9,8 @@ from typing import BinaryIO
 import numpy as np
 from PIL import Image, ImageOps, UnidentifiedImageError
 
+from trainer.errors import DataError, is_passing
+
 # Decoders that are tried: a short list, because each one is a door for hostile files.
 FORMATS = ("BMP", "GIF", "JPEG", "PNG", "PPM", "WEBP")
 
@@ -132,6 +134,18 @@ def why_bad(error: Exception) -> str:
     if isinstance(error, UnidentifiedImageError):
         return f"not a whole image of a known format ({', '.join(FORMATS)})"
     return shown(" ".join(str(error).split())) or type(error).__name__
+
+
+def check_is_bad(error: Exception, name: str):
+    """Raises DataError where `error`, from decoding the image `name`, is the machine's fault and says nothing of it.
+
+    Left out, the image would be missing this time alone.
+    """
+    if is_passing(error):
+        raise DataError(
+            f"{shown(name)} cannot be read now ({why_bad(error)}): this machine is short of memory or of open files, or"
+            " its disk fails or forbids it; mend that and run the same command again"
+        ) from error
 
 
 def one_line(error: Exception) -> str:

@@ -11,7 +11,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from trainer.data.decode import decode_image, shown, why_bad
+from trainer.data.decode import check_is_bad, decode_image, shown, why_bad
 from trainer.data.listing import ON_BAD_IMAGE, Files, carve, checked_root, describe_bad, list_splits, name_first
 from trainer.data.source import Source, cores, empty_images
 from trainer.data.splits import Split
@@ -148,6 +148,7 @@ def _decode_or_reason(
     try:
         return decode_image(os.path.join(root, path), image_size=image_size), ""
     except Exception as error:  # On damaged bytes a decoder may raise anything.
+        check_is_bad(error, path)
         return None, why_bad(error)
 
 
