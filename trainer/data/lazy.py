@@ -89,6 +89,7 @@ class LazyImages:
 
     dtype = np.dtype(np.uint8)
     ndim = 4
+    nbytes = 0  # of memory
 
     def __init__(self, records: Records, places: np.ndarray, *, decoding: Decoding, workers: int):
         self.records, self.places, self.decoding, self.workers = records, places, decoding, workers
