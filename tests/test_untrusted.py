@@ -172,7 +172,21 @@ class OfThreeClasses:
         self.info = type("Info", (), {"features": {"label": feature}})
 
 
-@pytest.mark.parametrize("content", ["out of range", "zip", "huge", "text", "none"])
+def array_file(header):
+    """The beginning of an .npy file whose header reads so."""
+    return b"\x93NUMPY\1\0" + len(header).to_bytes(2, "little") + header.encode()
+
+
+HEADERS = {
+    "beyond integers": "{'descr': '|u1', 'fortran_order': False, 'shape': (1" + "0" * 30 + ",)}",
+    "cut off": "{'descr': '<i4', 'fortran_order': False, 'shape': (4,",
+    "no types": "{'descr': [1], 'fortran_order': False, 'shape': (4,)}",
+    "nested": "[" * 3000,
+    "truth": "{'descr': '<i4', 'fortran_order': False, 'shape': (True, -4)}",
+}
+
+
+@pytest.mark.parametrize("content", ["out of range", "zip", "huge", "text", "none", "long", "pipe", *HEADERS])
 def test_kept_labels_that_are_not_what_was_kept_are_read_again(tmp_path, monkeypatch, content):
     examples = type(
         "Examples", (), {"__len__": lambda _: 4, "__getitems__": lambda _, some: [{"label": 1}] * len(some)}
@@ -188,15 +202,23 @@ def test_kept_labels_that_are_not_what_was_kept_are_read_again(tmp_path, monkeyp
     np.lib.format.write_array_header_1_0(header, {"descr": "<i4", "fortran_order": False, "shape": (10**13,)})
     out_of_range = io.BytesIO()
     np.save(out_of_range, np.array([0, 1, 2, 3], np.int32))
-    kept.write_bytes(
-        {
-            "out of range": out_of_range.getvalue(),
-            "zip": b"PK\3\4",
-            "huge": header.getvalue(),
-            "text": b"x",
-            "none": b"",
-        }[content]
-    )
+    long = array_file(f"{{'descr': '|u1', 'fortran_order': False, 'shape': ({2**40},)}}")
+    data = {
+        "out of range": out_of_range.getvalue(),
+        "zip": b"PK\3\4",
+        "huge": header.getvalue(),
+        "text": b"x",
+        "none": b"",
+        "long": long,
+        "pipe": b"",
+        **{name: array_file(text) for name, text in HEADERS.items()},
+    }
+    kept.write_bytes(data[content])
+    if content == "long":
+        os.truncate(kept, 2**40 + len(long))  # a hole, which takes no disk, and would fill the memory
+    if content == "pipe":
+        kept.unlink()
+        os.mkfifo(kept)
     np.testing.assert_array_equal(labels(), [1, 1, 1, 1])
 
 
