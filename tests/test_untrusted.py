@@ -3,6 +3,7 @@
 import io
 import json
 import os
+import subprocess
 import sys
 import tarfile
 import zipfile
@@ -13,6 +14,7 @@ import pytest
 from PIL import Image
 
 from configs import digits
+from scripts.benchmarks import mutations
 from scripts.benchmarks.child import in_child
 from scripts.benchmarks.mutations import try_inputs
 from trainer import workdir as workdir_lib
@@ -22,11 +24,38 @@ from trainer.data.splits import Split
 from trainer.data.tfds import tfds
 from trainer.errors import ConfigError, DataError, LinseedError, WorkdirError
 
+ROOT = Path(__file__).parent.parent
+
 
 def test_a_hundred_mutated_images_and_archives_are_read_or_left_out_and_counted():
     found = in_child(try_inputs, 100, seed=0, bounded=True, devices=1)
     assert found["failures"] == []
     assert found["loaded"] + found["skipped"] == 100 and min(found["loaded"], found["skipped"]) > 10
+    assert 0 < found["resident_mb"] < 1024  # a bound that measures nothing would hold as well
+
+
+def test_a_decoder_that_gives_no_image_or_fills_the_memory_is_a_failure(monkeypatch):
+    def full(file):
+        raise MemoryError
+
+    decoders = {"full": full, "odd": lambda file: np.zeros((2, 2, 1), np.uint8)}
+    monkeypatch.setattr(mutations, "_DECODERS", mutations._DECODERS | decoders)
+    found = mutations.try_inputs(6, seed=0, bounded=False)
+    for name in decoders:
+        assert len([line for line in found["failures"] if f"{name}: " in line]) == 3
+    assert len(found["failures"]) == 6
+
+
+def test_memory_that_was_in_use_and_given_back_is_counted():
+    code = """
+from scripts.benchmarks import mutations
+before, fill = mutations._memory("VmRSS"), bytearray(b"x") * 2**27
+del fill
+print(mutations._memory("VmHWM") - before)
+"""
+    ballast = bytearray(b"x") * 2**28  # of this process, which is no part of the child's
+    done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True)
+    assert len(ballast) > 1.5 * int(done.stdout) and int(done.stdout) > 0.9 * 2**27, done.stderr
 
 
 def npz_with_header(path, *, shape):
