@@ -19,8 +19,8 @@ class Room(NamedTuple):
     """The largest batch found to fit: examples on each device and on all, and bytes on each.
 
     bytes: of its step, and of what the loop holds beside it. 0, 0 and the bytes of the smallest batch where that does
-    not fit. limit: bytes of a device. compiled: sizes tried.
-    all_of_train: the batch is the train split, and larger ones were not tried.
+    not fit. limit: bytes of a device. compiled: sizes tried. all_of_train: the batch is the train split, and larger
+    ones were not tried.
     """
 
     per_device: int
@@ -37,7 +37,7 @@ def find_room(experiment: Experiment, config: ml_collections.ConfigDict, *, limi
     config: that of `experiment`. The batch divides evenly over devices and their `accumulation_parts`.
     """
     parallel, one_batch = experiment.parallel, experiment.feed.batch(0)
-    unit = parallel.num_devices * config.accumulation_parts
+    state, unit = parallel.replicate(experiment.state), parallel.num_devices * config.accumulation_parts
     always, an_example = _beside(experiment, config, one_batch=one_batch)
 
     def bytes_at(units):
@@ -53,7 +53,6 @@ def find_room(experiment: Experiment, config: ml_collections.ConfigDict, *, limi
             return limit + 1
         return None if found is None else found.peak + always + units * config.accumulation_parts * an_example
 
-    state = parallel.replicate(experiment.state)
     most = max(1, len(experiment.train.labels) // unit)
     known = largest_fitting(bytes_at, start=max(1, experiment.batch_size // unit), most=most, limit=limit)
     if known is None:

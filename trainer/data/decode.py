@@ -21,6 +21,8 @@ MAX_PIXELS = 89_478_485
 # What follows an image in its file is read as well, by some decoders whole. Two bytes for each of four channels.
 _MAX_BYTES_PER_PIXEL = 8
 
+_WEBP_HEAD = 30  # bytes, in which a WebP says its size
+
 _EXIF_ORIENTATION = 0x0112
 # How an image of each orientation but 1 is turned upright.
 _TURNS = {
@@ -175,9 +177,6 @@ def _opened(file: str | BinaryIO) -> Iterator[Image.Image]:
 def _check_pixels(width: int, height: int):
     if width * height > MAX_PIXELS:
         raise Image.DecompressionBombError(f"{width}x{height} is over the limit of {MAX_PIXELS} pixels")
-
-
-_WEBP_HEAD = 30
 
 
 def _size_of_webp(head: bytes) -> tuple[int, int]:
