@@ -4,12 +4,14 @@ The folder is `.jax_cache` beside the workdir, `--compile_cache` names another, 
 JAX_COMPILATION_CACHE_DIR is left to JAX. A cached program is the machine code that was compiled, and gives the same
 bits. Several processes may share a folder. Nothing that is wrong with it stops a run.
 
-What is loaded from the folder is run: it should be writable for no one who is not trusted.
+What is loaded from the folder is run: it should be writable for no one who is not trusted. `.jax_cache` is made for its
+owner alone, and not used where others can write it; with a folder that the user names they say that it is trusted.
 """
 
 import contextlib
 import os
 import re
+import stat
 import sys
 import warnings
 from pathlib import Path
@@ -54,6 +56,9 @@ def _turn_on(workdir):
     if trouble:
         _warn(f"{trouble}; programs are compiled anew, --compile_cache=DIR names another folder for them")
         return
+    if COMPILE_CACHE.value is None:
+        with contextlib.suppress(OSError):  # JAX will say so
+            folder.mkdir(mode=0o700, parents=True, exist_ok=True)
     prune(folder, most_bytes=MOST_BYTES)
     _mend_quietly(folder)
     settings = {
@@ -94,6 +99,8 @@ def _unusable(folder, *, named):
         return f"{folder} cannot be written"
     if nearest == folder and not named and folder.stat().st_uid != os.getuid():
         return f"{folder} belongs to someone else"
+    if nearest == folder and not named and folder.stat().st_mode & (stat.S_IWGRP | stat.S_IWOTH):
+        return f"{folder} can be written by others, until you chmod go-w it"
     return ""
 
 

@@ -197,7 +197,7 @@ def _room(room):
     else:
         note = f"{room.per_device:,} on each device" + ("; all of the train split" if room.all_of_train else "")
         yield "largest batch", f"{room.batch:,}", note
-    yield "device: a step of it", _bytes(room.bytes), of
+    yield "device: a run with it", _bytes(room.bytes), of
 
 
 def _time(found):

@@ -2,9 +2,10 @@
 
 from types import SimpleNamespace
 
+import jax
 import pytest
 
-from tests.test_forecast import mlp
+from tests.test_forecast import PIXELS, TRAIN, mlp
 from trainer.batch_size import COMPILES, find_room, largest_fitting
 from trainer.experiment import Shared, build
 
@@ -29,10 +30,20 @@ def test_nothing_fits_and_nothing_is_known():
     assert largest_fitting(lambda n: None, start=8, most=64, limit=50) is None
 
 
-def test_the_batch_of_a_run_fits_and_one_more_does_not(tmp_path):
-    config = mlp(accumulation_parts=2)
+@pytest.mark.parametrize("placement", ["host", "device"])
+def test_the_batch_of_a_run_fits_and_one_more_does_not(tmp_path, placement):
+    config = mlp(accumulation_parts=2, steps_per_call=3, **{"data.placement": placement, "eval.batch_size": 48})
     experiment = build(config, tmp_path, shared=Shared())
+    state = sum(leaf.nbytes for leaf in jax.tree.leaves(experiment.state))
     sizes = {}
+
+    def beside(batch):
+        """A copied state and 5 calls of 3 batches, one of them the step's own; with the images on the devices those
+        of train, a quarter of the 96 rows that validation is padded to, and batches of places alone."""
+        images = PIXELS + 4  # and a label
+        if placement == "host":
+            return state + 14 * batch // 4 * (images + 4 + 4 + 4)  # mask, index and epoch
+        return state + TRAIN * images + 96 // 4 * (images + 4) + 14 * batch // 4 * (4 + 4 + 4)
 
     class Step:
         def lower(self, state, batch):
@@ -46,6 +57,7 @@ def test_the_batch_of_a_run_fits_and_one_more_does_not(tmp_path):
                     + found.temp_size_in_bytes
                     + found.output_size_in_bytes
                     - found.alias_size_in_bytes
+                    + beside(batch["mask"].size)
                 )
                 return compiled
 
@@ -61,3 +73,17 @@ def test_the_batch_of_a_run_fits_and_one_more_does_not(tmp_path):
     assert room.bytes == sizes[room.batch] <= limit < sizes[room.batch + unit]
     none = find_room(watched, config, limit=sizes[64] // 100)
     assert (none.per_device, none.batch) == (0, 0) and none.bytes > none.limit
+
+
+def test_a_batch_that_the_device_cannot_even_be_given_does_not_fit(tmp_path, monkeypatch):
+    config = mlp()
+    experiment = build(config, tmp_path, shared=Shared())
+    shard = experiment.parallel.shard
+
+    def full(batch):
+        if len(batch["mask"]) > 32:
+            raise jax.errors.JaxRuntimeError("RESOURCE_EXHAUSTED: Out of memory allocating 1 byte.")
+        return shard(batch)
+
+    monkeypatch.setattr(experiment.parallel, "shard", full)
+    assert find_room(experiment, config, limit=10**12).batch == 32

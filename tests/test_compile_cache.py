@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from scripts.compile_cache import NAME, prune
+from scripts.compile_cache import NAME, _unusable, prune
 
 ROOT = Path(__file__).parent.parent
 TINY = [
@@ -87,6 +87,27 @@ def test_the_other_backend_and_a_folder_of_its_own(tmp_path):
     none, _, found, said = train(tmp_path / "none", *chosen[:1], "--compile_cache=")
     assert found == 0 and said == "" and not (tmp_path / NAME).exists()
     assert none["params_sha256"] == warm["params_sha256"]
+
+
+@pytest.mark.parametrize("mode", [0o720, 0o702])
+def test_programs_from_a_folder_that_others_can_write_are_not_run_unless_the_user_names_it(tmp_path, mode):
+    folder = tmp_path / NAME
+    folder.mkdir()
+    folder.chmod(mode)
+    assert "can be written by others" in _unusable(folder, named=False)
+    assert _unusable(folder, named=True) == ""
+    folder.chmod(0o755)
+    assert _unusable(folder, named=False) == ""
+
+
+def test_the_folder_is_made_for_its_owner_alone(tmp_path):
+    code = "import os, pathlib, sys; from absl import flags; from scripts import compile_cache; os.umask(0);"
+    code += "flags.FLAGS(['train']); compile_cache.use(workdir=pathlib.Path(sys.argv[1]))"
+    environment = {name: value for name, value in os.environ.items() if name != "JAX_COMPILATION_CACHE_DIR"}
+    command = [sys.executable, "-c", code, str(tmp_path / "run")]
+    done = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True)
+    assert (done.returncode, done.stderr) == (0, "")
+    assert (tmp_path / NAME).stat().st_mode & 0o777 == 0o700
 
 
 def test_programs_not_used_for_longest_make_room(tmp_path):

@@ -1,13 +1,18 @@
 import io
+import struct
+import subprocess
+import sys
 import warnings
+from pathlib import Path
 
 import numpy as np
 import pytest
 import simplejpeg
-from PIL import Image
+from PIL import Image, ImageOps
 
-from trainer.data.decode import FORMATS, MAX_PIXELS, decode_image, decode_random_crop, random_box
+from trainer.data.decode import FORMATS, MAX_PIXELS, decode_as_it_is, decode_image, decode_random_crop, random_box
 
+ROOT = Path(__file__).parent.parent
 RNG = np.random.default_rng(0)
 
 
@@ -188,3 +193,129 @@ def test_any_damage_raises_or_gives_an_image():
     assert damaged
     with pytest.raises(OSError):
         decode_image(io.BytesIO(whole[: len(whole) // 2]), image_size=0)
+
+
+WEBP = {
+    "VP8X": dict(save_all=True, append_images=[Image.new("RGB", (8, 8), "red")]),
+    "VP8L": dict(lossless=True),
+    "VP8 ": dict(lossless=False),
+}
+
+
+def webp_that_claims(kind, side):
+    """A small WebP whose header says that it is `side` x `side`."""
+    data = bytearray(encoded(np.zeros((8, 8, 3), np.uint8), "WEBP", **WEBP[kind]).getvalue())
+    assert bytes(data[12:16]) == kind.encode()
+    if kind == "VP8X":
+        data[24:30] = (side - 1).to_bytes(3, "little") * 2
+    elif kind == "VP8L":
+        data[21:25] = ((side - 1) | (side - 1) << 14 | data[24] >> 4 << 28).to_bytes(4, "little")
+    else:
+        data[26:30] = side.to_bytes(2, "little") * 2
+    return bytes(data)
+
+
+# The second time room is made where the first was, the heap has to clear it: only then it is memory in use.
+PEAK = """
+import io, sys
+from scripts import heap
+heap.keep()
+from trainer.data.decode import decode_image
+def peak():
+    return next(int(line.split()[1]) for line in open("/proc/self/status") if line.startswith("VmHWM"))
+data, before = sys.stdin.buffer.read(), peak()
+for _ in range(4):
+    for file in (io.BytesIO(data), sys.argv[1]):
+        try:
+            decode_image(file, image_size=8)
+        except Exception as error:
+            said = error
+print((peak() - before) // 1024, said)
+"""
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="reads /proc")
+@pytest.mark.parametrize("kind", sorted(WEBP))
+def test_a_webp_that_claims_much_takes_no_memory(tmp_path, kind):
+    data = webp_that_claims(kind, 9500)
+    (tmp_path / "a.webp").write_bytes(data)
+    command = [sys.executable, "-c", PEAK, tmp_path / "a.webp"]
+    done = subprocess.run(command, cwd=ROOT, input=data, capture_output=True)
+    mib, said = done.stdout.decode().split(maxsplit=1)
+    assert int(mib) < 100 and "9500x9500 is over the limit" in said, done.stderr
+
+
+@pytest.mark.parametrize("kind", sorted(WEBP))
+@pytest.mark.parametrize("cut", [8, 12, 20, 29])
+def test_a_webp_that_was_cut_off_in_its_header_is_none(kind, cut):
+    with pytest.raises(OSError):
+        decode_image(io.BytesIO(webp_that_claims(kind, 8)[:cut]), image_size=0)
+    assert decode_image(io.BytesIO(webp_that_claims(kind, 8)), image_size=0).shape == (8, 8, 3)
+
+
+@pytest.mark.parametrize("as_path", [True, False])
+def test_a_file_with_much_behind_its_image_is_refused_unread(tmp_path, monkeypatch, as_path):
+    path = tmp_path / "a.jpg"
+    path.write_bytes(encoded(noise(8, 8, 3), "JPEG").getvalue())
+    with open(path, "ab") as file:
+        file.truncate(50 * 2**30)  # with a hole, which takes no disk
+    monkeypatch.setattr(Image, "open", lambda *args, **kwargs: pytest.fail("it was opened"))
+    for decode in (decode_image, crop_of):
+        with open(path, "rb") as file, pytest.raises(ValueError, match="bytes are over the limit"):
+            decode(str(path) if as_path else file, image_size=4)
+
+
+@pytest.mark.parametrize("orientation", range(1, 9))
+def test_every_orientation_is_turned_upright(orientation):
+    pixels = noise(2, 3, 3)
+    exif = Image.Exif()
+    exif[0x0112] = orientation
+    file = encoded(pixels, exif=exif)
+    expected = np.asarray(ImageOps.exif_transpose(Image.open(file)))
+    np.testing.assert_array_equal(decode_image(file, image_size=0), expected)
+
+
+def test_damaged_exif_beside_a_sound_orientation_costs_nothing():
+    pixels = noise(2, 3, 3)
+    # Two entries of a little-endian TIFF: the orientation, and a width that is a fraction.
+    entries = struct.pack("<HHIHH", 0x0112, 3, 1, 6, 0) + struct.pack("<HHII", 0x0100, 10, 1, 38)
+    exif = b"Exif\0\0" + b"II*\0" + struct.pack("<IH", 8, 2) + entries + bytes(4) + b"\xff" * 30
+    file = encoded(pixels, exif=exif)
+    with pytest.raises(struct.error):
+        ImageOps.exif_transpose(Image.open(file))
+    np.testing.assert_array_equal(decode_image(file, image_size=0), np.rot90(pixels, -1))
+
+
+def test_pixels_as_they_are_stored_are_those_that_are_meant():
+    grey, colours = noise(4, 6), noise(4, 6, 3)
+    colours[:] = colours[0, 0]
+    colours[0, 0] = 7
+    alpha = noise(4, 6, 4)
+    bits = Image.fromarray(np.where(grey > 127, 255, 0).astype(np.uint8)).convert("1", dither=Image.Dither.NONE)
+    palette = Image.fromarray(colours).convert("P", palette=Image.Palette.ADAPTIVE)
+    for image, channels, expected in (
+        (grey, 1, grey[..., None]),
+        (colours, 3, colours),
+        (alpha, 4, alpha),
+        (bits, 1, np.where(grey > 127, 255, 0)[..., None]),
+        (palette, 3, colours),
+    ):
+        found = decode_as_it_is(encoded(image), channels=channels)
+        np.testing.assert_array_equal(found, expected)
+        assert found.dtype == np.uint8
+
+
+@pytest.mark.parametrize(
+    "image, format, channels",
+    [
+        (Image.fromarray(np.array([[300, 65535]], np.uint16)), "PNG", 1),
+        (Image.new("P", (3, 3)), "PNG", 1),
+        (Image.new("CMYK", (3, 3)), "JPEG", 4),
+        (Image.new("L", (3, 3)), "PNG", 3),
+        (Image.new("RGBA", (3, 3)), "PNG", 3),
+        (Image.new("LA", (3, 3)), "PNG", 2),
+    ],
+)
+def test_pixels_that_are_stored_as_something_else_are_refused(image, format, channels):
+    with pytest.raises(ValueError, match=f"{channels} channels of 8 bits should be"):
+        decode_as_it_is(encoded(image, format), channels=channels)

@@ -199,7 +199,7 @@ def test_what_the_writer_knows_all_know_and_a_stop_that_one_asks_for_all_make_af
 @pytest.mark.parametrize("placement", ["host", "device"])
 def test_the_shares_of_all_hosts_are_the_batch_of_one(hosts, placement):
     split = Split(np.arange(50, dtype=np.uint8).reshape(50, 1, 1, 1), np.arange(50, dtype=np.int32))
-    settings = {"placement": placement, "seed": 3, "batch_size": 8, "multiple": 4}
+    settings = {"val": split, "placement": placement, "seed": 3, "batch_size": 8, "multiple": 4}
 
     def batch(step, **share):
         with contextlib.closing(feeds.make_feed(split, **settings, **share).batches(step)) as batches:

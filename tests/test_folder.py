@@ -1,3 +1,4 @@
+import errno
 import logging
 import os
 
@@ -220,6 +221,17 @@ def test_carving_does_not_depend_on_which_images_are_bad(tmp_path):
     bad = values(source.train)[0]
     DAMAGE["text"](tmp_path / "cat" / f"{bad:03}.png")
     assert values(read(tmp_path, on_bad_image="skip").open_test()) == before
+
+
+@pytest.mark.parametrize("fault", [OSError(errno.EIO, "Input/output error"), MemoryError()], ids=repr)
+@pytest.mark.parametrize("image_size", [0, 4])
+def test_a_fault_of_the_machine_leaves_no_image_out(splits, monkeypatch, fault, image_size):
+    def fail(*args, **kwargs):
+        raise fault
+
+    monkeypatch.setattr("trainer.data.folder.decode_image", fail)
+    message = error_of(lambda: read(splits, on_bad_image="skip", image_size=image_size))
+    assert "cannot be read now" in message and "run the same command again" in message
 
 
 def test_a_decompression_bomb_is_a_bad_image(splits, monkeypatch):

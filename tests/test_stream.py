@@ -1,6 +1,7 @@
 """Data larger than memory: the stream is the same however it is cut up, and nothing is decoded before its time."""
 
 import contextlib
+import errno
 import itertools
 import logging
 import os
@@ -154,6 +155,15 @@ class _Deadly:
         os.kill(os.getpid(), signal.SIGKILL)
 
 
+def test_without_workers_none_has_died(photographs, monkeypatch):
+    def fail(self, index, *, seed, place):
+        raise RuntimeError("of our own")
+
+    monkeypatch.setattr(lazy.LazyImages, "train_image", fail)
+    with pytest.raises(RuntimeError, match="of our own"):
+        some_batches(read(photographs).train, 0, 1)
+
+
 def test_a_batch_that_does_not_divide_over_the_hosts_is_refused(photographs):
     with pytest.raises(ConfigError, match="batch_size=8 does not divide over 3 hosts"):
         Stream(read(photographs).train, seed=0, batch_size=8, workers=0, shard_count=3)
@@ -259,7 +269,8 @@ def test_the_fingerprint_tells_files_sizes_labels_and_settings_apart(copied):
 
     before = fingerprint()
     assert fingerprint() == before == fingerprint(workers=2)
-    assert fingerprint(resize=48) != before
+    assert fingerprint(on_bad_image="skip") == before  # the cure of an error, and no other data
+    assert len({before, fingerprint(resize=48), fingerprint(image_size=40), fingerprint(train_crop="centre")}) == 4
     path = copied / "train" / "cat" / "0.jpg"
     path.write_bytes(path.read_bytes() + b"\0")
     longer = fingerprint()
@@ -322,6 +333,23 @@ def test_the_next_good_image_stands_for_a_bad_one_in_training(spoilt, caplog):
 def test_bad_images_do_not_count_in_evaluation(spoilt):
     batch = next(pipeline.eval_batches(read(spoilt, on_bad_image="skip").val, batch_size=6))
     assert batch["mask"].tolist() == [0, 1, 1, 1, 0, 0] and not batch["image"][0].any()
+
+
+MACHINES_FAULTS = [OSError(errno.EMFILE, "Too many open files"), OSError(errno.ESTALE, "Stale"), MemoryError()]
+
+
+@pytest.mark.parametrize("fault", MACHINES_FAULTS, ids=repr)
+def test_a_fault_of_the_machine_leaves_no_image_out(photographs, monkeypatch, fault):
+    source = read(photographs, on_bad_image="skip", train_crop="centre")
+
+    def fail(*args, **kwargs):
+        raise ValueError("while decoding") from fault
+
+    monkeypatch.setattr(lazy, "decode_centre", fail)
+    for call in (lambda: some_batches(source.train, 0, 1), lambda: source.val.images[:1]):
+        with pytest.raises(DataError, match=r"jpg cannot be read now .*run the same command again") as caught:
+            call()
+        assert str(caught.value).isprintable()
 
 
 def test_bad_images_without_end_are_an_error(spoilt, monkeypatch):

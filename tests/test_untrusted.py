@@ -3,6 +3,7 @@
 import io
 import json
 import os
+import subprocess
 import sys
 import tarfile
 import zipfile
@@ -13,6 +14,7 @@ import pytest
 from PIL import Image
 
 from configs import digits
+from scripts.benchmarks import mutations
 from scripts.benchmarks.child import in_child
 from scripts.benchmarks.mutations import try_inputs
 from trainer import workdir as workdir_lib
@@ -22,11 +24,38 @@ from trainer.data.splits import Split
 from trainer.data.tfds import tfds
 from trainer.errors import ConfigError, DataError, LinseedError, WorkdirError
 
+ROOT = Path(__file__).parent.parent
+
 
 def test_a_hundred_mutated_images_and_archives_are_read_or_left_out_and_counted():
     found = in_child(try_inputs, 100, seed=0, bounded=True, devices=1)
     assert found["failures"] == []
     assert found["loaded"] + found["skipped"] == 100 and min(found["loaded"], found["skipped"]) > 10
+    assert 0 < found["resident_mb"] < 1024  # a bound that measures nothing would hold as well
+
+
+def test_a_decoder_that_gives_no_image_or_fills_the_memory_is_a_failure(monkeypatch):
+    def full(file):
+        raise MemoryError
+
+    decoders = {"full": full, "odd": lambda file: np.zeros((2, 2, 1), np.uint8)}
+    monkeypatch.setattr(mutations, "_DECODERS", mutations._DECODERS | decoders)
+    found = mutations.try_inputs(6, seed=0, bounded=False)
+    for name in decoders:
+        assert len([line for line in found["failures"] if f"{name}: " in line]) == 3
+    assert len(found["failures"]) == 6
+
+
+def test_memory_that_was_in_use_and_given_back_is_counted():
+    code = """
+from scripts.benchmarks import mutations
+before, fill = mutations._memory("VmRSS"), bytearray(b"x") * 2**27
+del fill
+print(mutations._memory("VmHWM") - before)
+"""
+    ballast = bytearray(b"x") * 2**28  # of this process, which is no part of the child's
+    done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True)
+    assert len(ballast) > 1.5 * int(done.stdout) and int(done.stdout) > 0.9 * 2**27, done.stderr
 
 
 def npz_with_header(path, *, shape):
@@ -92,9 +121,8 @@ def test_plain_names_of_data_sets_pass(name):
     tfds_trust.check_name(name)
 
 
-@pytest.mark.parametrize("key", ["pythonClassName", "python_class_name", "type"])
-def test_features_of_a_class_from_elsewhere_import_nothing(tmp_path, monkeypatch, key):
-    folder = tmp_path / "data" / "mine" / "1.0.0"
+def trapped(folder, tmp_path, monkeypatch, *, key="pythonClassName"):
+    """A prepared data set in `folder`, whose features are of a class that ends the process where it is imported."""
     folder.mkdir(parents=True)
     (tmp_path / "trap_of_features.py").write_text("raise SystemExit('sprung')")
     monkeypatch.syspath_prepend(tmp_path)
@@ -102,9 +130,54 @@ def test_features_of_a_class_from_elsewhere_import_nothing(tmp_path, monkeypatch
     top = {"pythonClassName": "tensorflow_datasets.core.features.features_dict.FeaturesDict", **inner}
     (folder / "features.json").write_text(json.dumps(top))
     (folder / "dataset_info.json").write_text(json.dumps({"name": "mine", "version": "1.0.0"}))
+
+
+@pytest.mark.parametrize("key", ["pythonClassName", "python_class_name", "type"])
+def test_features_of_a_class_from_elsewhere_import_nothing(tmp_path, monkeypatch, key):
+    trapped(tmp_path / "data" / "mine" / "1.0.0", tmp_path, monkeypatch, key=key)
     with pytest.raises(DataError, match="trap_of_features.Image"):
         tfds(dataset="mine", data_dir=str(tmp_path / "data"), train_split="train", test_split="test")
     assert "trap_of_features" not in sys.modules
+
+
+@pytest.mark.parametrize("linked", ["version", "data set", "file", "folder above"])
+def test_features_behind_a_link_import_nothing(tmp_path, monkeypatch, linked):
+    data = tmp_path / "data"
+    trapped(data / "other" / "1.0.0", tmp_path, monkeypatch)
+    version = data / "mine" / "1.0.0"
+    link, to = {
+        "version": (version, data / "other" / "1.0.0"),
+        "data set": (data / "mine", data / "other"),
+        "file": (version / "features.json", data / "other" / "1.0.0" / "features.json"),
+        "folder above": (data / "mine" / "config", data / "other"),
+    }[linked]
+    link.parent.mkdir(parents=True, exist_ok=True)
+    link.symlink_to(to)
+    if linked == "file":
+        (version / "dataset_info.json").write_text(json.dumps({"name": "mine", "version": "1.0.0"}))
+    words = {"data set": "trap_of_features.Image", "file": "leaves the data folder"}
+    name = "mine/config" if linked == "folder above" else "mine"
+    with pytest.raises(DataError, match=words.get(linked, "is a link to a folder")) as caught:
+        tfds(dataset=name, data_dir=str(data), train_split="train", test_split="test")
+    assert "trap_of_features" not in sys.modules and "\n" not in str(caught.value)
+
+
+def test_a_pipe_among_the_files_of_a_data_set_is_not_waited_for(tmp_path):
+    version = tmp_path / "mine" / "1.0.0"
+    version.mkdir(parents=True)
+    os.mkfifo(version / "features.json")
+    with pytest.raises(DataError, match="neither a file nor a folder"):
+        tfds(dataset="mine", data_dir=str(tmp_path), train_split="train", test_split="test")
+
+
+def test_a_link_within_a_data_set_and_one_to_it_are_no_danger(tmp_path):
+    version = tmp_path / "elsewhere" / "1.0.0"
+    version.mkdir(parents=True)
+    (version / "features.json").write_text("{}")
+    (version / "again.json").symlink_to("features.json")
+    (tmp_path / "mine").symlink_to("elsewhere")
+    tfds_trust.check_features(tmp_path / "mine")
+    tfds_trust.check_features(tmp_path / "not there")
 
 
 def test_files_of_a_data_set_outside_its_folder_are_refused(tmp_path):
@@ -128,7 +201,21 @@ class OfThreeClasses:
         self.info = type("Info", (), {"features": {"label": feature}})
 
 
-@pytest.mark.parametrize("content", ["out of range", "zip", "huge", "text", "none"])
+def array_file(header):
+    """The beginning of an .npy file whose header reads so."""
+    return b"\x93NUMPY\1\0" + len(header).to_bytes(2, "little") + header.encode()
+
+
+HEADERS = {
+    "beyond integers": "{'descr': '|u1', 'fortran_order': False, 'shape': (1" + "0" * 30 + ",)}",
+    "cut off": "{'descr': '<i4', 'fortran_order': False, 'shape': (4,",
+    "no types": "{'descr': [1], 'fortran_order': False, 'shape': (4,)}",
+    "nested": "[" * 3000,
+    "truth": "{'descr': '<i4', 'fortran_order': False, 'shape': (True, -4)}",
+}
+
+
+@pytest.mark.parametrize("content", ["out of range", "zip", "huge", "text", "none", "long", "pipe", *HEADERS])
 def test_kept_labels_that_are_not_what_was_kept_are_read_again(tmp_path, monkeypatch, content):
     examples = type(
         "Examples", (), {"__len__": lambda _: 4, "__getitems__": lambda _, some: [{"label": 1}] * len(some)}
@@ -144,15 +231,23 @@ def test_kept_labels_that_are_not_what_was_kept_are_read_again(tmp_path, monkeyp
     np.lib.format.write_array_header_1_0(header, {"descr": "<i4", "fortran_order": False, "shape": (10**13,)})
     out_of_range = io.BytesIO()
     np.save(out_of_range, np.array([0, 1, 2, 3], np.int32))
-    kept.write_bytes(
-        {
-            "out of range": out_of_range.getvalue(),
-            "zip": b"PK\3\4",
-            "huge": header.getvalue(),
-            "text": b"x",
-            "none": b"",
-        }[content]
-    )
+    long = array_file(f"{{'descr': '|u1', 'fortran_order': False, 'shape': ({2**40},)}}")
+    data = {
+        "out of range": out_of_range.getvalue(),
+        "zip": b"PK\3\4",
+        "huge": header.getvalue(),
+        "text": b"x",
+        "none": b"",
+        "long": long,
+        "pipe": b"",
+        **{name: array_file(text) for name, text in HEADERS.items()},
+    }
+    kept.write_bytes(data[content])
+    if content == "long":
+        os.truncate(kept, 2**40 + len(long))  # a hole, which takes no disk, and would fill the memory
+    if content == "pipe":
+        kept.unlink()
+        os.mkfifo(kept)
     np.testing.assert_array_equal(labels(), [1, 1, 1, 1])
 
 

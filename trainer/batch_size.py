@@ -9,16 +9,18 @@ import numpy as np
 
 from trainer.experiment import Experiment
 from trainer.measure import step_bytes
+from trainer.train import AHEAD
 
 COMPILES = 8  # the most sizes that are tried
 PART = 50  # the search ends within one part in so many
 
 
 class Room(NamedTuple):
-    """The largest batch found to fit: examples on each device and on all, and bytes of its step on each.
+    """The largest batch found to fit: examples on each device and on all, and bytes on each.
 
-    0, 0 and the bytes of the smallest batch where that does not fit. limit: bytes of a device. compiled: sizes tried.
-    all_of_train: the batch is the train split, and larger ones were not tried.
+    bytes: of its step, and of what the loop holds beside it. 0, 0 and the bytes of the smallest batch where that does
+    not fit. limit: bytes of a device. compiled: sizes tried. all_of_train: the batch is the train split, and larger
+    ones were not tried.
     """
 
     per_device: int
@@ -34,22 +36,22 @@ def find_room(experiment: Experiment, config: ml_collections.ConfigDict, *, limi
 
     config: that of `experiment`. The batch divides evenly over devices and their `accumulation_parts`.
     """
-    parallel = experiment.parallel
-    state, one_batch = parallel.replicate(experiment.state), experiment.feed.batch(0)
-    unit = parallel.num_devices * config.accumulation_parts
+    parallel, one_batch = experiment.parallel, experiment.feed.batch(0)
+    state, unit = parallel.replicate(experiment.state), parallel.num_devices * config.accumulation_parts
+    always, an_example = _beside(experiment, config, one_batch=one_batch)
 
     def bytes_at(units):
         def resized(array):
             return np.broadcast_to(array[:1], (units * unit, *array.shape[1:]))
 
-        batch = parallel.shard(jax.tree.map(resized, one_batch))
         try:
+            batch = parallel.shard(jax.tree.map(resized, one_batch))
             found = step_bytes(experiment.train_step.lower(state, batch).compile())
         except jax.errors.JaxRuntimeError as error:
             if "RESOURCE_EXHAUSTED" not in str(error):
                 raise
             return limit + 1
-        return None if found is None else found.peak
+        return None if found is None else found.peak + always + units * config.accumulation_parts * an_example
 
     most = max(1, len(experiment.train.labels) // unit)
     known = largest_fitting(bytes_at, start=max(1, experiment.batch_size // unit), most=most, limit=limit)
@@ -64,6 +66,22 @@ def find_room(experiment: Experiment, config: ml_collections.ConfigDict, *, limi
         compiled=len(known),
         all_of_train=fits == most,
     )
+
+
+def _beside(experiment, config, *, one_batch):
+    """What the loop holds on each device beside a step, in bytes: always, and for each example of a batch there.
+
+    Always: train and validation where they stay on the devices, and the copy of the state that is saved. For each
+    example: batches of the calls that are under way, but for the one that the step is at.
+    """
+    resident, val = experiment.feed.resident, experiment.val
+    always = sum(leaf.nbytes for leaf in [*jax.tree.leaves(experiment.state), *resident.values()])
+    if resident:
+        size = config.eval.batch_size
+        padded = -(-len(val.labels) // size) * size
+        always += padded // experiment.parallel.num_devices * (val.images[0].nbytes + 4 + 4)  # and label and mask
+    example = sum(array[0].nbytes for key, array in one_batch.items() if key not in resident)
+    return always, ((AHEAD + 1) * config.steps_per_call - 1) * example
 
 
 def largest_fitting(

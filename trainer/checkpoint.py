@@ -5,7 +5,6 @@ one that does not match, or cannot be read, is moved aside and the one before it
 """
 
 import contextlib
-import errno
 import itertools
 import json
 import logging
@@ -20,10 +19,9 @@ import numpy as np
 import orbax.checkpoint as ocp
 from orbax.checkpoint import checkpoint_managers
 
-from trainer.errors import CheckpointError
+from trainer.errors import CheckpointError, is_passing
 
 _METRIC = "val_accuracy"
-_PASSING = (errno.EACCES, errno.EIO, errno.EMFILE, errno.ENFILE, errno.ENOMEM, errno.EPERM)
 
 
 def _checksums(tree) -> dict[str, list]:
@@ -225,7 +223,7 @@ class Snapshots:
         except (MemoryError, PermissionError):
             raise
         except Exception as error:  # Orbax and TensorStore raise many kinds for a damaged file
-            if _is_passing(error):
+            if is_passing(error):
                 raise CheckpointError(
                     f"the snapshot of step {step} cannot be read now: {_first_line(error)}"
                 ) from error
@@ -258,7 +256,7 @@ class Snapshots:
                 if not isinstance(metric, float) or record.get(_METRIC, metric) != metric:
                     raise ValueError(f"{_METRIC} {metric} is not what was saved")
             except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
-                if _is_passing(error):
+                if is_passing(error):
                     raise
                 self._set_aside(int(folder.name), f"its metrics or its record cannot be read ({_first_line(error)})")
 
@@ -314,17 +312,6 @@ class NoSnapshots:
 
     def wait(self):
         """For nothing."""
-
-
-def _is_passing(error: BaseException | None) -> bool:
-    """Whether the machine, not the file, is why a read failed: no memory, no handles, no permission, a bad disk."""
-    while error is not None:
-        if isinstance(error, OSError) and error.errno in _PASSING:
-            return True
-        if any(f"[os_error_code='{code}']" in str(error) for code in _PASSING):
-            return True
-        error = error.__cause__ or error.__context__
-    return False
 
 
 def _first_line(error: Exception) -> str:

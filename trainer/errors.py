@@ -1,7 +1,18 @@
 """Errors that a user can mend: each message is one line that names the cure."""
 
 import difflib
+import errno
 from collections.abc import Iterable
+
+_PASSING = (
+    errno.EACCES,
+    errno.EIO,
+    errno.EMFILE,
+    errno.ENFILE,
+    errno.ENOMEM,
+    errno.EPERM,
+    errno.ESTALE,
+)
 
 
 class LinseedError(Exception):
@@ -58,3 +69,14 @@ def unknown_name(kind: str, name: str, known: Iterable[str]) -> str:
     near = difflib.get_close_matches(str(name), known, n=1, cutoff=0.5)
     hint = f"did you mean '{near[0]}'? " if near else ""
     return f"unknown {kind} '{name}'; {hint}known: {', '.join(known)}"
+
+
+def is_passing(error: BaseException | None) -> bool:
+    """Whether the machine, not the file, is why a read failed: no memory, no handles, no permission, a bad disk."""
+    while error is not None:
+        if isinstance(error, MemoryError) or isinstance(error, OSError) and error.errno in _PASSING:
+            return True
+        if any(f"[os_error_code='{code}']" in str(error) for code in _PASSING):  # TensorStore's words
+            return True
+        error = error.__cause__ or error.__context__
+    return False

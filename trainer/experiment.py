@@ -117,6 +117,7 @@ def build(config: ml_collections.ConfigDict, workdir: Path, *, shared: Shared) -
     batch_size = config.data.batch_size or num_examples
     feed = feeds.make_feed(
         train,
+        val=val,
         placement=config.data.placement,
         seed=config.seed,
         batch_size=config.data.batch_size,

@@ -1,5 +1,6 @@
 """What the compiled steps of an experiment cost on this machine's devices: FLOPs, memory and seconds."""
 
+import contextlib
 import re
 import statistics
 import time
@@ -12,7 +13,7 @@ import numpy as np
 
 from trainer import state as state_lib
 from trainer.calls import first_carry, stacked
-from trainer.data.splits import Split
+from trainer.data.splits import take
 from trainer.errors import ConfigError
 from trainer.experiment import Experiment
 
@@ -43,7 +44,7 @@ class Memory(NamedTuple):
 
     peak: what the step holds at once: arguments, temporaries and those results that have no place among the arguments.
     limit: of a device, None where there is no limit of its own. state: one copy of the train state. data: the train and
-    validation images and labels, on the host.
+    validation images and labels, on the host; images that stay in their files are none of it.
     """
 
     arguments: int | None
@@ -71,26 +72,35 @@ def measure(
     config: that of `experiment`. timed_steps, time_limit: see `time_steps`. Raises ConfigError where a step does not
     fit into the device's memory.
     """
-    parallel, feed, steps = experiment.parallel, experiment.feed, config.steps_per_call
+    parallel, steps = experiment.parallel, config.steps_per_call
     carry = parallel.replicate(first_carry(experiment.state, window=config.log_every_steps))
-    resident, count = parallel.replicate(feed.resident), parallel.replicate(np.int32(steps))
-
-    def batch_at(call):
-        batches = feed.batches(call * steps)
-        return parallel.shard(stacked([next(batches) for _ in range(steps)], steps_per_call=steps))
-
-    began = time.perf_counter()
-    lowered = experiment.train_steps.lower(carry, batch_at(0), resident, count)
+    resident = parallel.replicate(experiment.feed.resident)
     try:
-        compiled = lowered.compile()
-        compile_step = time.perf_counter() - began
-        timed, carry = time_steps(
-            lambda carry, batch: compiled(carry, batch, resident, count),
-            carry,
-            batch_at=batch_at,
-            steps=max(1, timed_steps // steps),
-            time_limit=time_limit,
-        )
+        with contextlib.closing(experiment.feed.batches(0)) as batches:  # once, for they may come from processes
+
+            def batches_of(count):
+                return parallel.shard(stacked([next(batches) for _ in range(count)], steps_per_call=steps))
+
+            def time_calls(carry, *, count, calls):
+                counted = parallel.replicate(np.int32(count))
+                return time_steps(
+                    lambda carry, batch: compiled(carry, batch, resident, counted),
+                    carry,
+                    batch_at=lambda call: batches_of(count),
+                    steps=calls,
+                    time_limit=time_limit,
+                )
+
+            first = batches_of(1)
+            began = time.perf_counter()
+            lowered = experiment.train_steps.lower(carry, first, resident, parallel.replicate(np.int32(1)))
+            compiled = lowered.compile()
+            compile_step = time.perf_counter() - began
+            count = 1
+            if steps > 1:  # as many in a call as the loop makes, where there is time for them
+                (one,), carry = time_calls(carry, count=1, calls=1)
+                count = max(1, min(steps, timed_steps, int(time_limit / one)))
+            timed, carry = time_calls(carry, count=count, calls=timed_steps // count)
         compile_evaluation, evaluation = _time_evaluation(experiment, carry["state"], batch_size=config.eval.batch_size)
     except jax.errors.JaxRuntimeError as error:
         if "RESOURCE_EXHAUSTED" not in str(error):
@@ -100,7 +110,7 @@ def measure(
             "config.eval.batch_size, or raise config.accumulation_parts"
         ) from error
     seconds = Seconds(
-        compile_step + compile_evaluation, statistics.median(timed) / steps, len(timed) * steps, evaluation
+        compile_step + compile_evaluation, statistics.median(timed) / count, len(timed) * count, evaluation
     )
     flops = count_flops(
         lowered,
@@ -158,7 +168,7 @@ def _time_evaluation(experiment, state, *, batch_size):
 
     From one batch, twice: the first call waits for the compiler.
     """
-    one_batch = Split(experiment.val.images[:batch_size], experiment.val.labels[:batch_size])
+    one_batch = take(experiment.val, np.arange(min(batch_size, len(experiment.val.labels))))
     weights = state_lib.evaluated_weights(state)
     marks = [time.perf_counter()]
     for _ in range(2):

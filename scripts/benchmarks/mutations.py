@@ -12,7 +12,9 @@ import numpy as np
 from PIL import Image
 
 from trainer.data import cifar_archive
+from trainer.data.decode import decode_as_it_is, decode_image, decode_random_crop
 from trainer.data.folder import folder
+from trainer.data.lazy import quiet_pillow
 from trainer.data.sources import npz
 from trainer.errors import DataError
 
@@ -21,6 +23,14 @@ RESIDENT = 2**30  # bytes of memory that may be in use beyond those of a fresh p
 
 _IMAGES = {"JPEG": "jpg", "PNG": "png", "WEBP": "webp", "GIF": "gif", "BMP": "bmp"}
 _CIFAR_RECORD = 1 + 3 * 32 * 32
+
+
+# Every way that bytes become pixels, each with three channels.
+_DECODERS: dict[str, Callable] = {
+    "decode_image": lambda file: decode_image(file, image_size=0),
+    "decode_random_crop": lambda file: decode_random_crop(file, image_size=16, rng=np.random.default_rng(0)),
+    "decode_as_it_is": lambda file: decode_as_it_is(file, channels=3),
+}
 
 
 def mutated(content: bytes, rng: np.random.Generator) -> bytes:
@@ -100,10 +110,11 @@ def try_inputs(count: int, *, seed: int, bounded: bool) -> dict:
     """Makes and reads `count` mutated inputs, half of them images; of what came of them, figures.
 
     bounded: sets a limit to the address space of this process, for good. Returns "inputs", "loaded", "skipped" (images,
-    listed by the source, and archives, refused by a DataError), "failures" (one line each) and "resident_mb".
+    listed by the source, and archives, refused by a DataError), "failures" (one line each) and "resident_mb", the most
+    that was in use beyond what was before.
     """
     rng = np.random.default_rng(seed)
-    before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    before = _memory("VmRSS")
     if bounded:
         limit = _address_space() + ADDRESSES
         resource.setrlimit(resource.RLIMIT_AS, (limit, limit))
@@ -131,7 +142,7 @@ def try_inputs(count: int, *, seed: int, bounded: bool) -> dict:
         failures += [
             f"{path} was written outside the folder" for path in (*beside, Path("/tmp/outside.bin")) if path.exists()
         ]
-    resident = (resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before) * 1024
+    resident = _memory("VmHWM") - before
     if resident > RESIDENT:
         failures.append(f"{resident / 2**20:.0f} MB of memory were in use")
     return {
@@ -149,23 +160,47 @@ def _try_images(root, count, rng):
         (root / name).mkdir(parents=True)
         for number in range(2):
             (root / name / f"sound{number}.png").write_bytes(_image("PNG", rng))
-    formats = list(_IMAGES)
+    formats, failures = list(_IMAGES), []
+    quiet_pillow()
     for number in range(count):
         format = formats[number % len(formats)]
         # Now and then by the name of another format: what a file is, its first bytes say.
         ending = _IMAGES[formats[int(rng.integers(len(formats)))]] if rng.random() < 0.2 else _IMAGES[format]
         path = root / "ab"[number % 2] / f"{number:04}.{ending}"
-        path.write_bytes(mutated(_image(format, rng), rng))
+        content = mutated(_image(format, rng), rng)
+        path.write_bytes(content)
+        failures += [f"{path.name}: {line}" for line in _decode_by_all(content)]
     try:
         source = folder(root=str(root), image_size=16, test_fraction=0.2, split_seed=0, on_bad_image="skip")
         test = source.open_test()
     except Exception as error:
-        return 0, 0, [f"images: {type(error).__name__}: {error}"]
+        return 0, 0, [*failures, f"images: {type(error).__name__}: {error}"]
     in_test = 2 * round(0.2 * (count / 2 + 2))
     loaded = len(source.train.labels) + len(test.labels) - 4
     skipped = len(source.skipped) + in_test - len(test.labels)
-    failures = [] if loaded + skipped == count else [f"images: {loaded} loaded and {skipped} skipped of {count}"]
+    if loaded + skipped != count:
+        failures.append(f"images: {loaded} loaded and {skipped} skipped of {count}")
     return loaded, skipped, failures
+
+
+def _decode_by_all(content):
+    """A line for each decoder that gave no image and no reason in bounded memory."""
+    for name, decode in _DECODERS.items():
+        try:
+            pixels = decode(io.BytesIO(content))
+        except MemoryError:
+            yield f"{name}: out of memory"
+        except Exception:  # as each of them says of damaged bytes
+            continue
+        else:
+            if pixels.dtype != np.uint8 or pixels.ndim != 3 or pixels.shape[2] != 3:
+                yield f"{name}: {pixels.dtype} {pixels.shape} is no image"
+
+
+def _memory(kind):
+    """Bytes of this process: "VmRSS" now, "VmHWM" at most; the peak of `getrusage` is that of before exec as well."""
+    with open("/proc/self/status") as file:
+        return next(int(line.split()[1]) * 1024 for line in file if line.startswith(f"{kind}:"))
 
 
 def _address_space():

@@ -2,11 +2,14 @@
 
 import contextlib
 import math
+import os
 from collections.abc import Iterator
 from typing import BinaryIO
 
 import numpy as np
 from PIL import Image, ImageOps, UnidentifiedImageError
+
+from trainer.errors import DataError, is_passing
 
 # Decoders that are tried: a short list, because each one is a door for hostile files.
 FORMATS = ("BMP", "GIF", "JPEG", "PNG", "PPM", "WEBP")
@@ -15,8 +18,27 @@ FORMATS = ("BMP", "GIF", "JPEG", "PNG", "PPM", "WEBP")
 # at this size, and raises only at twice as much.
 MAX_PIXELS = 89_478_485
 
+# What follows an image in its file is read as well, by some decoders whole. Two bytes for each of four channels.
+_MAX_BYTES_PER_PIXEL = 8
+
+_WEBP_HEAD = 30  # bytes, in which a WebP says its size
+
 _EXIF_ORIENTATION = 0x0112
+# How an image of each orientation but 1 is turned upright.
+_TURNS = {
+    2: Image.Transpose.FLIP_LEFT_RIGHT,
+    3: Image.Transpose.ROTATE_180,
+    4: Image.Transpose.FLIP_TOP_BOTTOM,
+    5: Image.Transpose.TRANSPOSE,
+    6: Image.Transpose.ROTATE_270,
+    7: Image.Transpose.TRANSVERSE,
+    8: Image.Transpose.ROTATE_90,
+}
 _ON_ITS_SIDE = (5, 6, 7, 8)  # orientations that exchange width and height
+
+# The mode of an image as it is stored, by its channels; and modes that say the same otherwise, a bit or an index each.
+_MODES = {1: "L", 3: "RGB", 4: "RGBA"}
+_SAYS_THE_SAME = {("1", "L"), ("P", "RGB")}
 
 _JPEG_SHRINKS = (1, 2, 4, 8)  # by which decoders of JPEG make an image smaller as they go, and save time
 
@@ -42,16 +64,19 @@ def decode_image(file: str | BinaryIO, *, image_size: int) -> np.ndarray:
 
 
 def decode_as_it_is(file: str | BinaryIO, *, channels: int) -> np.ndarray:
-    """The pixels of one image file as they are stored, neither turned nor converted: uint8 [H, W, channels].
+    """The pixels of one image file as they are stored, not turned: uint8 [H, W, channels], of 1, 3 or 4 channels.
 
-    Raises ValueError for another number of channels, else as `decode_image`.
+    Black and white is 0 and 255, and a palette's indices are its colours. Raises ValueError for an image of another
+    kind, such as 16 bits of grey, else as `decode_image`.
     """
     with _opened(file) as image:
-        pixels = np.asarray(image, np.uint8)
-    pixels = pixels if pixels.ndim == 3 else pixels[..., np.newaxis]
-    if pixels.shape[-1] != channels:
-        raise ValueError(f"an image of {pixels.shape[-1]} channels where there should be {channels}")
-    return pixels
+        mode = _MODES.get(channels)
+        if (image.mode, mode) in _SAYS_THE_SAME and "transparency" not in image.info:
+            image = image.convert(mode)
+        if image.mode != mode:
+            raise ValueError(f"an image of Pillow's mode {image.mode} where {channels} channels of 8 bits should be")
+        pixels = np.asarray(image)
+    return pixels if pixels.ndim == 3 else pixels[..., np.newaxis]
 
 
 def decode_centre(file: str | BinaryIO, *, image_size: int, resize: int) -> np.ndarray:
@@ -113,6 +138,18 @@ def why_bad(error: Exception) -> str:
     return shown(" ".join(str(error).split())) or type(error).__name__
 
 
+def check_is_bad(error: Exception, name: str):
+    """Raises DataError where `error`, from decoding the image `name`, is the machine's fault and says nothing of it.
+
+    Left out, the image would be missing this time alone.
+    """
+    if is_passing(error):
+        raise DataError(
+            f"{shown(name)} cannot be read now ({why_bad(error)}): this machine is short of memory or of open files, or"
+            " its disk fails or forbids it; mend that and run the same command again"
+        ) from error
+
+
 def one_line(error: Exception) -> str:
     """The type of `error` and the beginning of what it says."""
     text = " ".join(str(error).split())
@@ -126,10 +163,36 @@ def shown(text: str) -> str:
 
 @contextlib.contextmanager
 def _opened(file: str | BinaryIO) -> Iterator[Image.Image]:
-    with Image.open(file, formats=FORMATS) as image:
-        if image.width * image.height > MAX_PIXELS:
-            raise Image.DecompressionBombError(f"{image.width}x{image.height} is over the limit of {MAX_PIXELS} pixels")
-        yield image
+    with open(file, "rb") if isinstance(file, (str, os.PathLike)) else contextlib.nullcontext(file) as file:
+        size, most = file.seek(0, os.SEEK_END), _MAX_BYTES_PER_PIXEL * MAX_PIXELS
+        if size > most:
+            raise ValueError(f"{size} bytes are over the limit of {most}")
+        file.seek(0)
+        _check_pixels(*_size_of_webp(file.read(_WEBP_HEAD)))
+        with Image.open(file, formats=FORMATS) as image:
+            _check_pixels(*image.size)
+            yield image
+
+
+def _check_pixels(width: int, height: int):
+    if width * height > MAX_PIXELS:
+        raise Image.DecompressionBombError(f"{width}x{height} is over the limit of {MAX_PIXELS} pixels")
+
+
+def _size_of_webp(head: bytes) -> tuple[int, int]:
+    """The width and height that a file claims which begins with `head`, (0, 0) where it is no WebP.
+
+    Pillow makes room for two such images as soon as it opens one. RFC 9649, sections 2.5 to 2.7 and 3.4; RFC 6386, 9.1.
+    """
+    if head[:4] != b"RIFF" or head[8:12] != b"WEBP" or len(head) < _WEBP_HEAD:
+        return 0, 0
+    kind = head[12:16]
+    if kind == b"VP8X":
+        return 1 + int.from_bytes(head[24:27], "little"), 1 + int.from_bytes(head[27:30], "little")
+    if kind == b"VP8L":
+        bits = int.from_bytes(head[21:25], "little")
+        return 1 + (bits & 0x3FFF), 1 + (bits >> 14 & 0x3FFF)
+    return int.from_bytes(head[26:28], "little") & 0x3FFF, int.from_bytes(head[28:30], "little") & 0x3FFF
 
 
 def _orientation(image: Image.Image) -> int:
@@ -167,7 +230,8 @@ def _resized(pixels: np.ndarray, image_size: int) -> np.ndarray:
 
 
 def _upright(image: Image.Image) -> Image.Image:
-    return ImageOps.exif_transpose(image) if _orientation(image) != 1 else image
+    turn = _TURNS.get(_orientation(image))
+    return image if turn is None else image.transpose(turn)
 
 
 def _to_rgb(image: Image.Image) -> Image.Image:

@@ -42,6 +42,7 @@ class Feed(NamedTuple):
 def make_feed(
     split: Split,
     *,
+    val: Split,
     placement: str,
     seed: int,
     batch_size: int,
@@ -51,6 +52,7 @@ def make_feed(
 ) -> Feed:
     """The feed of `split`. placement: one of PLACEMENTS; lazy images stay in their files.
 
+    val: what is evaluated beside it, and is on the devices where `split` is.
     seed, batch_size: as for `pipeline.places`; batch_size 0 is all of the split in one batch, padded to a `multiple`.
     shard_index, shard_count: the host whose rows of each batch (`pipeline.share`) the feed reads, and of how many.
     Raises ConfigError where lazy images are asked for on the devices or all at once.
@@ -75,7 +77,7 @@ def make_feed(
 
     # The writer's word counts for all: another machine may have more memory, and would run another program.
     on_device = placement == "device" or (
-        placement == "auto" and distributed.from_writer(lambda: bool(fits_device(split)))
+        placement == "auto" and distributed.from_writer(lambda: bool(fits_device(split, val)))
     )
     resident = {"image": split.images, "label": split.labels} if on_device else {}
     return Feed(resident, functools.partial(_endless, mine if on_device else batch), batch)
@@ -100,9 +102,9 @@ def _streamed(split, *, placement, seed, batch_size, **hosts):
     return Feed({}, stream(workers=split.images.workers).batches, batch)
 
 
-def fits_device(split: Split) -> bool:
-    """Whether the images of `split` fill at most `SHARE` of each device's memory."""
+def fits_device(train: Split, val: Split) -> bool:
+    """Whether the images of both fill at most `SHARE` of each device's memory: all of train, and its part of val."""
     limit = (jax.local_devices()[0].memory_stats() or {}).get("bytes_limit")
     if limit is None:  # the CPU: its devices share the host's memory, and each holds a copy
         limit = (memory_bytes() or 0) / jax.local_device_count()
-    return split.images.nbytes <= SHARE * limit
+    return train.images.nbytes + val.images.nbytes / jax.device_count() <= SHARE * limit

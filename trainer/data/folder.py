@@ -11,9 +11,9 @@ from typing import NamedTuple
 
 import numpy as np
 
-from trainer.data.decode import decode_image, shown, why_bad
+from trainer.data.decode import check_is_bad, decode_image, shown, why_bad
 from trainer.data.listing import ON_BAD_IMAGE, Files, carve, checked_root, describe_bad, list_splits, name_first
-from trainer.data.source import Source, empty_images
+from trainer.data.source import Source, cores, empty_images
 from trainer.data.splits import Split
 from trainer.errors import ConfigError, DataError, unknown_name
 
@@ -126,7 +126,7 @@ def _read(root: str, files: Files, *, image_size: int, size: _Size) -> tuple[Spl
         return bad
 
     bad = {}
-    with _quiet_decoders(), ThreadPoolExecutor(min(8, os.cpu_count() or 1)) as pool:
+    with _quiet_decoders(), ThreadPoolExecutor(min(8, cores())) as pool:
         for some in pool.map(read_some, range(0, count, _FILES_PER_TASK)):
             bad |= some
     return Split(images[good], files.labels[good]) if bad else Split(images, files.labels), bad
@@ -148,6 +148,7 @@ def _decode_or_reason(
     try:
         return decode_image(os.path.join(root, path), image_size=image_size), ""
     except Exception as error:  # On damaged bytes a decoder may raise anything.
+        check_is_bad(error, path)
         return None, why_bad(error)
 
 

@@ -3,7 +3,6 @@
 import functools
 import hashlib
 import logging
-import os
 import warnings
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -11,9 +10,9 @@ from typing import BinaryIO, NamedTuple, Protocol
 
 import numpy as np
 
-from trainer.data.decode import decode_centre, decode_random_crop, shown, why_bad
+from trainer.data.decode import check_is_bad, decode_centre, decode_random_crop, shown, why_bad
 from trainer.data.listing import ON_BAD_IMAGE
-from trainer.data.source import empty_images
+from trainer.data.source import cores, empty_images
 from trainer.errors import ConfigError, DataError, unknown_name
 
 # A run of bad images this long is no accident of single files.
@@ -90,6 +89,7 @@ class LazyImages:
 
     dtype = np.dtype(np.uint8)
     ndim = 4
+    nbytes = 0  # of memory
 
     def __init__(self, records: Records, places: np.ndarray, *, decoding: Decoding, workers: int):
         self.records, self.places, self.decoding, self.workers = records, places, decoding, workers
@@ -139,7 +139,7 @@ class LazyImages:
             return bad
 
         quiet_pillow()
-        with ThreadPoolExecutor(os.cpu_count() or 1) as pool:
+        with ThreadPoolExecutor(cores()) as pool:
             for bad in pool.map(read_some, range(0, len(places), _IMAGES_PER_TASK)):
                 self.report(bad)
         return images, good
@@ -170,8 +170,12 @@ class LazyImages:
             _log.warning("bad image, %d so far: %s is left out", len(self._named), _describe(name, bad[name]))
 
     def identity(self) -> str:
-        """sha256 of what the images are made from and how, without decoding: names, sizes and settings."""
-        digest = hashlib.sha256(repr(self.decoding).encode())
+        """sha256 of what the images are made from and how, without decoding: names, sizes and settings.
+
+        What is done about bad images is none of it, so that a run can be told to go on without them.
+        """
+        how = {**self._size(), "train_crop": self.decoding.train_crop}
+        digest = hashlib.sha256(repr(how).encode())
         for part in self.records.identity(self.places):
             digest.update(part)
         return digest.hexdigest()
@@ -183,6 +187,7 @@ class LazyImages:
         try:
             return decode(self.records.open(record)), ""
         except Exception as error:  # On damaged bytes a decoder may raise anything.
+            check_is_bad(error, self.records.name(record))
             reason = why_bad(error)
             if self.decoding.on_bad_image == "skip":
                 return None, reason

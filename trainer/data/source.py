@@ -1,13 +1,18 @@
 """What every data source returns, and the two steps that sources share."""
 
+import contextlib
 import dataclasses
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from pathlib import Path
 
 import numpy as np
 
 from trainer.data.splits import Split, stratified_split
 from trainer.errors import ConfigError, DataError
+
+_CGROUPS = Path("/sys/fs/cgroup")
+_OWN_CGROUP = Path("/proc/self/cgroup")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -63,8 +68,37 @@ def check_memory(count: int, *, height: int, width: int, channels: int):
 
 
 def memory_bytes() -> int | None:
-    """The machine's memory in bytes, or None where the system does not say."""
+    """The memory that this process may use, in bytes: the machine's, or less where Linux was told so for a container.
+
+    None where the system does not say.
+    """
     try:
-        return os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
+        machine = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
     except (AttributeError, ValueError, OSError):
         return None
+    return min([machine, *_cgroup_limits()])
+
+
+def _cgroup_limits() -> Iterator[int]:
+    """The limits of this process's control group and of those around it, in either version of them."""
+    groups = {("", "memory.max"): "/", ("memory", "memory.limit_in_bytes"): "/"}  # as most containers see their own
+    with contextlib.suppress(OSError, ValueError):
+        for line in _OWN_CGROUP.read_text().splitlines():
+            _, kinds, path = line.split(":", 2)
+            if not kinds:
+                groups["", "memory.max"] = path
+            elif "memory" in kinds.split(","):
+                groups["memory", "memory.limit_in_bytes"] = path
+    for (folder, name), path in groups.items():
+        group = _CGROUPS / folder / path.lstrip("/")
+        for around in (group, *group.parents):
+            if around.is_relative_to(_CGROUPS):
+                with contextlib.suppress(OSError, ValueError):  # ValueError: "max", which is no limit
+                    yield int((around / name).read_text())
+
+
+def cores() -> int:
+    """How many CPUs this process may run on."""
+    if hasattr(os, "sched_getaffinity"):
+        return len(os.sched_getaffinity(0))
+    return os.cpu_count() or 1

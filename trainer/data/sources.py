@@ -19,8 +19,6 @@ from trainer.data.tfds import tfds
 from trainer.data.tfds_stream import tfds_stream
 from trainer.errors import ConfigError, DataError, unknown_name
 
-__all__ = ["SOURCES", "Source", "digits", "folder", "load", "npz", "synthetic", "tfds"]
-
 
 def digits(*, test_fraction: float, split_seed: int) -> Source:
     """The 1,797 handwritten digits that come with scikit-learn, 8x8x1, values 0..16 scaled to 0..255.

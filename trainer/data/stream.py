@@ -5,13 +5,19 @@ depends on k alone, so that the stream is the same for any number of workers, an
 """
 
 import contextlib
+import multiprocessing
 import os
-from collections.abc import Generator
+import signal
+import threading
+from collections.abc import Generator, Iterator
+from multiprocessing import resource_tracker
 
 import numpy as np
 
+from trainer import stopping
 from trainer.data.lazy import quiet_pillow
 from trainer.data.pipeline import places
+from trainer.data.source import cores
 from trainer.data.splits import Split
 from trainer.errors import ConfigError, DataError
 
@@ -52,15 +58,30 @@ class Stream:
         count = self._pieces.per_batch
         pieces = grain.MapDataset.source(self._pieces)[start_step * count :]
         # A worker has a second thread, so that it decodes while it waits for the disk.
-        threads = 2 if self._workers else os.cpu_count() or 1
+        threads = 2 if self._workers else cores()
         pieces = pieces.to_iter_dataset(grain.ReadOptions(num_threads=threads, prefetch_buffer_size=2 * threads))
         if self._workers:
             options = grain.MultiprocessingOptions(num_workers=self._workers, per_worker_buffer_size=1)
             pieces = pieces.mp_prefetch(options, worker_init_fn=_start_worker)
         quiet_pillow()
         with contextlib.closing(iter(pieces)) as iterator:
+            with _stops_held_back() if self._workers else contextlib.nullcontext():
+                waiting = [self._next(iterator)]  # all workers have been started by then
             while True:
-                yield self._join([_next(iterator) for _ in range(count)])
+                yield self._join([waiting.pop() if waiting else self._next(iterator) for _ in range(count)])
+
+    def _next(self, iterator):
+        try:
+            return next(iterator)
+        except RuntimeError as error:
+            if not self._workers:
+                raise
+            # Grain's word for a worker that is gone.
+            raise DataError(
+                f"a process that decodes images has died ({' '.join(str(error).split())[:80]}); it was killed, or"
+                " memory or /dev/shm was full: lower config.data.source.workers or config.data.batch_size, or set"
+                " workers=0"
+            ) from error
 
     def _join(self, pieces):
         for piece in pieces:
@@ -105,13 +126,27 @@ class _Pieces:
 
 def _start_worker(worker, workers):
     quiet_pillow()
+    # A signal to the process group, such as that of Ctrl-C, is for the main process: it saves, and then ends us.
+    for number in stopping.SIGNALS:
+        signal.signal(number, signal.SIG_IGN)
+    threading.Thread(target=_end_with_the_parent, name="parent", daemon=True).start()
 
 
-def _next(iterator):
+def _end_with_the_parent():
+    """Grain's workers wait without end for a main process that was killed."""
+    multiprocessing.parent_process().join()
+    os._exit(1)
+
+
+@contextlib.contextmanager
+def _stops_held_back() -> Iterator[None]:
+    """Processes that this thread starts, or threads of its own, are deaf to `stopping.SIGNALS` from their first moment.
+
+    A worker imports for a second before `_start_worker` is called. Other threads of this process still hear them.
+    """
+    resource_tracker.ensure_running()  # whose start would let the signals in again
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, stopping.SIGNALS)
     try:
-        return next(iterator)
-    except RuntimeError as error:  # Grain's word for a worker that is gone
-        raise DataError(
-            f"a process that decodes images has died ({' '.join(str(error).split())[:80]}); it was killed, or memory or"
-            " /dev/shm was full: lower config.data.source.workers or config.data.batch_size, or set workers=0"
-        ) from error
+        yield
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, before)

@@ -68,12 +68,10 @@ def _labels(builder: Any, split: str, records: "TfdsRecords", *, image_key: str,
     kept = os.path.join(builder.data_dir, f".linseed-labels-{mark}.npy")
     classes = builder.info.features[label_key].num_classes
     try:
-        # Mapped, so that a header which lies about its size is an error and no memory.
-        labels = np.array(np.lib.format.open_memmap(kept, mode="r"))
-        in_range = labels.size and labels.dtype == np.int32 and 0 <= labels.min() and labels.max() < classes
-        if in_range and labels.shape == (len(records),):
+        labels = _kept_labels(kept, shape=(len(records),))
+        if labels.size and 0 <= labels.min() and labels.max() < classes:
             return labels
-    except (OSError, ValueError, EOFError):
+    except Exception:  # A file that anyone may have put there: whatever its reader makes of it.
         pass
     if len(records) > 100_000:
         _log.warning("reading the labels of the %d examples of '%s' once, from their records", len(records), split)
@@ -94,6 +92,16 @@ def _labels(builder: Any, split: str, records: "TfdsRecords", *, image_key: str,
     except OSError:
         _log.warning("the labels of '%s' cannot be kept in %s, and are read again next time", split, builder.data_dir)
     return labels
+
+
+def _kept_labels(path: str, *, shape: tuple[int, ...]) -> np.ndarray:
+    """int32 of `shape` from an .npy file; raises where it holds anything else."""
+    if not os.path.isfile(path):
+        raise ValueError("not a file")
+    mapped = np.lib.format.open_memmap(path, mode="r")  # so that a header which lies about its size takes no memory
+    if (mapped.shape, mapped.dtype) != (shape, np.int32):
+        raise ValueError("an array of another kind")
+    return np.array(mapped)
 
 
 class TfdsRecords:

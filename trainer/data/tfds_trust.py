@@ -24,18 +24,50 @@ def check_name(dataset: str):
 
 
 def check_features(folder: Path):
-    """Raises DataError where a `features.json` below `folder` names a class that TFDS would import from elsewhere."""
-    for path in sorted(folder.rglob("features.json")):
+    """Raises DataError where TFDS would import a class from elsewhere, which a `features.json` below `folder` names.
+
+    So that what is checked is what TFDS reads, also where a folder below is a link, a file is one that leads out, or is
+    no file at all, such as a pipe. `folder` itself may be a link.
+    """
+    for path in _files(str(folder)):
+        if os.path.basename(path) != "features.json":
+            continue
         try:
-            classes = list(_classes(json.loads(path.read_text(encoding="utf-8"))))
+            with open(path, encoding="utf-8") as file:
+                classes = list(_classes(json.load(file)))
         except (ValueError, RecursionError, OSError) as error:
-            raise DataError(f"{shown(str(path))} is damaged; prepare the data set anew") from error
+            raise DataError(f"{shown(path)} is damaged; prepare the data set anew") from error
         for name in classes:
             if not name.startswith("tensorflow_datasets."):
                 raise DataError(
-                    f"{shown(str(path))} asks for the class '{shown(name)}', which is not of TFDS and would run code; "
+                    f"{shown(path)} asks for the class '{shown(name)}', which is not of TFDS and would run code; "
                     "delete that data set, or export it to class folders"
                 )
+
+
+def _files(folder: str) -> Iterator[str]:
+    """The paths of all files below `folder`, each a file inside it."""
+    waiting = [os.path.realpath(folder)]
+    while waiting:
+        here = waiting.pop()
+        try:
+            entries = sorted(os.scandir(here), key=lambda entry: entry.name)
+        except OSError as error:
+            if here == os.path.realpath(folder) and isinstance(error, FileNotFoundError):
+                return  # not prepared yet
+            raise DataError(
+                f"{shown(here)} cannot be listed ({error.strerror}); make it a folder that can be read"
+            ) from error
+        for entry in entries:
+            if entry.is_dir(follow_symlinks=False):
+                waiting.append(entry.path)
+                continue
+            if entry.is_dir():
+                raise DataError(f"{shown(entry.path)} is a link to a folder; put the folder itself there")
+            check_inside([entry.path], folder)
+            if not entry.is_file():
+                raise DataError(f"{shown(entry.path)} is neither a file nor a folder; delete it")
+            yield entry.path
 
 
 def check_inside(files: Iterable[str], folder: str):
