@@ -305,6 +305,9 @@ class NoSnapshots:
     def evaluated_steps(self) -> list[int]:
         return []
 
+    def drop_after(self, step: int):
+        """Nothing is there."""
+
     def restore_latest(self, template) -> None:
         """For the writer to do; see `distributed.restored_by_writer`."""
 
