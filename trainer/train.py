@@ -122,7 +122,7 @@ def _train_through(config, experiment, workdir, *, anew, snapshots, writer, star
                 )
         except NonFiniteError as error:
             writer.say(distributed.from_writer(functools.partial(rollbacks.roll_back, snapshots, error)))
-            started = time.monotonic()  # the time before is in the snapshot's progress
+            started = time.monotonic()  # the time until the snapshot is in its progress
 
 
 def _train(config, experiment, *, state, progress, snapshots, log, writer, started, stop, alive):
