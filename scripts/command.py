@@ -11,9 +11,9 @@ import sys
 from collections.abc import Callable
 
 from absl import app, flags
-from rich.console import Console
 
 from scripts import heap
+from scripts.console import Console
 from trainer.errors import LinseedError
 from trainer.stopping import Stopped
 

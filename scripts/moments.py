@@ -1,6 +1,7 @@
 """Runs that are ended from outside, at moments that the files of a run tell, to prove that nothing is lost by it."""
 
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -86,6 +87,11 @@ class Run:
     def said(self) -> str:
         """What this start of the run has said so far."""
         return self._log.read_bytes()[self._said_before :].decode(errors="replace")
+
+    def resumed_after(self) -> int:
+        """The step that this start of the run said it went on after; 0 where it said nothing of it."""
+        said = re.search(r"resuming after step ([\d,]+)", self.said())
+        return int(said[1].replace(",", "")) if said else 0
 
     def timeline(self) -> Timeline:
         """Waits for the end, and notes when the files were written. Raises as `finish`."""

@@ -3,11 +3,13 @@
     python -m scripts.verify_resume --config=configs/digits.py --kills=3
 
 Trains twice, shortened to --steps: once straight, once killed (SIGKILL) at random moments and started again by the
-same command until it is done. Compares the hashes of the parameters and every record of metrics.jsonl. Exit status 0:
-equal; 1: they differ, and the first array that does is named; 2: they cannot be compared, and the line says why.
+same command until it is done; a kill that comes too late is tried again, earlier. Compares the hashes of
+the parameters and every record of metrics.jsonl. Exit status 0: equal; 1: they differ, and the first array that does is
+named; 2: they cannot be compared, or no kill came in time, and the line says why.
 """
 
 import contextlib
+import shutil
 import signal
 import sys
 import tempfile
@@ -56,10 +58,33 @@ def shortened(config, *, steps: int):
     )
 
 
+def killed_at(moment, config, workdir):
+    """Starts the run in `workdir` and kills it at `moment`; the start, or None where the run always ended before.
+
+    One that ended before is begun again from the files that it found. Raises LinseedError where it failed.
+    """
+    from scripts import moments
+
+    before = workdir.with_name("before")
+    for seconds in (moment.seconds, moment.seconds / 4, 0.0):
+        if workdir.exists():
+            shutil.copytree(workdir, before)
+        run = moments.Run(config, workdir)
+        in_time = run.end_at(moment._replace(seconds=seconds), by=signal.SIGKILL)
+        if in_time:
+            shutil.rmtree(before, ignore_errors=True)
+            return run
+        run.finish()  # says why, where it failed
+        shutil.rmtree(workdir)
+        if before.exists():
+            before.rename(workdir)
+    return None
+
+
 def main(console):
     from scripts import moments
     from trainer.compare import differences
-    from trainer.errors import WorkdirError
+    from trainer.errors import LinseedError, WorkdirError
     from trainer.workdir import read_result
 
     config = shortened(CONFIG.value, steps=STEPS.value)
@@ -70,19 +95,23 @@ def main(console):
         straight, killed = folder / "straight", folder / "killed"
         timeline = moments.Run(config, straight).timeline()
         rng = np.random.default_rng()
-        table = Table("start", "ended", "stage", "records logged")
-        landed = 0
+        table = Table("start", "resumed after", "ended", "stage", "records logged")
+
+        def add(run, ended, stage):
+            resumed_after, logged = str(run.resumed_after() or ""), str(len(run.records()))
+            table.add_row(str(table.row_count + 1), resumed_after, ended, stage, logged)
+
         for moment in moments.draw(KILLS.value, timeline=timeline, rng=rng):
-            run = moments.Run(config, killed)
-            hit = run.end_at(moment, by=signal.SIGKILL)
-            landed += hit
-            ended = "killed" if hit else f"by itself, status {run.wait()}"
-            table.add_row(str(table.row_count + 1), ended, moment.stage, str(len(run.records())))
-            if not hit and run.wait():
-                run.finish()  # says why
+            if run := killed_at(moment, config, killed):
+                add(run, "killed", moment.stage)
+        landed = table.row_count
+        if not landed:
+            raise LinseedError(
+                f"none of the {KILLS.value} kills came before the run's end, so that nothing is proven; raise --steps"
+            )
         run = moments.Run(config, killed)
         run.finish()
-        table.add_row(str(table.row_count + 1), "by itself, status 0", "", str(len(run.records())))
+        add(run, "by itself, status 0", "")
         console.print(table)
         found = differences(straight, killed)
         result = read_result(straight)

@@ -219,6 +219,9 @@ def test_training_is_the_same_either_way():
     jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-3, atol=1e-4), *trained)
 
 
+KILLED = "import os, signal; os.kill(os.getpid(), signal.{})"
+
+
 @pytest.mark.parametrize(
     "child, remembered",
     [
@@ -226,12 +229,16 @@ def test_training_is_the_same_either_way():
         ("raise RuntimeError('no such target')", {"proven": False}),
         ("raise SystemExit(not float('nan') < 1e-5)", {"proven": False}),
         ("import time; time.sleep(60)", None),
+        (KILLED.format("SIGINT"), None),
+        (KILLED.format("SIGTERM"), None),
+        (KILLED.format("SIGKILL"), None),
+        (KILLED.format("SIGSEGV"), {"proven": False}),
         ("pass", {"proven": True}),
     ],
 )
 def test_what_the_child_says_is_the_verdict(child, remembered, cache, monkeypatch):
     monkeypatch.setattr(convolution_proof, "CHILD", child)
-    monkeypatch.setattr(convolution_proof, "TIMEOUT_SECONDS", 0.3 if remembered is None else 30.0)
+    monkeypatch.setattr(convolution_proof, "TIMEOUT_SECONDS", 0.3 if "sleep" in child else 30.0)
     monkeypatch.setattr(convolution_proof.sys, "platform", "linux")
     monkeypatch.setattr(convolution_proof.platform, "machine", lambda: "x86_64")
     works = remembered == {"proven": True}

@@ -14,7 +14,7 @@ from test_stopping import SHARED, Trip
 from test_train import ROOT, Killer, Stop, records, run, tiny
 
 from trainer import experiment, guard, stopping, watchdog
-from trainer.errors import ConfigError, NonFiniteError
+from trainer.errors import ConfigError, NonFiniteError, WorkdirError
 from trainer.experiment import Shared
 from trainer.rollbacks import Rollbacks
 from trainer.state import TrainState
@@ -98,6 +98,11 @@ def test_too_many_skipped_in_a_row_end_the_run_across_windows_and_stops(tmp_path
         run(config, tmp_path, shared=shared)
 
 
+def noted(path):
+    """(step, to) of each rollback."""
+    return [(line["step"], line["to"]) for line in map(json.loads, path.read_text().splitlines())]
+
+
 # Step 7 is bad at a rate of about 0.02 and 0.01, and no longer at 0.005.
 @pytest.fixture
 def twice(tmp_path, spoil):
@@ -109,8 +114,7 @@ def twice(tmp_path, spoil):
 
 def test_a_rollback_goes_on_from_the_snapshot_at_the_lower_rate(tmp_path, twice):
     config, shared, whole, said = twice
-    noted = [json.loads(line) for line in (tmp_path / "whole" / "rollbacks.jsonl").read_text().splitlines()]
-    assert noted == [{"step": 7, "to": 4}] * 2
+    assert noted(tmp_path / "whole" / "rollbacks.jsonl") == [(7, 4)] * 2
     assert [line for line in said if "rollback" in line] == [
         "rollback 1 of 3: the loss of step 7 is not finite; back to step 4, on with 0.5 times the rate",
         "rollback 2 of 3: the loss of step 7 is not finite; back to step 4, on with 0.25 times the rate",
@@ -150,7 +154,7 @@ def test_rollbacks_are_limited_and_a_run_may_go_back_to_its_beginning(tmp_path, 
     config = guarded("rollback", **{"guard.max_times": 2})
     with pytest.raises(NonFiniteError, match="after 2 rollbacks the loss of step 2 is not finite.*no snapshot yet"):
         run(config, tmp_path)
-    assert [json.loads(line)["to"] for line in (tmp_path / "rollbacks.jsonl").read_text().splitlines()] == [0, 0]
+    assert noted(tmp_path / "rollbacks.jsonl") == [(2, 0), (2, 0)]
 
 
 def test_another_config_in_a_workdir_without_a_snapshot_forgets_the_rollbacks(tmp_path, spoil):
@@ -161,13 +165,54 @@ def test_another_config_in_a_workdir_without_a_snapshot_forgets_the_rollbacks(tm
     assert not (tmp_path / "rollbacks.jsonl").exists()
 
 
+class Held:
+    """Snapshots of some steps."""
+
+    def __init__(self, *steps):
+        self.steps = steps
+
+    def evaluated_steps(self):
+        return self.steps
+
+    def drop_after(self, step):
+        assert step == max(self.steps, default=0)
+
+
+def rolled_back(path, *pairs):
+    """Rollbacks in `path`, made at these (step, to)."""
+    rollbacks = Rollbacks(path, on_non_finite="rollback", max_times=9, lr_factor=0.5)
+    for step, to in pairs:
+        rollbacks.roll_back(Held(*filter(None, (to,))), NonFiniteError("", what="the loss", step=step))
+    return rollbacks
+
+
+def test_the_clock_counts_no_time_twice_after_a_rollback(tmp_path, spoil):
+    """The parts of a run are timed one after the other, and all lie within it."""
+    spoil([7], above=0.006)
+    config = guarded("rollback", **{"guard.lr_factor": 0.25})
+    began = time.monotonic()
+    seconds = run(config, tmp_path)["seconds"]
+    assert noted(tmp_path / "rollbacks.jsonl") == [(7, 4)]
+    assert 0 < seconds < time.monotonic() - began
+
+
+@pytest.mark.parametrize("at", range(0, 80, 7))
+def test_a_rollback_that_is_not_what_was_written_is_refused(tmp_path, at):
+    path = tmp_path / "r.jsonl"
+    rollbacks = rolled_back(path, (7, 4), (9, 8))
+    content = bytearray(path.read_bytes())
+    content[at] ^= 0x01
+    path.write_bytes(content)
+    for ask in (lambda: rollbacks.lr_scale(12), lambda: rollbacks.roll_back(Held(), NonFiniteError(""))):
+        with pytest.raises(WorkdirError, match="r.jsonl is damaged.*delete it to go on at the config's own rate"):
+            ask()
+
+
 def test_rollbacks_to_steps_that_are_ahead_again_are_forgotten(tmp_path):
-    rollbacks = Rollbacks(tmp_path / "r.jsonl", on_non_finite="rollback", max_times=9, lr_factor=0.5)
-    for step, to in ((7, 4), (9, 8), (11, 8)):
-        rollbacks.note(NonFiniteError("", what="the loss", step=step), to=to)
+    rollbacks = rolled_back(tmp_path / "r.jsonl", (7, 4), (9, 8), (11, 8))
     assert rollbacks.lr_scale(12) == rollbacks.lr_scale(8) == 0.125
     assert rollbacks.lr_scale(4) == rollbacks.lr_scale(12) == 0.5
-    assert rollbacks.lr_scale(0) == 1.0
+    assert rollbacks.lr_scale(0) == rollbacks.lr_scale(12) == 1.0
 
 
 def metrics_of(norm, *, loss=1.0, ratio=1e-2):
@@ -221,8 +266,8 @@ def timers(monkeypatch):
 
 def test_the_watchdog_of_a_run_allows_for_the_compiler_and_ends_with_it(tmp_path, timers):
     run(tiny(**{"guard.watchdog_minutes": 2.0}), tmp_path, shared=SHARED)
-    assert timers[:4] == [1200, 120, 1200, 120]  # the first call, the next, the first evaluation, the next call
-    assert set(timers[4:-1]) <= {120} and timers[-1] is None
+    assert timers[:4] == [1200, 120, 1200, 120]  # until the first call, the next, the first evaluation, the next call
+    assert set(timers[4:-2]) <= {120} and timers[-2:] == [1200, None]  # the judging
     timers.clear()
     run(tiny(), tmp_path / "off", shared=SHARED)
     assert timers == []

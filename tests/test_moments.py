@@ -1,11 +1,13 @@
 """Runs that are ended from outside: where the moments lie, and what the command that uses them says."""
 
 import json
+import subprocess
+import sys
 
 import numpy as np
-from test_scripts import command, refusal
+from test_scripts import ROOT, command, refusal
 
-from scripts.moments import STAGES, Timeline, draw
+from scripts.moments import STAGES, Run, Timeline, draw
 from trainer.compare import differences
 
 
@@ -22,9 +24,45 @@ def test_a_killed_run_of_a_users_config_is_proven_equal(tmp_path):
     arguments = ["--kills=1", "--steps=8", "--config.model.widths=(4,)", f"--workdir={tmp_path / 'kept'}"]
     done = command("verify_resume", "--config=configs/digits.py", *arguments)
     assert done.returncode == 0, done.stdout + done.stderr
-    assert "equal: 8 steps" in done.stdout and "by itself, status 0" in done.stdout
+    assert "equal: 8 steps, 1 of 1 kills in time" in done.stdout and "by itself, status 0" in done.stdout
     assert differences(tmp_path / "kept" / "straight", tmp_path / "kept" / "killed") == []
     assert "is not empty" in refusal("verify_resume", "--config=configs/digits.py", *arguments)
+
+
+TOO_LATE = """
+import runpy
+from scripts import moments
+
+class Run:
+    def __init__(self, config, workdir):
+        self.workdir = workdir
+    def timeline(self):
+        return moments.Timeline(1.0, 2.0, 3.0, 8)
+    def end_at(self, moment, *, by):
+        self.workdir.mkdir(parents=True)
+        return False
+    def finish(self):
+        assert self.workdir.exists()
+
+moments.Run = Run
+runpy.run_module("scripts.verify_resume", run_name="__main__", alter_sys=True)
+"""
+
+
+def test_without_a_kill_in_time_nothing_is_called_proven():
+    done = subprocess.run(
+        [sys.executable, "-c", TOO_LATE, "--config=configs/digits.py"], cwd=ROOT, capture_output=True, text=True
+    )
+    assert done.returncode == 2 and "equal" not in done.stdout
+    assert done.stderr.startswith("error: none of the 3 kills came before") and "raise --steps" in done.stderr
+
+
+def test_the_step_that_a_start_went_on_after_is_read_off_what_it_said(tmp_path):
+    run = object.__new__(Run)
+    run._log, run._said_before = tmp_path / "run.log", 4
+    for said, step in (("", 0), ("resuming after step 12\n", 12), ("a\nresuming after step 1,024\nb", 1024)):
+        run._log.write_text("new\n" + said)
+        assert run.resumed_after() == step
 
 
 def test_the_benchmark_counts_what_held(tmp_path):

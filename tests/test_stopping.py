@@ -48,7 +48,7 @@ def steps_saved(workdir):
 # The log closes a window every 3 steps, an evaluation every 4: before the first step; in a window; where one closed at
 # a log, at an evaluation; twice in one window; after the last step; at every step.
 @pytest.mark.parametrize("polls", [(1,), (3,), (4,), (5,), (8, 2), (6, 1, 2, 1), (25,), (2,) * 24])
-def test_a_stopped_run_ends_as_if_nothing_happened(straight, tmp_path, polls):
+def test_a_stopped_run_ends_as_if_nothing_happened(straight, tmp_path, polls, caplog):
     result, workdir = straight
     reached = 0
     for poll in polls:
@@ -64,6 +64,7 @@ def test_a_stopped_run_ends_as_if_nothing_happened(straight, tmp_path, polls):
         assert again[key] == result[key], key
     assert records(tmp_path) == records(workdir)
     assert steps_saved(tmp_path) == steps_saved(workdir)
+    assert caplog.text == ""  # nothing is lost
 
 
 def test_a_stop_in_the_middle_of_many_steps_a_call(tmp_path):
@@ -115,9 +116,11 @@ def test_early_stopping_counts_across_a_stop(tmp_path):
     assert again["params_sha256"] == whole["params_sha256"]
 
 
-def test_another_log_interval_after_a_stop_loses_no_step_that_is_left(straight, tmp_path):
+def test_another_log_interval_after_a_stop_loses_no_step_that_is_left(straight, tmp_path, caplog):
     stopped(tiny(), tmp_path, 3)  # after step 2
-    found = run(tiny(log_every_steps=2), tmp_path, on_config_change="accept")
+    stopped(tiny(log_every_steps=2), tmp_path, 2, on_config_change="accept")  # after step 3
+    found = run(tiny(log_every_steps=2), tmp_path)
+    assert caplog.text == ""
     assert found["steps"] == 24
     assert [record["step"] for record in records(tmp_path)] == list(range(4, 25, 2))
 
@@ -159,6 +162,21 @@ def test_what_was_ignored_stays_ignored(told):
         wait_until(stop)
         assert stop() == signal.SIGUSR1
     assert len(told) == 1
+
+
+def test_a_signal_that_nobody_is_told_of_is_heard_and_so_is_the_second(told, monkeypatch):
+    def tell(line):
+        told.append(line)
+        raise BrokenPipeError
+
+    ended = []
+    monkeypatch.setattr(os, "_exit", ended.append)
+    with stopping.on_signals(tell) as stop:
+        os.kill(os.getpid(), signal.SIGTERM)
+        wait_until(lambda: told)
+        os.kill(os.getpid(), signal.SIGINT)
+        wait_until(lambda: ended)
+        assert (stop(), ended) == (signal.SIGTERM, [130])
 
 
 def test_a_second_signal_ends_the_process_while_the_main_thread_is_deep_in_c():

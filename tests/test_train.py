@@ -4,6 +4,7 @@ import dataclasses
 import functools
 import json
 import logging
+import os
 import signal
 import subprocess
 import sys
@@ -18,6 +19,7 @@ import pytest
 from configs import digits
 from trainer import judging, losses, train, writers
 from trainer import workdir as workdir_lib
+from trainer.checkpoint import Snapshots
 from trainer.data import pipeline, sources
 from trainer.errors import CheckpointError, ConfigError, DataError, NonFiniteError, WorkdirError
 from trainer.experiment import Shared, build
@@ -173,6 +175,55 @@ def test_kill_9_and_the_same_command(tmp_path):
     a, b = (workdir_lib.read_result(workdir) for workdir in (straight, killed))
     assert a["params_sha256"] == b["params_sha256"]
     assert records(straight) == records(killed)
+
+
+def test_a_run_whose_output_nobody_reads_is_finished(tmp_path):
+    """As after `| head`, or when Ctrl-C ended the `tee` that its output went to."""
+    command = [sys.executable, "-m", "scripts.train", "--config=configs/digits.py:quick", f"--workdir={tmp_path}"]
+    reading, writing = os.pipe()
+    os.close(reading)
+    process = subprocess.Popen(
+        [*command, "--config.model.widths=(4,)"], cwd=ROOT, stdout=writing, stderr=subprocess.PIPE, text=True
+    )
+    os.close(writing)
+    assert (process.communicate(timeout=120)[1], process.returncode) == ("", 0)
+    assert workdir_lib.read_result(tmp_path)["stop_reason"] == "horizon reached"
+
+
+class Breaks(writers.Quiet):
+    """A writer that fails at the record of step `step`."""
+
+    def __init__(self, step):
+        self.step = step
+
+    def write(self, record):
+        if record["step"] == self.step:
+            raise Stop
+
+
+def test_a_writer_that_breaks_costs_no_snapshot(tmp_path):
+    with pytest.raises(Stop):
+        run(tiny(), tmp_path, writer=Breaks(8))
+    saved = [int(path.name) for path in (tmp_path / "checkpoints").iterdir() if path.name.isdigit()]
+    assert max(saved) == 8
+
+
+def test_records_are_on_the_disk_before_the_snapshot_that_stands_on_them(tmp_path, monkeypatch):
+    events = []
+    sync, save = writers.JsonLines.sync, Snapshots.save
+
+    def synced(self):
+        sync(self)
+        events.append(("synced", writers.read_records(tmp_path / "metrics.jsonl")[-1]["step"]))
+
+    def saved(self, state, *, step, **about):
+        events.append(("saved", step))
+        save(self, state, step=step, **about)
+
+    monkeypatch.setattr(writers.JsonLines, "sync", synced)
+    monkeypatch.setattr(Snapshots, "save", saved)
+    run(tiny(), tmp_path)
+    assert events == [(what, step) for step in range(4, 25, 4) for what in ("synced", "saved")]
 
 
 def test_early_stopping_counts_across_a_resume_and_says_why(tmp_path):
@@ -465,6 +516,12 @@ def test_a_run_at_a_constant_rate_can_be_lengthened(tmp_path):
         longer = run(constant_rate(**{"horizon.epochs": epochs}), tmp_path / "parts", on_config_change="accept")
     assert longer["params_sha256"] == whole["params_sha256"]
     assert records(tmp_path / "parts") == records(tmp_path / "whole")
+
+
+def test_a_run_that_is_shortened_to_less_than_it_made_reached_its_horizon(tmp_path):
+    run(constant_rate(**{"horizon.epochs": 3.0}), tmp_path)
+    shorter = run(constant_rate(**{"horizon.epochs": 2.0}), tmp_path, on_config_change="accept")
+    assert (shorter["steps"], shorter["stop_reason"]) == (12, "horizon reached")
 
 
 def test_a_rate_and_a_decay_changed_on_the_way_are_those_that_act(tmp_path):

@@ -2,10 +2,12 @@
 
 import io
 import json
+import os
+import sys
 
 import pytest
-from rich.console import Console
 
+from scripts.console import Console
 from trainer import writers
 
 RECORD = {
@@ -21,7 +23,7 @@ RECORD = {
 
 def test_records_come_back_as_written(tmp_path):
     path = tmp_path / "metrics.jsonl"
-    log = writers.JsonLines(path, resume_step=0)
+    log = writers.JsonLines(path, resume_step=0, logged=0)
     log.write(RECORD)
     assert writers.read_records(path) == [RECORD]  # before close: a kill loses nothing that was written
     log.close()
@@ -30,10 +32,31 @@ def test_records_come_back_as_written(tmp_path):
 def test_resuming_drops_what_will_be_made_again_and_a_torn_last_line(tmp_path):
     path = tmp_path / "metrics.jsonl"
     path.write_text("".join(json.dumps({"step": step}) + "\n" for step in (5, 10, 15, 20)) + 'null\n[1]\n{"step": 2')
-    log = writers.JsonLines(path, resume_step=10)
+    log = writers.JsonLines(path, resume_step=10, logged=10)
     log.write({"step": 15})
     log.close()
     assert [record["step"] for record in writers.read_records(path)] == [5, 10, 15]
+
+
+@pytest.mark.parametrize(
+    ("lines", "logged", "lost"),
+    [
+        ([5, 10], 10, False),
+        ([5, 10], 5, False),  # the run stopped between two logs
+        ([], 0, False),
+        ([5, None], 5, False),  # torn by a kill, and made again
+        ([5], 10, True),
+        ([], 10, True),
+        ([None, 10], 10, True),
+        ([5, None], 10, True),
+    ],
+)
+def test_a_record_that_has_to_be_there_is_missed_and_no_other(tmp_path, caplog, lines, logged, lost):
+    path = tmp_path / "metrics.jsonl"
+    path.write_text("".join(json.dumps({"step": step} if step else None) + "\n" for step in lines))
+    writers.JsonLines(path, resume_step=12, logged=logged).close()
+    said = [record.getMessage() for record in caplog.records]
+    assert [f"records of steps up to {logged} are lost" in line for line in said] == [True] * lost
 
 
 @pytest.mark.parametrize("terminal", [True, False])
@@ -63,6 +86,23 @@ def test_plain_output_is_whole_lines_without_escape_codes():
     writer.start(step=0, total_steps=30)
     writer.write(RECORD)
     assert stream.getvalue().count("\n") == 1 and "\x1b" not in stream.getvalue()
+
+
+@pytest.mark.parametrize("terminal", [True, False])
+def test_a_console_that_nobody_reads_goes_quiet(terminal, monkeypatch):
+    reading, writing = os.pipe()
+    os.close(reading)
+    with open(writing, "w") as stream:
+        monkeypatch.setattr(sys, "stdout", stream)
+        console = Console(file=stream, force_terminal=terminal)
+        writer = writers.for_console(console)
+        writer.say("hello")
+        writer.start(step=0, total_steps=30)
+        for record in (RECORD, RECORD | {"step": 20, "val_loss": 0.7, "val_accuracy": 0.625}):
+            writer.advance(record["step"])
+            writer.write(record)
+        writer.close()
+        assert console.quiet
 
 
 def test_a_writer_may_be_closed_before_it_starts():

@@ -33,9 +33,10 @@ def _checksums(tree) -> dict[str, list]:
     }
 
 
-def _shapes(checksums):
-    """The (path, (dtype, shape)) pairs of `checksums`: what must agree before the values can."""
-    return {(path, (dtype, tuple(shape))) for path, (dtype, shape, _) in checksums.items()}
+def _shapes(tree) -> set[tuple]:
+    """(path, dtype, shape) of every array of `tree`: what must agree before the values can."""
+    leaves = jax.tree_util.tree_leaves_with_path(tree)
+    return {(jax.tree_util.keystr(path), str(leaf.dtype), leaf.shape) for path, leaf in leaves}
 
 
 def _checksum_of_json(value) -> int:
@@ -204,11 +205,11 @@ class Snapshots:
         if not _is_sealed(record):
             raise _DamagedError("checksum of its record does not match")
         expected = record["arrays"]
-        if _shapes(expected) != _shapes(_checksums(like)):
-            odd = sorted(path for path, _ in _shapes(expected) ^ _shapes(_checksums(like)))[0]
+        saved = {(path, dtype, tuple(shape)) for path, (dtype, shape, _) in expected.items()}
+        if odd := saved ^ _shapes(like):
             raise CheckpointError(
                 f"the snapshot of step {step} in {self._directory} is of another model or optimizer "
-                f"(first difference: {odd}); use a new --workdir"
+                f"(first difference: {min(odd)[0]}); use a new --workdir"
             )
         state = self._read(step, state=ocp.args.StandardRestore(like)).state
         found = _checksums(state)
@@ -301,6 +302,9 @@ class NoSnapshots:
 
     def evaluated_steps(self) -> list[int]:
         return []
+
+    def drop_after(self, step: int):
+        """Nothing is there."""
 
     def restore_latest(self, template) -> None:
         """For the writer to do; see `distributed.restored_by_writer`."""

@@ -10,6 +10,7 @@ import importlib.metadata
 import json
 import os
 import platform
+import signal
 import subprocess
 import sys
 import tempfile
@@ -17,6 +18,8 @@ from pathlib import Path
 
 ROOT = Path(__file__).parent.parent
 TIMEOUT_SECONDS = 60.0  # it takes two to four
+CRASHES = (signal.SIGSEGV, signal.SIGABRT, signal.SIGILL, signal.SIGBUS, signal.SIGFPE)
+VERDICTS = (0, 1, *(-number for number in CRASHES))  # statuses of the child; any other is Ctrl-C or the OOM killer
 CHILD = "from trainer import convolution as c; raise SystemExit(not c.largest_error() < c.TOLERANCE)"
 
 
@@ -60,7 +63,7 @@ def _cache(subject: dict[str, str]) -> Path:
 
 
 def _try(code: str) -> bool | None:
-    """Whether a Python that runs `code` ends with status 0; None if it took too long or did not start."""
+    """Whether a Python that runs `code` ends with status 0; None if it took too long, did not start or was ended."""
     try:
         child = subprocess.run(
             [sys.executable, "-c", code],
@@ -78,7 +81,7 @@ def _try(code: str) -> bool | None:
         )
     except (OSError, subprocess.TimeoutExpired):
         return None  # the machine may be busy: not remembered
-    return child.returncode == 0
+    return child.returncode == 0 if child.returncode in VERDICTS else None
 
 
 def _remember(cache: Path, verdict: dict):

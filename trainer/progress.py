@@ -13,8 +13,9 @@ class Progress:
     the later one of equals. mark_accuracy: what the next evaluation has to beat by `min_delta`, and
     stale_evaluations: how many in a row did not. seconds: of all parts of the run, start-up and
     evaluation included. timed_images, timed_seconds: of the steps alone, without those that waited
-    for the compiler. skipped: how many steps in a row were skipped (`guard.skipping`) before the last log. rows: where
-    the run stopped between two logs, the metrics of the steps since the first of them, as `metrics.pack` has them.
+    for the compiler. skipped: how many steps in a row were skipped (`guard.skipping`) before the last log. logged: the
+    step of the last log, 0 before the first. rows: where the run stopped between two logs, the metrics of the steps
+    since the first of them, as `metrics.pack` has them.
     """
 
     fingerprint: str
@@ -28,6 +29,7 @@ class Progress:
     timed_images: int = 0
     timed_seconds: float = 0.0
     skipped: int = 0
+    logged: int = 0
     rows: list[list[float]] = dataclasses.field(default_factory=list)
 
     def evaluated(self, step: int, val: dict[str, float], *, min_delta: float) -> "Progress":
@@ -56,6 +58,10 @@ class Progress:
     def skipping(self, skipped: int) -> "Progress":
         """With `skipped` steps in a row skipped, up to a log."""
         return dataclasses.replace(self, skipped=skipped)
+
+    def logging(self, step: int) -> "Progress":
+        """With a record written at `step`."""
+        return dataclasses.replace(self, logged=step)
 
     def within(self, rows: list[list[float]]) -> "Progress":
         """In the middle of a log window, of whose steps `rows` are the metrics."""

@@ -28,7 +28,7 @@ def assemble(
         "best_step": best_step,
         "lost_best_step": lost,  # a better snapshot that was damaged, so that this one was judged in its place
         "steps": steps,
-        "stop_reason": "horizon reached" if steps == total_steps else stopped,
+        "stop_reason": "horizon reached" if steps >= total_steps else stopped,
         "val": val,
         "test": test,
         "test_openings": test_openings,

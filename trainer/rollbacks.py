@@ -1,17 +1,20 @@
 """How often a run went back to a snapshot because something was not finite, and the rate that it went on with."""
 
 import json
+import zlib
 from pathlib import Path
 
 from trainer import workdir as workdir_lib
-from trainer.errors import NonFiniteError
+from trainer.checkpoint import Snapshots
+from trainer.errors import NonFiniteError, WorkdirError
 
 
 class Rollbacks:
     """How often a run went back, in `path`: one JSON object a rollback, `step` (not finite) and `to` (gone on from).
 
     A rollback belongs to the run from the step that it went to: what is noted of later ones is dropped when a run
-    starts before them.
+    starts before them. Each line has a checksum over itself, and where one does not match all raise WorkdirError: the
+    rate would be another.
     """
 
     def __init__(self, path: Path, *, on_non_finite: str, max_times: int, lr_factor: float):
@@ -31,17 +34,19 @@ class Rollbacks:
         """For a run that begins anew."""
         self._path.unlink(missing_ok=True)
 
-    def allow(self, error: NonFiniteError):
-        """Raises `error` unless the run may go back once more."""
-        made = len(self._read())
+    def roll_back(self, snapshots: Snapshots, error: NonFiniteError) -> str:
+        """Goes back to the last evaluated snapshot, or to the beginning, and notes it; returns a line that says so.
+
+        Raises `error` where the run may not go back, or not once more.
+        """
+        lines = self._read()
         if not self._rolls:
             raise error
-        if made >= self._max_times:
-            raise NonFiniteError(f"after {made} rollbacks {error}", what=error.what, step=error.step) from error
-
-    def note(self, error: NonFiniteError, *, to: int) -> str:
-        """Notes a rollback to the snapshot of step `to`, 0 for the beginning; returns a line that says so."""
-        lines = [*self._read(), {"step": error.step, "to": to}]
+        if len(lines) >= self._max_times:
+            raise NonFiniteError(f"after {len(lines)} rollbacks {error}", what=error.what, step=error.step) from error
+        to = max(snapshots.evaluated_steps(), default=0)
+        snapshots.drop_after(to)  # first: killed here, the run comes to the same error again
+        lines = [*lines, {"step": error.step, "to": to}]
         self._write(lines)
         scale = self._lr_factor ** len(lines)
         return (
@@ -50,8 +55,31 @@ class Rollbacks:
         )
 
     def _read(self):
-        text = self._path.read_text() if self._path.exists() else ""
-        return [json.loads(line) for line in text.splitlines()]
+        text = self._path.read_text(errors="replace") if self._path.exists() else None
+        lines = [_opened(line) for line in (text or "").splitlines()]
+        if text is not None and (not lines or None in lines):
+            raise WorkdirError(
+                f"{self._path} is damaged, so that the rate to go on with is not known; put back a copy, or delete it "
+                "to go on at the config's own rate"
+            )
+        return lines
 
     def _write(self, lines):
-        workdir_lib.write_whole(self._path, "".join(json.dumps(line) + "\n" for line in lines))
+        if not lines:
+            self.forget()
+            return
+        sealed = [json.dumps({**line, "crc32": _crc32(line)}) for line in lines]
+        workdir_lib.write_whole(self._path, "".join(line + "\n" for line in sealed))
+
+
+def _crc32(line):
+    return zlib.crc32(json.dumps(line, sort_keys=True).encode())
+
+
+def _opened(text):
+    """The rollback of one line, or None where it is not what was written."""
+    try:
+        line = dict(json.loads(text))
+    except (ValueError, TypeError, RecursionError):
+        return None
+    return line if line.pop("crc32", None) == _crc32(line) else None

@@ -53,7 +53,8 @@ def on_signals(tell: Callable[[str], None]) -> Iterator[Callable[[], int]]:
             came.append(number)
             if len(came) > 1:
                 os._exit(128 + number)
-            tell(f"{signal.Signals(number).name}: stopping after the step under way; a second signal exits at once")
+            with contextlib.suppress(OSError):  # nobody reads it; the next signal is still to be heard
+                tell(f"{signal.Signals(number).name}: stopping after the step under way; a second signal exits at once")
 
     handled = {number: signal.getsignal(number) for number in SIGNALS}
     handled = {number: handler for number, handler in handled.items() if handler != signal.SIG_IGN}

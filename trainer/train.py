@@ -20,15 +20,13 @@ import ml_collections
 import numpy as np
 
 from trainer import config as config_lib
-from trainer import distributed, guard, metrics, optim, report, stopping, watchdog, writers
+from trainer import distributed, guard, metrics, report, resuming, stopping, watchdog, writers
 from trainer import state as state_lib
 from trainer import workdir as workdir_lib
 from trainer.calls import first_carry, settled, stacked, window_rows
-from trainer.checkpoint import NoSnapshots, Snapshots
 from trainer.errors import NonFiniteError
 from trainer.experiment import Shared, build, validate
-from trainer.judging import check_same_data, evaluate_best
-from trainer.progress import Progress
+from trainer.judging import evaluate_best
 from trainer.rollbacks import Rollbacks
 
 # Calls of the train step that may be under way: enough to keep the devices at work while the host logs and saves, few
@@ -60,7 +58,7 @@ def train_and_evaluate(
     started = time.monotonic()
     validate(config)
     with distributed.workdir_of(workdir) as workdir, workdir_lib.lock(workdir):
-        changed, result = distributed.from_writer(lambda: _found(workdir, config, on_config_change=on_config_change))
+        changed, result = resuming.found(workdir, config, on_config_change=on_config_change)
         if result and (result["test"] or "test" not in judge):
             writer.say(f"already finished: {workdir / workdir_lib.RESULT}")
         else:
@@ -68,7 +66,10 @@ def train_and_evaluate(
             writer.say(experiment.description)
             distributed.check_same({"config": config_lib.sha256(config), "data": experiment.fingerprint})
             stop = distributed.AgreedStop(stop, ahead=AHEAD)
-            with _snapshots(workdir, config) as snapshots:
+            with (
+                watchdog.watched(config.guard.watchdog_minutes) as alive,
+                resuming.open_snapshots(workdir, config) as snapshots,
+            ):
                 state, progress = _train_through(
                     config,
                     experiment,
@@ -78,9 +79,11 @@ def train_and_evaluate(
                     writer=writer,
                     started=started,
                     stop=stop,
+                    alive=alive,
                 )
                 if number := stop.last():
                     raise stopping.Stopped(number, after_step=int(state.step))
+                alive(compiles=True)
                 result = evaluate_best(
                     experiment, snapshots, state=state, progress=progress, judge=judge, writer=writer
                 )
@@ -92,28 +95,17 @@ def train_and_evaluate(
         return result
 
 
-def _found(workdir, config, *, on_config_change):
-    """Whether `workdir` holds a run of another config, and the result of a run of this one, or None."""
-    changed = workdir_lib.check_config(workdir, config, on_change=on_config_change)
-    return bool(changed), None if changed else workdir_lib.read_result(workdir)
-
-
-def _snapshots(workdir, config):
-    if not distributed.is_writer():
-        return NoSnapshots()
-    return Snapshots(workdir / workdir_lib.CHECKPOINTS, keep_latest=config.checkpoint.keep_latest)
-
-
-def _train_through(config, experiment, workdir, *, anew, snapshots, writer, started, stop):
+def _train_through(config, experiment, workdir, *, anew, snapshots, writer, started, stop, alive):
     """`_train` from where the run is, and again from an earlier step as often as config.guard allows it."""
     section = {key: config.guard[key] for key in ("on_non_finite", "max_times", "lr_factor")}
     rollbacks = Rollbacks(workdir / workdir_lib.ROLLBACKS, **section)
     if anew:
         rollbacks.forget()
     while True:
-        state, progress = _restore(experiment, snapshots, rollbacks=rollbacks, writer=writer)
+        alive(compiles=True)
+        state, progress = resuming.restore(experiment, snapshots, rollbacks=rollbacks, writer=writer)
         workdir_lib.write_config(workdir, config)
-        log = writers.JsonLines(workdir / workdir_lib.METRICS, resume_step=int(state.step))
+        log = resuming.open_log(workdir, step=int(state.step), progress=progress)
         try:
             with contextlib.closing(log), contextlib.closing(writer):
                 return _train(
@@ -126,41 +118,14 @@ def _train_through(config, experiment, workdir, *, anew, snapshots, writer, star
                     writer=writer,
                     started=started,
                     stop=stop,
+                    alive=alive,
                 )
         except NonFiniteError as error:
-            writer.say(distributed.from_writer(functools.partial(_roll_back, rollbacks, snapshots, error)))
+            writer.say(distributed.from_writer(functools.partial(rollbacks.roll_back, snapshots, error)))
+            started = time.monotonic()  # the time until the snapshot is in its progress
 
 
-def _roll_back(rollbacks, snapshots, error):
-    """Goes back to the last evaluated snapshot, where that is allowed; returns a line that says so."""
-    rollbacks.allow(error)
-    good = max(snapshots.evaluated_steps(), default=0)
-    snapshots.drop_after(good)  # first: killed here, the run comes to the same error again
-    return rollbacks.note(error, to=good)
-
-
-def _restore(experiment, snapshots, *, rollbacks, writer):
-    """The state to go on from (host arrays), and progress."""
-    devices = experiment.parallel.num_devices
-    restored = distributed.restored_by_writer(snapshots.restore_latest, like=experiment.state)
-    state, progress = experiment.state, Progress(fingerprint=experiment.fingerprint, num_devices=devices)
-    if restored is not None:
-        state, progress = restored[0], Progress(**restored[1])
-        check_same_data(experiment, progress)
-        writer.say(f"resuming after step {int(state.step):,}")
-    # The rate and the decay are the config's: it may have been changed.
-    lr = experiment.hyperparams["lr"] * distributed.from_writer(lambda: rollbacks.lr_scale(int(state.step)))
-    hyperparams = {**experiment.hyperparams, "lr": lr}
-    state = state.replace(opt_state=optim.with_hyperparams(state.opt_state, **hyperparams))
-    if progress.num_devices != devices:
-        writer.say(
-            f"this run began on {progress.num_devices} devices and goes on with {devices}: dropout draws anew and sums "
-            "round otherwise, so that the result will not be the same bit for bit"
-        )
-    return state, progress
-
-
-def _train(config, experiment, *, state, progress, snapshots, log, writer, started, stop):
+def _train(config, experiment, *, state, progress, snapshots, log, writer, started, stop, alive):
     """The loop. Returns the last state (on the devices) and progress.
 
     The host runs ahead of the devices, by at most `AHEAD` calls. A window of steps ends at a log or an evaluation; what
@@ -176,7 +141,7 @@ def _train(config, experiment, *, state, progress, snapshots, log, writer, start
     seconds_before = progress.seconds
     carry = parallel.replicate(first_carry(state, window=log_every, rows=rows))
     resident = parallel.replicate(experiment.feed.resident)
-    counts = [parallel.replicate(np.int32(count)) for count in range(config.steps_per_call + 1)]
+    placed_count = functools.cache(lambda count: parallel.replicate(np.int32(count)))
     window_began = None  # the first window waits for the compiler and is not timed
     skips = config.guard.max_times if config.guard.on_non_finite == "skip" else 0
     sound = []  # the steps of the window before that are finite
@@ -228,13 +193,15 @@ def _train(config, experiment, *, state, progress, snapshots, log, writer, start
             progress = progress.evaluated(window.step, val, min_delta=config.early_stopping.min_delta)
         window_began = ready
         log.write(record)
-        writer.write(record)
+        progress = progress.logging(window.step)
         if window.evaluation:
             save(window, rows=[], val_accuracy=val["accuracy"])
+        writer.write(record)  # last: it is the one that somebody else may break
 
     def save(window, *, rows, val_accuracy):
         nonlocal progress
         progress = progress.at(seconds=seconds_before + time.monotonic() - started).within(rows)
+        log.sync()
         snapshots.save(window.state, step=window.step, progress=progress.to_json(), val_accuracy=val_accuracy)
 
     waiting, calls = None, collections.deque()  # the window to finish; the calls under way
@@ -243,7 +210,6 @@ def _train(config, experiment, *, state, progress, snapshots, log, writer, start
     with (
         jax.transfer_guard("disallow"),
         contextlib.closing(experiment.feed.batches(step)) as batches,
-        watchdog.watched(config.guard.watchdog_minutes) as alive,
         settled(lambda: (list(calls), waiting)),
     ):
         while step < total_steps and not _is_stale(config, progress) and not stop():
@@ -251,7 +217,7 @@ def _train(config, experiment, *, state, progress, snapshots, log, writer, start
             end = _next_stop(step, log_every, eval_every, total_steps)
             count = min(config.steps_per_call, end - step)
             batch = parallel.shard(stacked([next(batches) for _ in range(count)], steps_per_call=config.steps_per_call))
-            carry, made = experiment.train_steps(carry, batch, resident, counts[count])
+            carry, made = experiment.train_steps(carry, batch, resident, placed_count(count))
             step += count
             writer.advance(step)
             calls.append(made)
@@ -275,11 +241,13 @@ def _train(config, experiment, *, state, progress, snapshots, log, writer, start
             if evaluation and config.early_stopping.patience:  # whether to go on depends on it
                 finish(waiting)
                 waiting = None
+        alive()
         if waiting:
             finish(waiting)
         if step and step not in snapshots.steps():  # stopped between two evaluations
             window = _Window(start, step, None, carry["window"], None, carry["state"])
             save(window, rows=read(window)[0].tolist(), val_accuracy=None)
+        alive()
         snapshots.wait()
     return carry["state"], progress
 

@@ -9,13 +9,14 @@ import sys
 import time
 from collections.abc import Callable, Iterator
 
-# What compiles, the first call and the first evaluation, may take this many times as long.
+# What compiles, or reads as much, may take this many times as long: the first call and the first evaluation, the
+# restored state, the judging at the end.
 COMPILING = 10
 
 
 @contextlib.contextmanager
 def watched(minutes: float) -> Iterator[Callable[..., None]]:
-    """Yields `alive(compiles=False)`, to be called before each call of the devices and each evaluation.
+    """Yields `alive(compiles=False)`, to be called before each call of the devices and whatever else may hang.
 
     Where the next `alive` is not called within `minutes`, or `COMPILING` times that where `compiles`, the stacks of all
     threads go to stderr and the process exits with status 1, even out of XLA's own code. Nothing is watched before the

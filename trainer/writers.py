@@ -6,6 +6,7 @@ Both take the same record at the same step. A writer with nothing to do is `Quie
 import json
 import logging
 import math
+import os
 import time
 from pathlib import Path
 
@@ -19,18 +20,21 @@ from trainer import workdir as workdir_lib
 class JsonLines:
     """`metrics.jsonl`: one JSON object a line, one line a logged step, flushed as it is written."""
 
-    def __init__(self, path: Path, *, resume_step: int):
-        """Opens `path`, first dropping the records after `resume_step`: the run is about to make them again."""
+    def __init__(self, path: Path, *, resume_step: int, logged: int):
+        """Opens `path`, first dropping the records after `resume_step`: the run is about to make them again.
+
+        logged: the step of the last record before, 0 where there was none. Warns where that or an earlier one is lost.
+        """
         lines = _read_lines(path)
         kept = [record for record in lines if record and record["step"] <= resume_step]
-        # What a kill tears is after the snapshot, and made again. A snapshot's own step is always a record.
-        whole = resume_step and next((i for i, r in enumerate(lines) if r and r["step"] >= resume_step), len(lines))
-        lost = lines[:whole].count(None) if whole else 0
-        if lost or (resume_step and (not kept or kept[-1]["step"] < resume_step)):
+        # What a kill tears is after the last record that the snapshot stands on, and made again.
+        whole = next((i for i, r in enumerate(lines) if r and r["step"] >= logged), len(lines))
+        lost = lines[:whole].count(None)
+        if logged and (lost or not kept or kept[-1]["step"] < logged):
             logging.getLogger(__name__).warning(
                 "%s is damaged: records of steps up to %d are lost (%d bad lines); the snapshots are not touched by it",
                 path,
-                resume_step,
+                logged,
                 lines.count(None),
             )
         workdir_lib.write_whole(path, "".join(json.dumps(record) + "\n" for record in kept))
@@ -40,8 +44,25 @@ class JsonLines:
         self._file.write(json.dumps(record) + "\n")
         self._file.flush()
 
+    def sync(self):
+        """Brings what was written to the disk, so that no snapshot outlives the records that it stands on."""
+        os.fsync(self._file.fileno())
+
     def close(self):
         self._file.close()
+
+
+class NoLines:
+    """`JsonLines` of a process that is not the writer: it keeps no records."""
+
+    def write(self, record: dict):
+        """Nothing."""
+
+    def sync(self):
+        """Nothing was written."""
+
+    def close(self):
+        """Nothing is open."""
 
 
 def read_records(path: Path) -> list[dict]:

@@ -14,11 +14,12 @@ from pathlib import Path
 
 from trainer import workdir as workdir_lib
 from trainer import writers
-from trainer.checkpoint import Snapshots
+from trainer.checkpoint import NoSnapshots, Snapshots
 from trainer.compare import CLOCK
-from trainer.errors import LinseedError
+from trainer.errors import LinseedError, NonFiniteError
 from trainer.experiment import Shared, build
 from trainer.result import params_sha256
+from trainer.rollbacks import Rollbacks
 from trainer.train import train_and_evaluate
 
 JUNK = bytes(range(256)) * 3
@@ -98,6 +99,17 @@ def _nested(path):
     path.write_bytes(path.read_bytes() + b"[" * 100_000)
 
 
+def _rolled_back(how):
+    """`how`, done to the file of a run that went back once, at half the rate since."""
+
+    def damage(path):
+        rollbacks = Rollbacks(path, on_non_finite="rollback", max_times=1, lr_factor=0.5)
+        rollbacks.roll_back(NoSnapshots(), NonFiniteError("", what="the loss", step=7))
+        how(path)
+
+    return damage
+
+
 # Of the other files: what is done, to which file, and what has to be said, "" where all is made good in silence.
 FILES: dict[str, tuple[Callable, str, str]] = {
     "half a line after metrics.jsonl": (_append_half_a_line, workdir_lib.METRICS, ""),
@@ -112,18 +124,22 @@ FILES: dict[str, tuple[Callable, str, str]] = {
     "statistics.json is junk": (junk, workdir_lib.STATISTICS, ""),
     "a bit of statistics.json": (flip, workdir_lib.STATISTICS, ""),
     "test_openings.jsonl is junk": (junk, workdir_lib.OPENINGS, ""),
-    "config.json torn": (halve, workdir_lib.CONFIG, "config.json is damaged"),
-    "config.json is junk": (junk, workdir_lib.CONFIG, "config.json is damaged"),
-    "config.json is empty": (empty, workdir_lib.CONFIG, "config.json is damaged"),
+    **{
+        f"{how.__name__} {file}": (how, file, f"{file} is damaged")
+        for file in (workdir_lib.CONFIG, workdir_lib.RESULT)
+        for how in (halve, junk, empty)
+    },
+    **{
+        f"{how.__name__} rollbacks.jsonl": (_rolled_back(how), workdir_lib.ROLLBACKS, "rollbacks.jsonl is damaged")
+        for how in (halve, junk, empty, flip, _nested)
+    },
     "config.json is lost": (lose, workdir_lib.CONFIG, "no config.json"),
-    "result.json torn": (halve, workdir_lib.RESULT, "result.json is damaged"),
-    "result.json is junk": (junk, workdir_lib.RESULT, "result.json is damaged"),
-    "result.json is empty": (empty, workdir_lib.RESULT, "result.json is damaged"),
 }
 # What the line that refuses says to do, done.
 _MENDED_BY_HAND = {
     workdir_lib.CONFIG: lambda workdir, straight: shutil.copyfile(straight / "config.json", workdir / "config.json"),
     workdir_lib.RESULT: lambda workdir, straight: (workdir / workdir_lib.RESULT).unlink(),
+    workdir_lib.ROLLBACKS: lambda workdir, straight: (workdir / workdir_lib.ROLLBACKS).unlink(),
 }
 
 
@@ -228,12 +244,12 @@ class Bench:
         with self._snapshots(workdir) as snapshots:
             restore = snapshots.restore_latest if of == "latest" else snapshots.restore_best
             state, _ = restore(self._like)
-        return int(state.step), _sums(state)
+        return int(state.step), params_sha256(state)
 
     def _restored(self, workdir):
         """{step: hash} of every snapshot."""
         with self._snapshots(workdir) as snapshots:
-            return {int(state.step): _sums(state) for state, _ in snapshots.restore_all(self._like)}
+            return {int(state.step): params_sha256(state) for state, _ in snapshots.restore_all(self._like)}
 
     def _snapshots(self, workdir):
         return Snapshots(workdir / workdir_lib.CHECKPOINTS, keep_latest=self.config.checkpoint.keep_latest)
@@ -277,10 +293,6 @@ def contents(folder: Path) -> dict[str, int]:
         for path in sorted(folder.rglob("*"))
         if path.is_file()
     }
-
-
-def _sums(state):
-    return params_sha256(state)
 
 
 def _records(workdir):

@@ -100,18 +100,31 @@ def _kills(folder: Path, *, rng, size) -> Tally:
 
 
 def _resumed(config, straight, workdir):
-    """ "" where the same command ends the run in `workdir` as the straight one, or what differs."""
+    """ "" where the same command goes on after the last snapshot and ends as the straight run, or what differs."""
     try:
-        moments.Run(config, workdir).finish()
-        return "; ".join(differences(straight, workdir))
+        return _gone_on(config, workdir) or "; ".join(differences(straight, workdir))
     except LinseedError as error:
         return str(error)
+
+
+def _gone_on(config, workdir):
+    """Runs the same command to the end; "" where it went on after the last snapshot. Raises as `moments.Run.finish`."""
+    saved = 0 if (workdir / workdir_lib.RESULT).exists() else _saved(workdir)  # a finished run has no more to do
+    run = moments.Run(config, workdir)
+    run.finish()
+    return "" if run.resumed_after() == saved else f"step {saved} was saved, and it went on after {run.resumed_after()}"
+
+
+def _saved(workdir):
+    """The step of the last snapshot in `workdir`, or 0."""
+    checkpoints = workdir / workdir_lib.CHECKPOINTS
+    return max((int(path.name) for path in checkpoints.glob("[0-9]*") if path.name.isdigit()), default=0)
 
 
 def _signals(folder: Path, *, rng, size) -> Tally:
     """`size` runs, each sent one SIGTERM while it steps: status 143, a snapshot of the last logged step, the same end.
 
-    Each step is logged; a run that saves within one step of the signal has a snapshot that is at most one behind.
+    Each step is logged, and none after the one that is saved.
     """
     config = changed(tiny(), {"log_every_steps": 1, "horizon": {"steps": 400}, "eval.every_steps": 200})
     config = changed(config, {"schedule": {"name": "constant", "warmup_steps": 0}, "optimizer.lr": 0.003})
@@ -133,21 +146,18 @@ def _signals(folder: Path, *, rng, size) -> Tally:
 def _told(run, config, straight):
     if run.wait() != TERMINATED:
         return f"status {run.wait()} and not {TERMINATED}: {run.last_line()}"
-    checkpoints = run.workdir / workdir_lib.CHECKPOINTS
-    saved = max((int(path.name) for path in checkpoints.glob("[0-9]*") if path.name.isdigit()), default=0)
+    saved = _saved(run.workdir)
     logged = run.records()[-1]["step"] if run.records() else 0
-    if saved < logged - 1:
+    if saved < logged:
         return f"step {logged} was logged and step {saved} saved"
     try:
-        moments.Run(config, run.workdir).finish()
+        wrong = _gone_on(config, run.workdir)
     except LinseedError as error:
         return str(error)
     ended = workdir_lib.read_result(run.workdir)
-    return (
-        ""
-        if ended["params_sha256"] == straight["params_sha256"]
-        else "the parameters are not those of the straight run"
-    )
+    if ended["params_sha256"] != straight["params_sha256"]:
+        return "the parameters are not those of the straight run"
+    return wrong
 
 
 def _warm_up(config, folder):

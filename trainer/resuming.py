@@ -1,0 +1,68 @@
+"""Where a run goes on from: what its workdir holds, the snapshot that is restored, the log that is gone on with.
+
+Each function is called by all processes of a run; process 0, the writer, reads and writes for the others.
+"""
+
+from pathlib import Path
+
+import ml_collections
+
+from trainer import distributed, optim, writers
+from trainer import workdir as workdir_lib
+from trainer.checkpoint import NoSnapshots, Snapshots
+from trainer.experiment import Experiment
+from trainer.judging import check_same_data
+from trainer.progress import Progress
+from trainer.rollbacks import Rollbacks
+from trainer.state import TrainState
+
+
+def found(workdir: Path, config: ml_collections.ConfigDict, *, on_config_change: str) -> tuple[bool, dict | None]:
+    """Whether `workdir` holds a run of another config, and the result of a run of this one, or None."""
+
+    def look():
+        changed = workdir_lib.check_config(workdir, config, on_change=on_config_change)
+        return bool(changed), None if changed else workdir_lib.read_result(workdir)
+
+    changed, result = distributed.from_writer(look)
+    return changed, result
+
+
+def open_snapshots(workdir: Path, config: ml_collections.ConfigDict) -> Snapshots | NoSnapshots:
+    """The snapshots of the run in `workdir`."""
+    if not distributed.is_writer():
+        return NoSnapshots()
+    return Snapshots(workdir / workdir_lib.CHECKPOINTS, keep_latest=config.checkpoint.keep_latest)
+
+
+def open_log(workdir: Path, *, step: int, progress: Progress) -> writers.JsonLines | writers.NoLines:
+    """The metrics of a run that goes on after `step`, with what was logged until then."""
+    if not distributed.is_writer():
+        return writers.NoLines()
+    return writers.JsonLines(workdir / workdir_lib.METRICS, resume_step=step, logged=progress.logged)
+
+
+def restore(
+    experiment: Experiment, snapshots: Snapshots | NoSnapshots, *, rollbacks: Rollbacks, writer: writers.Quiet
+) -> tuple[TrainState, Progress]:
+    """The state to go on from (host arrays), new where there is no snapshot, and progress.
+
+    Raises DataError where the snapshot is of other splits, and as `Snapshots.restore_latest`.
+    """
+    devices = experiment.parallel.num_devices
+    restored = distributed.restored_by_writer(snapshots.restore_latest, like=experiment.state)
+    state, progress = experiment.state, Progress(fingerprint=experiment.fingerprint, num_devices=devices)
+    if restored is not None:
+        state, progress = restored[0], Progress(**restored[1])
+        check_same_data(experiment, progress)
+        writer.say(f"resuming after step {int(state.step):,}")
+    # The rate and the decay are the config's: it may have been changed.
+    lr = experiment.hyperparams["lr"] * distributed.from_writer(lambda: rollbacks.lr_scale(int(state.step)))
+    hyperparams = {**experiment.hyperparams, "lr": lr}
+    state = state.replace(opt_state=optim.with_hyperparams(state.opt_state, **hyperparams))
+    if progress.num_devices != devices:
+        writer.say(
+            f"this run began on {progress.num_devices} devices and goes on with {devices}: dropout draws anew and sums "
+            "round otherwise, so that the result will not be the same bit for bit"
+        )
+    return state, progress
