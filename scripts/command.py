@@ -4,6 +4,7 @@
 128 + a signal's number: stopped by it, see `trainer.stopping`. After either the same command goes on.
 """
 
+import contextlib
 import errno
 import logging
 import re
@@ -65,8 +66,9 @@ def run(main: Callable[..., None], *, needs: tuple[str, ...] = (), argument: str
 
 
 def tell(line: str):
-    """A line for whoever waits, beside the output."""
-    print(line, file=sys.stderr, flush=True)
+    """A line for whoever waits, beside the output; nobody may."""
+    with contextlib.suppress(OSError):
+        print(line, file=sys.stderr, flush=True)
 
 
 def _usage(needs, argument):

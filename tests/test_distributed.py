@@ -138,9 +138,13 @@ def test_a_signal_to_one_process_stops_both_after_the_same_step_from_which_they_
 
 AGREEING = """
 import json, sys
+from types import SimpleNamespace
 import numpy as np
-from trainer import distributed, joining
+from trainer import distributed, joining, resuming
+from trainer.checkpoint import NoSnapshots
 from trainer.errors import ConfigError, DistributedError
+from trainer.state import TrainState
+from trainer.writers import Quiet
 
 index = int(sys.argv[2])
 def refuse():
@@ -159,6 +163,13 @@ with joining.joined(
     arrays = {"x": np.array([-0.0, np.nan, 1e-40], np.float32), "n": np.int32(-7)}
     restored, about = distributed.restored_by_writer(lambda like: (arrays, {"step": 3}), like=like)
     told["restored"] = [restored["x"].tobytes().hex(), int(restored["n"]), about]
+    params = {"kernel": np.full(2, 3.0 + index, np.float32)}  # of another processor, say
+    new = TrainState(np.int32(0), params, {}, {}, np.zeros(2, np.uint32), {})
+    experiment = SimpleNamespace(state=new, parallel=SimpleNamespace(num_devices=2), fingerprint="", hyperparams={})
+    experiment.hyperparams |= {"lr": 0.1, "weight_decay": 0.0}
+    rollbacks = SimpleNamespace(lr_scale=lambda step: 1.0)
+    state, _ = resuming.restore(experiment, NoSnapshots(), rollbacks=rollbacks, writer=Quiet())
+    told["new"] = state.params["kernel"].tolist()
     told["none"] = distributed.restored_by_writer(lambda like: None, like=like)
     try:
         distributed.check_same({"data": "same", "config": str(index)})
@@ -186,6 +197,7 @@ def test_what_the_writer_knows_all_know_and_a_stop_that_one_asks_for_all_make_af
     assert first["value"] == second["value"] == 0
     bits = np.array([-0.0, np.nan, 1e-40], np.float32).tobytes().hex()
     assert first["restored"] == second["restored"] == [bits, -7, {"step": 3}]
+    assert first["new"] == second["new"] == [3.0, 3.0]
     assert first["none"] is second["none"] is None
     assert "differs" not in first
     assert second["differs"].startswith("process 1 has another config than process 0")

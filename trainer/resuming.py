@@ -50,10 +50,14 @@ def restore(
     Raises DataError where the snapshot is of other splits, and as `Snapshots.restore_latest`.
     """
     devices = experiment.parallel.num_devices
-    restored = distributed.restored_by_writer(snapshots.restore_latest, like=experiment.state)
-    state, progress = experiment.state, Progress(fingerprint=experiment.fingerprint, num_devices=devices)
-    if restored is not None:
-        state, progress = restored[0], Progress(**restored[1])
+    # A new state is the writer's, too: weights that are made from images are not the same bits on every processor.
+    state, saved = distributed.restored_by_writer(
+        lambda new: snapshots.restore_latest(new) or (new, None), like=experiment.state
+    )
+    if saved is None:
+        progress = Progress(fingerprint=experiment.fingerprint, num_devices=devices)
+    else:
+        progress = Progress(**saved)
         check_same_data(experiment, progress)
         writer.say(f"resuming after step {int(state.step):,}")
     # The rate and the decay are the config's: it may have been changed.
