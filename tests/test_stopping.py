@@ -45,6 +45,11 @@ def steps_saved(workdir):
     return sorted(int(path.name) for path in (workdir / "checkpoints").iterdir() if path.name.isdigit())
 
 
+def ours(caplog):
+    """What the project itself warns of; Orbax finds a busy machine slow."""
+    return [record.getMessage() for record in caplog.records if record.name.startswith("trainer")]
+
+
 # The log closes a window every 3 steps, an evaluation every 4: before the first step; in a window; where one closed at
 # a log, at an evaluation; twice in one window; after the last step; at every step.
 @pytest.mark.parametrize("polls", [(1,), (3,), (4,), (5,), (8, 2), (6, 1, 2, 1), (25,), (2,) * 24])
@@ -64,7 +69,7 @@ def test_a_stopped_run_ends_as_if_nothing_happened(straight, tmp_path, polls, ca
         assert again[key] == result[key], key
     assert records(tmp_path) == records(workdir)
     assert steps_saved(tmp_path) == steps_saved(workdir)
-    assert caplog.text == ""  # nothing is lost
+    assert ours(caplog) == []  # nothing is lost
 
 
 def test_a_stop_in_the_middle_of_many_steps_a_call(tmp_path):
@@ -120,7 +125,7 @@ def test_another_log_interval_after_a_stop_loses_no_step_that_is_left(straight, 
     stopped(tiny(), tmp_path, 3)  # after step 2
     stopped(tiny(log_every_steps=2), tmp_path, 2, on_config_change="accept")  # after step 3
     found = run(tiny(log_every_steps=2), tmp_path)
-    assert caplog.text == ""
+    assert ours(caplog) == []
     assert found["steps"] == 24
     assert [record["step"] for record in records(tmp_path)] == list(range(4, 25, 2))
 
