@@ -9,7 +9,6 @@ import itertools
 import json
 import logging
 import math
-import zlib
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -20,38 +19,9 @@ import orbax.checkpoint as ocp
 from orbax.checkpoint import checkpoint_managers
 
 from trainer.errors import CheckpointError, is_passing
+from trainer.sealed import checksums, seal, shapes, unseal
 
 _METRIC = "val_accuracy"
-
-
-def _checksums(tree) -> dict[str, list]:
-    """{path: [dtype, shape, crc32]} of every array of `tree`."""
-    leaves = jax.tree_util.tree_leaves_with_path(tree)
-    return {
-        jax.tree_util.keystr(path): [str(leaf.dtype), list(leaf.shape), zlib.crc32(np.ascontiguousarray(leaf))]
-        for path, leaf in leaves
-    }
-
-
-def _shapes(tree) -> set[tuple]:
-    """(path, dtype, shape) of every array of `tree`: what must agree before the values can."""
-    leaves = jax.tree_util.tree_leaves_with_path(tree)
-    return {(jax.tree_util.keystr(path), str(leaf.dtype), leaf.shape) for path, leaf in leaves}
-
-
-def _checksum_of_json(value) -> int:
-    return zlib.crc32(json.dumps(value, sort_keys=True).encode())
-
-
-def _sealed(progress, arrays, metric):
-    """The record that is saved beside the state, with a checksum over itself."""
-    record = {"progress": progress, "arrays": arrays, _METRIC: metric}
-    return {**record, "crc32": _checksum_of_json(record)}
-
-
-def _is_sealed(record):
-    """Whether `record` is, whole, what `_sealed` made."""
-    return isinstance(record, dict) and record.pop("crc32", None) == _checksum_of_json(record)
 
 
 class _DamagedError(Exception):
@@ -139,9 +109,8 @@ class Snapshots:
         state = jax.device_get(state)  # on the CPU perhaps the device's own buffer; Orbax copies before it returns
         evaluated = val_accuracy is not None and math.isfinite(val_accuracy)
         metric = float(val_accuracy) if evaluated else -math.inf
-        args = ocp.args.Composite(
-            state=ocp.args.StandardSave(state), record=ocp.args.JsonSave(_sealed(progress, _checksums(state), metric))
-        )
+        record = seal({"progress": progress, "arrays": checksums(state), _METRIC: metric})
+        args = ocp.args.Composite(state=ocp.args.StandardSave(state), record=ocp.args.JsonSave(record))
         with self._naming_a_full_disk():
             saved = self._manager.save(step, args=args, metrics={_METRIC: metric})
         if not saved:
@@ -201,18 +170,18 @@ class Snapshots:
 
     def _restore(self, step, like):
         """Reads one snapshot and checks every array; `like` is a state of host arrays with the same structure."""
-        record = self._read(step, record=ocp.args.JsonRestore()).record
-        if not _is_sealed(record):
+        record = unseal(self._read(step, record=ocp.args.JsonRestore()).record)
+        if record is None:
             raise _DamagedError("checksum of its record does not match")
         expected = record["arrays"]
         saved = {(path, dtype, tuple(shape)) for path, (dtype, shape, _) in expected.items()}
-        if odd := saved ^ _shapes(like):
+        if odd := saved ^ shapes(like):
             raise CheckpointError(
                 f"the snapshot of step {step} in {self._directory} is of another model or optimizer "
                 f"(first difference: {min(odd)[0]}); use a new --workdir"
             )
         state = self._read(step, state=ocp.args.StandardRestore(like)).state
-        found = _checksums(state)
+        found = checksums(state)
         for path in sorted(expected):
             if found.get(path) != expected[path]:
                 raise _DamagedError(f"checksum of {path} does not match")

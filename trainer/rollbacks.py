@@ -1,9 +1,9 @@
 """How often a run went back to a snapshot because something was not finite, and the rate that it went on with."""
 
 import json
-import zlib
 from pathlib import Path
 
+from trainer import sealed
 from trainer import workdir as workdir_lib
 from trainer.checkpoint import Snapshots
 from trainer.errors import NonFiniteError, WorkdirError
@@ -56,7 +56,7 @@ class Rollbacks:
 
     def _read(self):
         text = self._path.read_text(errors="replace") if self._path.exists() else None
-        lines = [_opened(line) for line in (text or "").splitlines()]
+        lines = [sealed.loads(line) for line in (text or "").splitlines()]
         if text is not None and (not lines or None in lines):
             raise WorkdirError(
                 f"{self._path} is damaged, so that the rate to go on with is not known; put back a copy, or delete it "
@@ -68,18 +68,4 @@ class Rollbacks:
         if not lines:
             self.forget()
             return
-        sealed = [json.dumps({**line, "crc32": _crc32(line)}) for line in lines]
-        workdir_lib.write_whole(self._path, "".join(line + "\n" for line in sealed))
-
-
-def _crc32(line):
-    return zlib.crc32(json.dumps(line, sort_keys=True).encode())
-
-
-def _opened(text):
-    """The rollback of one line, or None where it is not what was written."""
-    try:
-        line = dict(json.loads(text))
-    except (ValueError, TypeError, RecursionError):
-        return None
-    return line if line.pop("crc32", None) == _crc32(line) else None
+        workdir_lib.write_whole(self._path, "".join(json.dumps(sealed.seal(line)) + "\n" for line in lines))

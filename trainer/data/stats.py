@@ -8,12 +8,12 @@ they are those of a sample of `SAMPLE`, drawn without replacement by a fixed see
 import hashlib
 import json
 import logging
-import zlib
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import numpy as np
 
+from trainer import sealed
 from trainer.data.lazy import LazyImages
 from trainer.data.splits import Split
 from trainer.errors import ConfigError, unknown_name
@@ -134,27 +134,14 @@ def statistics(
 
 def _cached(split: Split, name: str, cache: Path) -> dict[str, np.ndarray]:
     marks = {"name": name, "fingerprint": fingerprint(split)}
-    stored = _read(cache)
+    # Sealed: a digit that changed on the disk would change every image that the network sees.
+    stored = (sealed.loads(cache.read_text(errors="replace")) if cache.exists() else None) or {}
     if all(stored.get(key) == value for key, value in marks.items()):
         return {key: np.array(stored[key]) for key in ("mean", "std")}
     computed = NORMALIZERS[name](split.images)
     record = {**marks, **{key: value.tolist() for key, value in computed.items()}}
-    cache.write_text(json.dumps({**record, "crc32": _crc32(record)}))
+    cache.write_text(json.dumps(sealed.seal(record)))
     return computed
-
-
-def _crc32(record):
-    """Over all that is kept: a digit that changed on the disk would change every image that the network sees."""
-    return zlib.crc32(json.dumps(record, sort_keys=True).encode())
-
-
-def _read(cache):
-    """The record in `cache`, or {} where there is none or what is there is not what was written."""
-    try:
-        record = dict(json.loads(cache.read_text()))
-    except (FileNotFoundError, ValueError, TypeError, RecursionError):
-        return {}
-    return record if record.pop("crc32", None) == _crc32(record) else {}
 
 
 def make_normalize(stats: dict[str, np.ndarray]) -> Callable:
