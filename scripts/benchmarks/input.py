@@ -7,7 +7,6 @@ Beside it, the same decoding with the same random crop and resize, which tells t
 
 import contextlib
 import itertools
-import os
 import resource
 import statistics
 import tempfile
@@ -22,6 +21,7 @@ from scripts.benchmarks.turns import in_turns, ratio
 from trainer.data.augment import make_augment
 from trainer.data.decode import decode_random_crop
 from trainer.data.folder_stream import folder_stream
+from trainer.data.source import cores
 from trainer.data.stream import Stream
 
 _BATCH = 64
@@ -63,7 +63,7 @@ def measure(*, images: int, rounds: int) -> dict:
             peaks.append(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss // 1024)
             return done
 
-        with ThreadPoolExecutor(os.cpu_count() or 1) as pool:
+        with ThreadPoolExecutor(cores()) as pool:
             calls = {
                 "stream": stream_turn,
                 "bare": lambda: list(pool.map(_decode, paths)) and None,
