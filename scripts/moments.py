@@ -162,13 +162,13 @@ STAGES: dict[str, Callable[[Run, int], bool]] = {
     "evaluation": lambda run, records: len(run.records()) >= records and "val_accuracy" not in run.records()[-1],
     "save": lambda run, records: len(run.records()) >= records and run.is_saving(),
 }
-_BRIEF = {"steps": 0.1, "evaluation": 0.02, "save": 0.05}  # seconds that a stage, once seen, may go on
+BRIEF = {"steps": 0.1, "evaluation": 0.02, "save": 0.05}  # seconds that a stage, once seen, may go on
 
 
 def draw(count: int, *, timeline: Timeline, rng: np.random.Generator) -> list[Moment]:
     """`count` random moments, spread evenly over the stages, in the order of the records that they wait for."""
     stages = [name for name, _ in zip(_cycle(rng), range(count), strict=False)]
-    spans = {"start": timeline.config, "compile": timeline.first_record - timeline.config, **_BRIEF}
+    spans = {"start": timeline.config, "compile": timeline.first_record - timeline.config, **BRIEF}
     logged = sorted(int(number) for number in rng.integers(1, max(2, timeline.records), count))
     return [
         Moment(stage, records, float(rng.uniform(0, spans[stage])))

@@ -4,6 +4,7 @@ What is counted is how often the promise of docs/reliability.md held. It must ho
 """
 
 import collections
+import itertools
 import signal
 import sys
 import tempfile
@@ -28,6 +29,7 @@ TERMINATED = 143  # the status of a run that SIGTERM ended: 128 + 15
 CONFIGS, INPUTS = 200, 500
 TRAINED = 10  # of the mutated configs that can be built
 _SHOWN = 10  # failures
+_EVALUATED_EVERY = 40  # steps, of a run that is told to stop
 
 
 def measure(*, parts: Sequence[str], kills: int, signals: int, seed: int) -> dict:
@@ -122,24 +124,31 @@ def _saved(workdir):
 
 
 def _signals(folder: Path, *, rng, size) -> Tally:
-    """`size` runs, each sent one SIGTERM while it steps: status 143, a snapshot of the last logged step, the same end.
+    """`size` runs, each sent one SIGTERM: status 143, a snapshot of the last logged step, the same end.
 
-    Each step is logged, and none after the one that is saved.
+    It comes while they compile, step, evaluate or save, in turn. Each step is logged, and none after the one that is
+    saved.
     """
-    config = changed(tiny(), {"log_every_steps": 1, "horizon": {"steps": 400}, "eval.every_steps": 200})
+    config = changed(tiny(), {"log_every_steps": 1, "horizon": {"steps": 400}, "eval.every_steps": _EVALUATED_EVERY})
     config = changed(config, {"schedule": {"name": "constant", "warmup_steps": 0}, "optimizer.lr": 0.003})
     straight = folder / "straight"
     _warm_up(config, folder)
     timeline = moments.Run(config, straight).timeline()
     result = workdir_lib.read_result(straight)
-    tally = Tally(too_late=0)
-    for number in range(size):
+    landed = collections.Counter()
+    tally = Tally(stages=landed, too_late=0)
+    for number, stage in zip(range(size), itertools.cycle(("compile", "steps", "evaluation", "save")), strict=False):
         workdir = folder / f"told{number}"
-        moment = moments.Moment("steps", int(rng.integers(1, timeline.records // 2)), float(rng.uniform(0, 0.1)))
+        logged = int(rng.integers(1, timeline.records // 2))
+        if stage == "evaluation":
+            logged += -logged % _EVALUATED_EVERY - 1  # the next step is evaluated
+        span = timeline.first_record - timeline.config if stage == "compile" else moments.BRIEF[stage]
         run = moments.Run(config, workdir)
-        if not run.end_at(moment, by=signal.SIGTERM):
+        if run.end_at(moments.Moment(stage, logged, float(rng.uniform(0, span))), by=signal.SIGTERM):
+            landed[stage] += 1
+        else:
             tally.more["too_late"] += 1
-        tally.add(str(number), _told(run, config, result))
+        tally.add(f"{number}, {stage}", _told(run, config, result))
     return tally
 
 
