@@ -44,6 +44,8 @@ def process(tmp_path):
             Image.fromarray(pixels).save(tmp_path / "images" / name / f"{number}.png")
     (tmp_path / "config.py").write_text(CONFIG.format(root=str(tmp_path / "images")))
     command = [sys.executable, "-m", "scripts.train", f"--config={tmp_path / 'config.py'}"]
+    # What a shell starts in the background is to ignore SIGINT, and so is all that it starts.
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
     with open(tmp_path / "stderr", "w") as stderr:
         process = subprocess.Popen(
             [*command, f"--workdir={tmp_path / 'run'}"],
@@ -52,6 +54,7 @@ def process(tmp_path):
             stderr=stderr,
             start_new_session=True,
         )
+    signal.signal(signal.SIGINT, before)
     log = tmp_path / "run" / "metrics.jsonl"
     wait_until(lambda: process.poll() is not None or log.exists() and log.stat().st_size, seconds=120)
     assert process.poll() is None, (tmp_path / "stderr").read_text()
