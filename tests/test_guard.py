@@ -13,7 +13,7 @@ import pytest
 from test_stopping import SHARED, Trip
 from test_train import ROOT, Killer, Stop, records, run, tiny
 
-from trainer import experiment, guard, stopping, watchdog
+from trainer import experiment, guard, resuming, stopping, watchdog
 from trainer.errors import ConfigError, NonFiniteError, WorkdirError
 from trainer.experiment import Shared
 from trainer.rollbacks import Rollbacks
@@ -271,6 +271,18 @@ def test_the_watchdog_of_a_run_allows_for_the_compiler_and_ends_with_it(tmp_path
     timers.clear()
     run(tiny(), tmp_path / "off", shared=SHARED)
     assert timers == []
+
+
+def test_the_watchdog_is_set_before_the_state_is_restored(tmp_path, timers, monkeypatch):
+    restore, seen = resuming.restore, []
+
+    def watched_restore(*arguments, **options):
+        seen.extend(timers)
+        return restore(*arguments, **options)
+
+    monkeypatch.setattr(resuming, "restore", watched_restore)
+    run(tiny(**{"guard.watchdog_minutes": 2.0}), tmp_path, shared=SHARED)
+    assert seen == [1200]
 
 
 def test_the_watchdog_is_set_anew_but_not_at_every_step(timers, monkeypatch):

@@ -1,7 +1,8 @@
 """Convolutions, by name: XLA's own, and on CPU the several times faster ones of oneDNN.
 
 jaxlib for Linux on x86-64 carries oneDNN, whose forward convolution is one undocumented custom call. A config that it
-refuses ends the process, so nothing runs here before `trainer.convolution_proof` saw it run in a child process.
+refuses ends the process: the few kinds of windows that are asked for here are tried first, on small shapes, in a child
+process (`trainer.convolution_proof`).
 """
 
 import functools

@@ -32,7 +32,10 @@ VIEWS = {"mirror": _mirror, "mirror_translate": _mirror_translate, "none": _none
 
 
 def mean_over_views(logits: Callable, views: Callable) -> Callable:
-    """`logits(weights, images)`, averaged over `views`, an entry of `VIEWS`. One view is in memory at a time."""
+    """`logits(weights, images)`, averaged over `views`, an entry of `VIEWS`.
+
+    One view goes through the network at a time.
+    """
 
     def mean_logits(weights, images):
         shares, seen = zip(*views(images), strict=True)
