@@ -39,8 +39,6 @@ def use(*, workdir: Path | None):
         # On some processors XLA complains about every program of its own that it loads. Errors still are exceptions.
         os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
     _turn_on(workdir)
-    # A program that calls oneDNN (`trainer.convolution`) cannot be kept, in whichever folder.
-    warnings.filterwarnings("ignore", message="Error writing persistent compilation cache entry .*std::bad_alloc")
 
 
 def _turn_on(workdir):

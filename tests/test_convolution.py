@@ -11,6 +11,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from jax import lax
+from jax._src import compilation_cache
 from jax.sharding import Mesh, PartitionSpec
 
 import models
@@ -66,16 +67,8 @@ def _equal(found, wanted):
 
 @pytest.fixture(autouse=True)
 def as_in_a_run(monkeypatch):
-    """Where the other tests have XLA's; the tests' cache of compiled programs cannot hold the custom call."""
+    """Where the other tests have XLA's."""
     monkeypatch.setattr(convolution, "usable", usable)
-    # JAX asks for the first once in a process; the second keeps it from writing later on.
-    wanted = {"jax_enable_compilation_cache": False, "jax_persistent_cache_min_compile_time_secs": 1e9}
-    before = {name: getattr(jax.config, name) for name in wanted}
-    for name, value in wanted.items():
-        jax.config.update(name, value)
-    yield
-    for name, value in before.items():
-        jax.config.update(name, value)
 
 
 @pytest.fixture(scope="module")
@@ -221,6 +214,34 @@ def test_training_is_the_same_either_way():
 
 # SIGINT may be ignored, as it is for what a shell started in the background.
 KILLED = "import os, signal; signal.signal(signal.SIGINT, signal.SIG_DFL); os.kill(os.getpid(), signal.{})"
+
+
+@proven
+def test_no_program_with_the_call_is_offered_to_the_compilation_cache(monkeypatch):
+    """jaxlib cannot serialise one: it raises, or crashes the process. Compiled by jit, ahead of time, or op by op."""
+    offered = []
+
+    def put(cache_key, module_name, executable, backend, compile_time):
+        offered.append("".join(module.to_string() for module in executable.hlo_modules()))
+
+    monkeypatch.setattr(compilation_cache, "put_executable_and_time", put)
+    convolution.keep_out_of_cache.cache_clear()
+    x, kernel = _inputs(batch=5, size=9)  # shapes that no other test has, so that they are compiled here
+    call = functools.partial(convolution.by_onednn, window=convolution.Window((1, 1), ((1, 1), (1, 1)), (1, 1)))
+    jax.jit(lambda x, k: jnp.sum(call(x, k)))(x, kernel)
+    jax.jit(lambda x, k: call(x, k) + 1).lower(x, kernel).compile()
+    call(x, kernel)
+    jax.jit(lambda x: jnp.sum(x * 3.25))(x)
+    assert offered and not any("onednn" in program for program in offered)
+    convolution.keep_out_of_cache.cache_clear()
+
+
+def test_without_the_means_to_keep_it_out_no_such_program_is_made(monkeypatch):
+    monkeypatch.setattr(compilation_cache, "put_executable_and_time", lambda key, executable: None)
+    convolution.keep_out_of_cache.cache_clear()
+    with pytest.raises(AttributeError, match="other arguments"):
+        convolution.by_onednn(*_inputs(), window=convolution.Window((1, 1), ((1, 1), (1, 1)), (1, 1)))
+    convolution.keep_out_of_cache.cache_clear()
 
 
 @pytest.mark.parametrize(

@@ -6,6 +6,7 @@ process (`trainer.convolution_proof`).
 """
 
 import functools
+import inspect
 import json
 import math
 from collections.abc import Callable
@@ -18,7 +19,8 @@ from jax import lax
 
 from trainer import convolution_proof
 
-TARGET = "__onednn$convolution"
+LIBRARY = "__onednn$"  # what the names of all its custom calls begin with
+TARGET = f"{LIBRARY}convolution"
 NHWC = ("NHWC", "HWIO", "NHWC")
 TOLERANCE = 1e-5  # of the largest value; seen: 2e-6
 # Of a gradient with respect to the kernel: the least examples at a time, the numbers of g that a cache holds, and the
@@ -38,8 +40,8 @@ def auto(lhs: jax.Array, rhs: jax.Array, window_strides, padding, *args, **kwarg
     """`jax.lax.conv_general_dilated`, by oneDNN where that was proven to work: the same arguments, the same values.
 
     oneDNN takes float32 [B, H, W, C] and [h, w, C, F] on CPU, at any stride and kernel dilation; all else is XLA's,
-    without a word. Gradients and gradients of gradients work; forward-mode derivatives need `jax.lax`'s own. A program
-    with a call of oneDNN is compiled anew by each process: JAX cannot write it to its cache on disk, and warns.
+    without a word. Gradients and gradients of gradients work; forward-mode derivatives need `jax.lax`'s own. Each
+    process compiles a program with a call of oneDNN anew: it cannot be written to JAX's compilation cache.
     """
     window = _window(lhs, rhs, window_strides, padding, *args, **kwargs)
     if window is None or not usable():
@@ -54,6 +56,28 @@ CONVOLUTIONS = {"auto": auto, "xla": lax.conv_general_dilated}
 def usable() -> bool:
     """Whether oneDNN's convolutions may be called: the devices are CPUs, and a child process lived through it."""
     return jax.default_backend() == "cpu" and convolution_proof.proven()
+
+
+@functools.cache
+def keep_out_of_cache():
+    """From now on no program that calls oneDNN is offered to JAX's compilation cache.
+
+    jaxlib cannot serialise such a program: it raises MemoryError or crashes the process, by version and machine. JAX
+    has no public way to leave one program out, so this wraps the private function that serialises and writes. Raises
+    AttributeError where this version of JAX has no such function; the child process finds that out first.
+    """
+    from jax._src import compilation_cache
+
+    put = compilation_cache.put_executable_and_time
+    if list(inspect.signature(put).parameters)[2:3] != ["executable"]:
+        raise AttributeError("jax._src.compilation_cache.put_executable_and_time has other arguments")
+
+    @functools.wraps(put)
+    def put_unless_onednn(cache_key, module_name, executable, *args, **kwargs):
+        if not any(LIBRARY in module.to_string() for module in executable.hlo_modules()):
+            put(cache_key, module_name, executable, *args, **kwargs)
+
+    compilation_cache.put_executable_and_time = put_unless_onednn
 
 
 def by_onednn(x: jax.Array, kernel: jax.Array, *, window: Window) -> jax.Array:
@@ -147,6 +171,7 @@ def _xla(x, kernel, *, window):
 
 def _onednn(x, kernel, *, strides, padding, dilation):
     """The custom call: [B, ..., C], [..., C, F] -> [B, ..., F] with two or three spatial dimensions."""
+    keep_out_of_cache()
     dims, spatial = x.ndim, list(range(1, x.ndim - 1))
     data = {"dims": dims, "data": {"batch_dim": 0, "feature_dim": dims - 1, "spatial_dims": spatial}}
     filters = {"input_feature_dim": dims - 2, "output_feature_dim": dims - 1, "shape": kernel.shape}

@@ -65,20 +65,25 @@ def _cache(subject: dict[str, str]) -> Path:
 def _try(code: str) -> bool | None:
     """Whether a Python that runs `code` ends with status 0; None if it took too long, did not start or was ended."""
     try:
-        child = subprocess.run(
-            [sys.executable, "-c", code],
-            cwd=ROOT,
-            env={
-                **os.environ,
-                "JAX_PLATFORMS": "cpu",
-                "XLA_FLAGS": "--xla_backend_optimization_level=0",
-                "JAX_ENABLE_COMPILATION_CACHE": "false",
-            },
-            stdin=subprocess.DEVNULL,
-            stdout=subprocess.DEVNULL,
-            stderr=subprocess.DEVNULL,
-            timeout=TIMEOUT_SECONDS,
-        )
+        with tempfile.TemporaryDirectory(prefix="linseed-proof-") as programs:
+            child = subprocess.run(
+                [sys.executable, "-c", code],
+                cwd=ROOT,
+                env={
+                    **os.environ,
+                    "JAX_PLATFORMS": "cpu",
+                    "XLA_FLAGS": "--xla_backend_optimization_level=0",
+                    # With the cache on: to keep such programs out of it is a part of what has to work.
+                    "JAX_ENABLE_COMPILATION_CACHE": "true",
+                    "JAX_COMPILATION_CACHE_DIR": programs,
+                    "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0",
+                    "JAX_RAISE_PERSISTENT_CACHE_ERRORS": "true",
+                },
+                stdin=subprocess.DEVNULL,
+                stdout=subprocess.DEVNULL,
+                stderr=subprocess.DEVNULL,
+                timeout=TIMEOUT_SECONDS,
+            )
     except (OSError, subprocess.TimeoutExpired):
         return None  # the machine may be busy: not remembered
     return child.returncode == 0 if child.returncode in VERDICTS else None
