@@ -15,6 +15,7 @@ from absl import app, flags
 
 from scripts import heap
 from scripts.console import Console
+from trainer import xla_flags
 from trainer.errors import LinseedError
 from trainer.stopping import Stopped
 
@@ -47,6 +48,7 @@ def run(main: Callable[..., None], *, needs: tuple[str, ...] = (), argument: str
     def guarded(rest):
         _show_our_warnings_alone()
         heap.keep()
+        xla_flags.use()
         try:
             main(Console(), *rest[1:])
         except LinseedError as error:

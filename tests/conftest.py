@@ -12,6 +12,8 @@ import tempfile
 
 import pytest
 
+from trainer import xla_flags
+
 os.environ["JAX_PLATFORMS"] = "cpu"
 os.environ["XLA_FLAGS"] = " ".join(
     [
@@ -20,6 +22,7 @@ os.environ["XLA_FLAGS"] = " ".join(
         "--xla_backend_optimization_level=0",
     ]
 )
+xla_flags.use()
 if "PYTEST_XDIST_WORKER" not in os.environ:  # workers inherit the cache of the process that started them
     os.environ["JAX_COMPILATION_CACHE_DIR"] = tempfile.mkdtemp(prefix="linseed-tests-")
     atexit.register(shutil.rmtree, os.environ["JAX_COMPILATION_CACHE_DIR"], ignore_errors=True)

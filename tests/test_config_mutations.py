@@ -27,6 +27,12 @@ def test_two_hundred_configs_are_refused_in_a_line_or_can_be_built(tmp_path):
     """Whatever is raised but a LinseedError leaves `outcome` and fails the test, with the changes in its message."""
     shared, counts = Shared(), collections.Counter()
 
+    # Few draws can be built, and which ones goes by the version of Python; these can on any.
+    @hypothesis.example({"seed": 7})
+    @hypothesis.example({"data.augment": "flip_lr(0.5)", "label_smoothing": 0.5})
+    @hypothesis.example({"model.widths": (4, 8, 8)})
+    @hypothesis.example({"optimizer.name": "nadam", "horizon.steps": 64})
+    @hypothesis.example({"eval.batch_size": 1000, "precision": "bfloat16"})
     @hypothesis.settings(max_examples=EXAMPLES, derandomize=True, database=None, deadline=None)
     @hypothesis.given(changes())
     def run(drawn):

@@ -22,6 +22,7 @@ from trainer import workdir as workdir_lib
 from trainer.checkpoint import Snapshots
 from trainer.data import pipeline, sources
 from trainer.errors import CheckpointError, ConfigError, DataError, NonFiniteError, WorkdirError
+from trainer.evaluate import Evaluator
 from trainer.experiment import Shared, build
 from trainer.parallel import DataParallel
 
@@ -107,6 +108,20 @@ def test_metrics_hold_every_logged_step_once_and_in_order(straight):
     expected = {"step", "epoch", "train_loss", "train_accuracy", "lr", "grad_norm", "update_ratio"}
     assert all(expected <= set(record) for record in found)
     assert found[-1]["train_loss"] < found[0]["train_loss"]
+
+
+def test_the_compilation_of_an_evaluation_is_no_training_time(tmp_path, monkeypatch):
+    late, start = [0.0], Evaluator.start
+
+    def compiles(evaluator, weights, split):
+        late[0] = 1000.0
+        return start(evaluator, weights, split)
+
+    monkeypatch.setattr(Evaluator, "start", compiles)
+    monkeypatch.setattr(train.time, "monotonic", lambda: time.perf_counter() + late[0])
+    run(tiny(**{"horizon.epochs": 2.0}), tmp_path)
+    found = {record["step"]: record for record in writers.read_records(tmp_path / "metrics.jsonl")}
+    assert "val_accuracy" in found[4] and min(found[step]["images_per_second"] for step in (4, 6)) > 1
 
 
 def test_best_is_the_best_of_the_metrics_and_both_snapshots_survive(straight):

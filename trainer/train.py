@@ -167,7 +167,7 @@ def _train(config, experiment, *, state, progress, snapshots, log, writer, start
         """Reads, logs and saves what the window came to, unless it is not finite."""
         nonlocal progress, window_began, sound
         _, steps, in_a_row = read(window)
-        ready = time.monotonic()
+        ready = window.ended or time.monotonic()
         sound = [*filter(metrics.is_finite, steps)]
         epoch = window.step * batch_size / len(experiment.train.labels)
         record = {"step": window.step, "epoch": epoch, **metrics.summarize(sound or steps)}
@@ -230,14 +230,16 @@ def _train(config, experiment, *, state, progress, snapshots, log, writer, start
                 continue
             if waiting:
                 finish(waiting)
-            waiting, evaluation, kept = None, None, None
+            waiting, evaluation, kept, ended = None, None, None, None
             if step % eval_every == 0 or step == total_steps:
                 alive(compiles=not evaluated)
-                evaluated = True
+                if not evaluated:  # the first one waits for the compiler, which is no training time
+                    jax.block_until_ready(made)
+                    ended, evaluated = time.monotonic(), True
                 weights = state_lib.evaluated_weights(carry["state"])
                 evaluation = experiment.evaluate.start(weights, experiment.val)
                 kept = _copy(carry["state"])  # the next call gives up the original
-            waiting, start = _Window(start, step, made, _copy(carry["window"]), evaluation, kept), step
+            waiting, start = _Window(start, step, made, _copy(carry["window"]), evaluation, kept, ended), step
             if evaluation and config.early_stopping.patience:  # whether to go on depends on it
                 finish(waiting)
                 waiting = None
@@ -245,7 +247,7 @@ def _train(config, experiment, *, state, progress, snapshots, log, writer, start
         if waiting:
             finish(waiting)
         if step and step not in snapshots.steps():  # stopped between two evaluations
-            window = _Window(start, step, None, carry["window"], None, carry["state"])
+            window = _Window(start, step, None, carry["window"], None, carry["state"], None)
             save(window, rows=read(window)[0].tolist(), val_accuracy=None)
         alive()
         snapshots.wait()
@@ -256,6 +258,7 @@ class _Window(NamedTuple):
     """Steps start + 1 to step, the last made by the call that gave `made`.
 
     rows: their metrics. evaluation, state: an evaluation's sums and a copy of the state, or None where there is none.
+    ended: when the last step was done (`time.monotonic`), None where it is taken to be when the rows were read.
     """
 
     start: int
@@ -264,6 +267,7 @@ class _Window(NamedTuple):
     rows: jax.Array
     evaluation: list | None
     state: state_lib.TrainState | None
+    ended: float | None
 
 
 @jax.jit

@@ -1,5 +1,6 @@
 """Configs with random changes: each is refused in one line, or can be built; nothing else happens to anyone."""
 
+import copy
 import math
 from pathlib import Path
 from typing import Any
@@ -73,7 +74,7 @@ def apply(config: ml_collections.ConfigDict, changes: dict[str, Any]) -> ml_coll
             owner = owner.get(part) if isinstance(owner, dict) else None
         if not isinstance(owner, dict):
             return None
-        owner[name] = value
+        owner[name] = copy.deepcopy(value)  # one of VALUES, which a later change may reach into
     return ml_collections.ConfigDict(nested)
 
 
