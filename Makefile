@@ -2,7 +2,10 @@ PYTHON ?= python3
 CONFIG ?= configs/digits.py
 WORKDIR ?= runs/digits
 
-.PHONY: train test
+# For `make matrix`: names or paths of Pythons.
+PYTHONS ?= python3.11 python3.12 python3.13
+
+.PHONY: train test matrix lock
 
 train: .venv/installed
 	.venv/bin/python -m scripts.train --config=$(CONFIG) --workdir=$(WORKDIR)
@@ -11,6 +14,18 @@ test: .venv/installed
 	.venv/bin/ruff check .
 	.venv/bin/ruff format --check .
 	.venv/bin/python -m pytest --numprocesses=auto --dist=loadfile
+
+# The whole suite of what is committed, on each of PYTHONS, in a clone and with an environment of its own.
+matrix:
+	@for python in $(PYTHONS); do \
+		tree=runs/matrix/$$(basename $$python); \
+		rm -rf $$tree && git clone --quiet . $$tree && $(MAKE) --no-print-directory -C $$tree PYTHON=$$python test \
+			|| failed="$$failed $$python"; \
+	done; test -z "$$failed" || { echo "failed on$$failed"; exit 1; }
+
+lock:
+	uv pip compile setup.cfg --extra test --universal --python-version 3.11 --generate-hashes --no-annotate \
+		--custom-compile-command "make lock" --output-file requirements.lock
 
 # Installs exactly what requirements.lock pins, by hash. Some systems split venv off python3: virtualenv then does it.
 .venv/installed: requirements.lock setup.cfg pyproject.toml
