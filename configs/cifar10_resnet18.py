@@ -9,7 +9,7 @@ A research baseline, for an accelerator. Expected accuracy: not measured yet.
 
 import ml_collections
 
-from configs import variants
+from linseed.configs import variants
 
 
 def get_config(variant=""):

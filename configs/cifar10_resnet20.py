@@ -10,7 +10,7 @@ step schedule over 64,000 steps (table 6).
 
 import ml_collections
 
-from configs import variants
+from linseed.configs import variants
 
 
 def get_config(variant=""):

@@ -9,7 +9,7 @@ Expected: 86.1 % on test (CIFAR-10 as a JPEG copy, seed 0), in 16 CPU-minutes: t
 
 import ml_collections
 
-from configs import variants
+from linseed.configs import variants
 
 
 def get_config(variant=""):

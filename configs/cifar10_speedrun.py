@@ -16,7 +16,7 @@ five small steps and looks at each image once; `:root=DIR` reads class folders i
 
 import ml_collections
 
-from configs import variants
+from linseed.configs import variants
 
 # The record sums the loss over a batch of 2,000 where we take the mean: a rate of SGD is 2,000 times the record's, and
 # the decay a 2,000th of it. Muon's rate stays, since its update does not depend on the gradient's size.

@@ -9,7 +9,7 @@ Ships with the install: no download. Expected: 98.3 % on test (98.1 to 98.6 over
 
 import ml_collections
 
-from configs import variants
+from linseed.configs import variants
 
 
 def get_config(variant=""):

@@ -10,7 +10,7 @@ validation (three seeds), in 5 to 6 seconds.
 
 import ml_collections
 
-from configs import variants
+from linseed.configs import variants
 
 
 def get_config(variant=""):

@@ -12,7 +12,7 @@ five together 98.1 %, loss 0.056. One run takes 35 CPU-seconds.
 
 import ml_collections
 
-from configs import variants
+from linseed.configs import variants
 
 CYCLES = 5
 CYCLE_STEPS = 240  # 6 epochs

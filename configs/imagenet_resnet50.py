@@ -12,7 +12,7 @@ ImageNet's own validation images are the test split, opened once; what is watche
 
 import ml_collections
 
-from configs import variants
+from linseed.configs import variants
 
 
 def get_config(variant=""):

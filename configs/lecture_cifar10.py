@@ -12,7 +12,7 @@ run takes about a minute on two CPU cores, a third of it to read the images.
 
 import ml_collections
 
-from configs import variants
+from linseed.configs import variants
 
 VARIANTS = {
     "augmentation": {"data.augment": "pad_crop(4)|flip_lr(0.5)"},

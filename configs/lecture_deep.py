@@ -12,7 +12,7 @@ run takes 6 to 15 seconds on one CPU core.
 
 import ml_collections
 
-from configs import variants
+from linseed.configs import variants
 
 CIFAR10 = {"data.val_fraction": 0.1, "eval.every_steps": 500, "horizon.steps": 2000}
 

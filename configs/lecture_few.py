@@ -12,7 +12,7 @@ one CPU core.
 
 import ml_collections
 
-from configs import variants
+from linseed.configs import variants
 
 VARIANTS = {
     "augmentation": {"data.augment": "rotate(10)|translate(0.1)"},

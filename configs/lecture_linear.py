@@ -11,7 +11,7 @@ A word after the colon is the loss; without one it is softmax. Expected on valid
 
 import ml_collections
 
-from configs import variants
+from linseed.configs import variants
 
 # Each loss and its rate: the best on validation of 0.01, 0.03 and 0.1 with seed 0.
 LOSSES = {"sigmoid": 0.1, "softmax": 0.1, "svm": 0.01}

@@ -12,7 +12,7 @@ run takes 5 to 12 seconds on one CPU core.
 
 import ml_collections
 
-from configs import variants
+from linseed.configs import variants
 
 OPTIMIZERS = {
     "adam": dict(name="adam", lr=1e-3, b1=0.9, b2=0.999, eps=1e-8),

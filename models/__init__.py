@@ -9,12 +9,12 @@ from typing import Any
 import flax.linen as nn
 import jax.numpy as jnp
 
-from models.alexnet import alexnet
-from models.cnn import cnn
-from models.layers import Convolution, lookup
-from models.linear import linear
-from models.mlp import mlp
-from models.resnet import (
+from linseed.models.alexnet import alexnet
+from linseed.models.cnn import cnn
+from linseed.models.layers import Convolution, lookup
+from linseed.models.linear import linear
+from linseed.models.mlp import mlp
+from linseed.models.resnet import (
     resnet18,
     resnet20,
     resnet32,
@@ -26,9 +26,9 @@ from models.resnet import (
     resnet110,
     resnet152,
 )
-from models.speednet import speednet
-from models.vgg import vgg11, vgg13, vgg16, vgg19
-from models.wide_resnet import wide_resnet28_10
+from linseed.models.speednet import speednet
+from linseed.models.vgg import vgg11, vgg13, vgg16, vgg19
+from linseed.models.wide_resnet import wide_resnet28_10
 
 MODELS = {
     "alexnet": alexnet,

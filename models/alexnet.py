@@ -12,7 +12,7 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
-from models.layers import Convolution, kaiming, lookup
+from linseed.models.layers import Convolution, kaiming, lookup
 
 
 class Stem(NamedTuple):

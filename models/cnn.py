@@ -7,7 +7,16 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
-from models.layers import ACTIVATIONS, NORMALIZATIONS, Activation, Block, Convolution, initializer, lookup, max_pool_2x2
+from linseed.models.layers import (
+    ACTIVATIONS,
+    NORMALIZATIONS,
+    Activation,
+    Block,
+    Convolution,
+    initializer,
+    lookup,
+    max_pool_2x2,
+)
 
 
 class Cnn(nn.Module):

@@ -4,7 +4,7 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
-from models.layers import Convolution
+from linseed.models.layers import Convolution
 
 
 class Linear(nn.Module):

@@ -7,7 +7,7 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
-from models.layers import ACTIVATIONS, NORMALIZATIONS, Activation, Block, Convolution, initializer, lookup
+from linseed.models.layers import ACTIVATIONS, NORMALIZATIONS, Activation, Block, Convolution, initializer, lookup
 
 
 class Mlp(nn.Module):

@@ -15,7 +15,7 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
-from models.layers import Convolution, batch_norm, conv, kaiming, lookup
+from linseed.models.layers import Convolution, batch_norm, conv, kaiming, lookup
 
 
 def stochastic_depth(rate: float, *, train: bool) -> nn.Dropout:

@@ -12,7 +12,16 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
-from models.layers import ACTIVATIONS, Activation, Convolution, batch_norm, initializer, kaiming, lookup, max_pool_2x2
+from linseed.models.layers import (
+    ACTIVATIONS,
+    Activation,
+    Convolution,
+    batch_norm,
+    initializer,
+    kaiming,
+    lookup,
+    max_pool_2x2,
+)
 
 
 class SpeedNet(nn.Module):

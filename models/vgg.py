@@ -11,8 +11,8 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
-from models.alexnet import dense_head
-from models.layers import ACTIVATIONS, NORMALIZATIONS, Block, Convolution, kaiming, lookup, max_pool_2x2
+from linseed.models.alexnet import dense_head
+from linseed.models.layers import ACTIVATIONS, NORMALIZATIONS, Block, Convolution, kaiming, lookup, max_pool_2x2
 
 WIDTHS = (64, 128, 256, 512, 512)
 

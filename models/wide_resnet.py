@@ -12,7 +12,7 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
-from models.layers import Convolution, batch_norm, conv
+from linseed.models.layers import Convolution, batch_norm, conv
 
 
 class PreActivationBlock(nn.Module):

@@ -16,7 +16,7 @@ from pathlib import Path
 
 from absl import flags
 
-from scripts import command
+from linseed.scripts.cli import command
 
 BATCH = flags.DEFINE_integer(
     "batch", None, "augment, conv, resnet50: images a batch; conv: each network's own.", lower_bound=1
@@ -48,8 +48,8 @@ MINUTES = 9  # of `accelerator`
 
 
 def _case(name):
-    from scripts.benchmarks.cases import CASES
-    from trainer.errors import LinseedError, unknown_name
+    from linseed.scripts.benchmarks.cases import CASES
+    from linseed.trainer.errors import LinseedError, unknown_name
 
     if name not in CASES:
         raise LinseedError(unknown_name("case", name, CASES))
@@ -58,7 +58,7 @@ def _case(name):
 
 def _accelerator():
     """`loop`, `checkpoint`, `resnet50` and `speedrun`, the last with as many seeds as `MINUTES` have room for."""
-    from trainer.data import sources
+    from linseed.trainer.data import sources
 
     toy = TOY.value
     case, rounds, end = "digits" if toy else "resnet18", 1 if toy else 5, time.monotonic() + 60 * MINUTES
@@ -81,13 +81,13 @@ def _accelerator():
 
 
 def _augment():
-    from scripts.benchmarks import augment
+    from linseed.scripts.benchmarks import augment
 
     return augment.measure(batch=BATCH.value or 256, size=SIZE.value or 32, rounds=ROUNDS.value)
 
 
 def _checkpoint(config=None, *, steps=None, every=None, rounds=None):
-    from scripts.benchmarks import checkpoint
+    from linseed.scripts.benchmarks import checkpoint
 
     config = config or _case(CASE.value)
     return checkpoint.measure(
@@ -96,19 +96,19 @@ def _checkpoint(config=None, *, steps=None, every=None, rounds=None):
 
 
 def _conv():
-    from scripts.benchmarks import conv
+    from linseed.scripts.benchmarks import conv
 
     return conv.measure(batch=BATCH.value or 0, rounds=ROUNDS.value, torch_python=TORCH_PYTHON.value)
 
 
 def _devices():
-    from scripts.benchmarks import devices
+    from linseed.scripts.benchmarks import devices
 
     return devices.measure(config=_case(CASE.value), turn=TURN.value, rounds=ROUNDS.value)
 
 
 def _diagnosis():
-    from scripts.benchmarks import diagnosis
+    from linseed.scripts.benchmarks import diagnosis
 
     faults = list(diagnosis.FAULTS) if FAULTS.value is None else FAULTS.value
     seeds = 10 if SEEDS.value is None else SEEDS.value
@@ -116,27 +116,27 @@ def _diagnosis():
 
 
 def _faults():
-    from scripts.benchmarks import faults
+    from linseed.scripts.faults import faults
 
     parts = list(faults.PARTS) if PARTS.value is None else PARTS.value
     return faults.measure(parts=parts, kills=KILLS.value, signals=SIGNALS.value, seed=SEED.value)
 
 
 def _grid():
-    from scripts.benchmarks import grid
+    from linseed.scripts.benchmarks import grid
 
     kwargs = {"models": MODELS.value, "trials": TRIALS.value, "steps": STEPS.value or 200, "root": ROOT.value}
     return grid.measure(**kwargs, rounds=ROUNDS.value)
 
 
 def _input():
-    from scripts.benchmarks import input as input_
+    from linseed.scripts.benchmarks import input as input_
 
     return input_.measure(images=IMAGES.value or 256, rounds=ROUNDS.value)
 
 
 def _loop(config=None, *, steps=None, rounds=None):
-    from scripts.benchmarks import loop
+    from linseed.scripts.benchmarks import loop
 
     config = config or _case(CASE.value)
     config.steps_per_call = STEPS_PER_CALL.value
@@ -144,20 +144,20 @@ def _loop(config=None, *, steps=None, rounds=None):
 
 
 def _memory():
-    from scripts.benchmarks import memory
+    from linseed.scripts.benchmarks import memory
 
     return memory.measure(epochs=round(EPOCHS.value) or 8, images=IMAGES.value or 640)
 
 
 def _resnet50(*, batch=None, size=None, rounds=None):
-    from scripts.benchmarks import resnet50
+    from linseed.scripts.benchmarks import resnet50
 
     batch, size = batch or BATCH.value or 256, size or SIZE.value or 224
     return resnet50.measure(batch=batch, image_size=size, turn=TURN.value, rounds=rounds or ROUNDS.value)
 
 
 def _speedrun(config=None, *, seeds=None, within=math.inf):
-    from scripts.benchmarks import speedrun
+    from linseed.scripts.benchmarks import speedrun
 
     config = config or _speedrun_config(toy=False)
     if seeds is None:
@@ -166,8 +166,8 @@ def _speedrun(config=None, *, seeds=None, within=math.inf):
 
 
 def _speedrun_config(*, toy):
-    from configs import cifar10_speedrun
-    from scripts.benchmarks.cases import synthetic
+    from linseed.configs import cifar10_speedrun
+    from linseed.scripts.benchmarks.cases import synthetic
 
     if toy:
         return synthetic(cifar10_speedrun.get_config("quick"), examples=400, image_size=32)
@@ -175,7 +175,7 @@ def _speedrun_config(*, toy):
 
 
 def _startup():
-    from scripts.benchmarks import startup
+    from linseed.scripts.benchmarks import startup
 
     return startup.measure(rounds=ROUNDS.value)
 
@@ -201,8 +201,8 @@ BENCHMARKS = {
 def main(console, name):
     import jax
 
-    from trainer.errors import LinseedError, unknown_name
-    from trainer.result import versions
+    from linseed.trainer.errors import LinseedError, unknown_name
+    from linseed.trainer.run.result import versions
 
     if name not in BENCHMARKS:
         raise LinseedError(unknown_name("benchmark", name, BENCHMARKS))

@@ -11,7 +11,7 @@ from pathlib import Path
 from absl import flags
 from ml_collections import config_flags
 
-from scripts import command, compile_cache
+from linseed.scripts.cli import command, compile_cache
 
 CONFIG = config_flags.DEFINE_config_file("config", None, "FILE.py, or FILE.py:variant.", lock_config=True)
 WORKDIR = flags.DEFINE_string("workdir", None, "Folder of the run, begun or not: what is left of it, and room on disk.")
@@ -32,8 +32,8 @@ UNITS = {"": 1, "B": 1} | {
 def main(console):
     workdir = Path(WORKDIR.value) if WORKDIR.value else None
     compile_cache.use(workdir=workdir)
-    from trainer import writers
-    from trainer.forecast import forecast
+    from linseed.trainer.cost.forecast import forecast
+    from linseed.trainer.run import writers
 
     with console.status("reading the data, compiling, timing"):
         found = forecast(
@@ -65,7 +65,7 @@ def _memory_limit():
     """Bytes, from --memory; None where it is not given."""
     import re
 
-    from trainer.errors import ConfigError
+    from linseed.trainer.errors import ConfigError
 
     if MEMORY.value is None:
         return None

@@ -10,7 +10,7 @@ from pathlib import Path
 
 from absl import flags
 
-from scripts import command, compile_cache
+from linseed.scripts.cli import command, compile_cache
 
 WORKDIR = flags.DEFINE_multi_string(
     "workdir", None, "Folder of the run. Given again for another run, their predictions are averaged: an ensemble."
@@ -32,10 +32,10 @@ flags.register_validator(
 def main(console):
     workdirs = [Path(workdir) for workdir in WORKDIR.value]
     compile_cache.use(workdir=workdirs[0])
-    from trainer import ensemble, judging
+    from linseed.trainer import ensemble, evaluation
 
     if len(workdirs) == 1 and WHICH.value != "snapshots":
-        judged = judging.evaluate_snapshot(workdirs[0], which=WHICH.value, split=SPLIT.value)
+        judged = evaluation.evaluate_snapshot(workdirs[0], which=WHICH.value, split=SPLIT.value)
     else:
         judged = ensemble.evaluate_ensemble(workdirs, which=WHICH.value, split=SPLIT.value)
     console.print_json(json.dumps(judged))

@@ -13,7 +13,7 @@ from pathlib import Path
 from absl import flags
 from ml_collections import config_flags
 
-from scripts import command, compile_cache
+from linseed.scripts.cli import command, compile_cache
 
 CONFIG = config_flags.DEFINE_config_file("config", None, "FILE.py, or FILE.py:variant.", lock_config=True)
 WORKDIR = flags.DEFINE_string("workdir", None, "Folder of this run: snapshots, metrics, result.")
@@ -37,9 +37,9 @@ HEARTBEAT_SECONDS = flags.DEFINE_integer(
 def main(console):
     workdir = Path(WORKDIR.value)
     compile_cache.use(workdir=workdir)
-    from trainer import joining
+    from linseed.trainer.runtime import join
 
-    with joining.joined(
+    with join.joined(
         COORDINATOR.value,
         num_processes=NUM_PROCESSES.value,
         process_id=PROCESS_ID.value,
@@ -50,14 +50,16 @@ def main(console):
 
 
 def train_in(workdir, console):
-    from trainer import distributed, stopping, train, writers
+    from linseed.trainer import train
+    from linseed.trainer.run import writers
+    from linseed.trainer.runtime import processes, signals
 
-    writer = writers.for_console(console) if distributed.is_writer() else writers.Quiet()
-    with stopping.on_signals(command.tell) as stop:
+    writer = writers.for_console(console) if processes.is_writer() else writers.Quiet()
+    with signals.on_signals(command.tell) as stop:
         result = train.train_and_evaluate(
             CONFIG.value, workdir, writer=writer, on_config_change=ON_CONFIG_CHANGE.value, stop=stop
         )
-    if not distributed.is_writer():
+    if not processes.is_writer():
         return
     console.print(writers.summary(result))
     writer.say(

@@ -11,7 +11,7 @@ from pathlib import Path
 from absl import flags
 from ml_collections import config_flags
 
-from scripts import command, compile_cache
+from linseed.scripts.cli import command, compile_cache
 
 CONFIG = config_flags.DEFINE_config_file("config", None, "FILE.py, or FILE.py:variant.", lock_config=True)
 WORKDIR = flags.DEFINE_string("workdir", None, "Folder of this study: trials, study.json, study.html, winner.py.")
@@ -30,11 +30,12 @@ SAMPLER = flags.DEFINE_enum("sampler", "tpe", ["random", "tpe"], "Who draws the 
 def main(console, step):
     workdir = Path(WORKDIR.value)
     compile_cache.use(workdir=workdir)
-    from trainer import stopping, writers
-    from trainer.tuning import budget, tune
+    from linseed.trainer.run import writers
+    from linseed.trainer.runtime import signals
+    from linseed.trainer.tuning import budget, tune
 
     writer = writers.Plain(console)
-    with stopping.on_signals(command.tell) as stop:
+    with signals.on_signals(command.tell) as stop:
         record = tune.tune(
             CONFIG.value,
             workdir,
@@ -56,7 +57,7 @@ def main(console, step):
 
 
 def _numbers(flag):
-    from trainer.errors import ConfigError
+    from linseed.trainer.errors import ConfigError
 
     try:
         return tuple(float(value) for value in flags.FLAGS[flag].value)

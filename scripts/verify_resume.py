@@ -20,7 +20,7 @@ from absl import flags
 from ml_collections import config_flags
 from rich.table import Table
 
-from scripts import command
+from linseed.scripts.cli import command
 
 CONFIG = config_flags.DEFINE_config_file("config", None, "FILE.py, or FILE.py:variant.", lock_config=True)
 KILLS = flags.DEFINE_integer("kills", 3, "How often the second run is killed.", lower_bound=1)
@@ -30,10 +30,10 @@ WORKDIR = flags.DEFINE_string("workdir", None, "An empty folder for the two runs
 
 def shortened(config, *, steps: int):
     """`config` in `steps` steps, evaluated and saved four times and logged eight times on the way."""
-    from trainer.data import sources, splits
-    from trainer.experiment import validate
-    from trainer.schedules import durations_to_steps
-    from trainer.tuning import trials
+    from linseed.trainer.data import sources, splits
+    from linseed.trainer.experiment import validate
+    from linseed.trainer.optim.schedules import durations_to_steps
+    from linseed.trainer.tuning import trials
 
     validate(config)
     section = config.data
@@ -63,7 +63,7 @@ def killed_at(moment, config, workdir):
 
     One that ended before is begun again from the files that it found. Raises LinseedError where it failed.
     """
-    from scripts import moments
+    from linseed.scripts.cli import moments
 
     before = workdir.with_name("before")
     for seconds in (moment.seconds, moment.seconds / 4, 0.0):
@@ -82,10 +82,10 @@ def killed_at(moment, config, workdir):
 
 
 def main(console):
-    from scripts import moments
-    from trainer.compare import differences
-    from trainer.errors import LinseedError, WorkdirError
-    from trainer.workdir import read_result
+    from linseed.scripts.cli import moments
+    from linseed.trainer.errors import LinseedError, WorkdirError
+    from linseed.trainer.run.compare import differences
+    from linseed.trainer.run.workdir import read_result
 
     config = shortened(CONFIG.value, steps=STEPS.value)
     with contextlib.ExitStack() as stack:

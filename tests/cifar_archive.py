@@ -5,7 +5,7 @@ import tarfile
 
 import numpy as np
 
-from trainer.data.splits import Split
+from linseed.trainer.data.splits import Split
 
 CIFAR10_NAMES = ("airplane", "automobile", "bird", "cat", "deer", "dog", "frog", "horse", "ship", "truck")
 CIFAR100_NAMES = tuple(f"fine{i:02}" for i in range(100))

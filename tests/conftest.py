@@ -12,7 +12,7 @@ import tempfile
 
 import pytest
 
-from trainer import xla_flags
+from linseed.trainer.runtime import xla_flags
 
 os.environ["JAX_PLATFORMS"] = "cpu"
 os.environ["XLA_FLAGS"] = " ".join(
@@ -42,8 +42,8 @@ atexit.register(setattr, sys, "unraisablehook", _skip_closed_loops)
 
 @pytest.fixture(autouse=True, scope="session")
 def convolutions_of_xla():
-    from trainer import convolution
+    from linseed.trainer.runtime import onednn
 
     with pytest.MonkeyPatch.context() as patched:
-        patched.setattr(convolution, "usable", lambda: False)
+        patched.setattr(onednn, "usable", lambda: False)
         yield

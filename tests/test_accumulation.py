@@ -6,11 +6,11 @@ import numpy as np
 import optax
 import pytest
 
-from trainer.accumulation import accumulate
-from trainer.errors import ConfigError
-from trainer.optim import applied_lr, make_tx
-from trainer.parallel import AXIS, DataParallel
-from trainer.schedules import make_schedule
+from linseed.trainer.errors import ConfigError
+from linseed.trainer.optim.chain import applied_lr, make_tx
+from linseed.trainer.optim.schedules import make_schedule
+from linseed.trainer.runtime.data_parallel import AXIS, DataParallel
+from linseed.trainer.step.accumulation import accumulate
 
 RNG = np.random.default_rng(0)
 BATCH = {

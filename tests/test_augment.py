@@ -13,10 +13,10 @@ import numpy as np
 import pytest
 from PIL import Image, ImageEnhance, ImageOps
 
-from trainer.data.augment import OPS, Op, colour, make_augment, parse
-from trainer.data.augment.parse import signature, usage
-from trainer.data.augment.place import Place, places
-from trainer.errors import ConfigError, DataError
+from linseed.trainer.data.augment import OPS, Op, colour, make_augment, parse
+from linseed.trainer.data.augment.parse import signature, usage
+from linseed.trainer.data.augment.place import Place, places
+from linseed.trainer.errors import ConfigError, DataError
 
 # Not square, so that a swapped axis shows; more than 256 pixels, or there is nothing to equalize.
 BATCH, HEIGHT, WIDTH = 16, 16, 18
@@ -473,6 +473,6 @@ def test_what_is_not_a_string_is_refused(spec):
 
 def test_parsing_touches_no_device():
     # With a platform that does not exist, the first touch of a device raises.
-    code = "from trainer.data.augment import make_augment, parse; parse('hue(0.1)'); make_augment('hue(0.1)')"
+    code = "from linseed.trainer.data.augment import make_augment, parse; parse('hue(0.1)'); make_augment('hue(0.1)')"
     environment = {**os.environ, "JAX_PLATFORMS": "nowhere"}
     subprocess.run([sys.executable, "-c", code], env=environment, check=True, timeout=120)

@@ -8,11 +8,11 @@ import pytest
 from PIL import Image
 from sklearn.datasets import load_sample_image
 
-from trainer.data.augment import OPS, make_augment, parse
-from trainer.data.augment.geometry import pad_crop
-from trainer.data.augment.warp import Warp, cropping, lens, projection, rotation, scaling, shearing, translation
-from trainer.data.augment.warp import resample as resample_now
-from trainer.errors import ConfigError
+from linseed.trainer.data.augment import OPS, make_augment, parse
+from linseed.trainer.data.augment.geometry import pad_crop
+from linseed.trainer.data.augment.warp import Warp, cropping, lens, projection, rotation, scaling, shearing, translation
+from linseed.trainer.data.augment.warp import resample as resample_now
+from linseed.trainer.errors import ConfigError
 
 HEIGHT, WIDTH = 60, 80
 WARPS = sorted(name for name, op in OPS.items() if hasattr(op, "draw"))

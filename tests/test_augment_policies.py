@@ -7,8 +7,8 @@ import pytest
 from PIL import Image, ImageEnhance, ImageOps
 from sklearn.datasets import load_sample_image
 
-from trainer.data.augment import OPS, make_augment, policies
-from trainer.data.augment.policies import (
+from linseed.trainer.data.augment import OPS, make_augment, policies
+from linseed.trainer.data.augment.policies import (
     AUTOAUGMENT,
     COLOUR,
     FOURTEEN,

@@ -5,9 +5,9 @@ from types import SimpleNamespace
 import jax
 import pytest
 
+from linseed.trainer.cost.batch_size import COMPILES, find_room, largest_fitting
+from linseed.trainer.experiment import Shared, build
 from tests.test_forecast import PIXELS, TRAIN, mlp
-from trainer.batch_size import COMPILES, find_room, largest_fitting
-from trainer.experiment import Shared, build
 
 
 @pytest.mark.parametrize("start", [1, 7, 64, 1000])

@@ -10,8 +10,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from configs import cifar10_speedrun, imagenet_resnet50
-from scripts.benchmarks import (
+from linseed.configs import cifar10_speedrun, imagenet_resnet50
+from linseed.scripts.benchmarks import (
     augment,
     cases,
     checkpoint,
@@ -24,8 +24,8 @@ from scripts.benchmarks import (
     startup,
     turns,
 )
-from trainer.data import sources, splits
-from trainer.errors import LinseedError
+from linseed.trainer.data import sources, splits
+from linseed.trainer.errors import LinseedError
 
 ROOT = Path(__file__).parent.parent
 
@@ -171,7 +171,7 @@ def test_virtual_devices_are_cpus_beside_an_accelerator_too(count, platform, mon
 # `bench` with measures that take no time, and give what they were given.
 BENCH = """
 import runpy, sys
-from scripts.benchmarks import checkpoint, loop, resnet50, speedrun
+from linseed.scripts.benchmarks import checkpoint, loop, resnet50, speedrun
 def given(config=None, **kwargs):
     model = {} if config is None else {"model": config.model.name}
     return {"ratio": 0.5, "ratio_is": "none", **model, **kwargs}

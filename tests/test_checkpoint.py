@@ -9,9 +9,9 @@ import jax
 import numpy as np
 import pytest
 
-from trainer.checkpoint import Snapshots
-from trainer.errors import CheckpointError
-from trainer.state import TrainState
+from linseed.trainer.errors import CheckpointError
+from linseed.trainer.run.checkpoint import Snapshots
+from linseed.trainer.step.state import TrainState
 
 
 def state_at(step, *, size=64):

@@ -7,15 +7,15 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-import models
-from trainer import losses
-from trainer import state as state_lib
-from trainer.parallel import AXIS, DataParallel
-from trainer.regularizers import make_regularizer
-from trainer.step import make_probe_step
-from trainer.tuning import checks
-from trainer.tuning.findings import CAUSES
-from trainer.tuning.trials import Outcome
+from linseed import models
+from linseed.trainer.optim.regularizers import make_regularizer
+from linseed.trainer.runtime.data_parallel import AXIS, DataParallel
+from linseed.trainer.step import losses
+from linseed.trainer.step import state as state_lib
+from linseed.trainer.step.train_step import make_probe_step
+from linseed.trainer.tuning import checks
+from linseed.trainer.tuning.diagnosis.findings import CAUSES
+from linseed.trainer.tuning.trials import Outcome
 
 CLASSES = 5
 RULES = ("rest:",)

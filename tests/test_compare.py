@@ -6,10 +6,11 @@ import shutil
 import numpy as np
 import pytest
 
-from scripts.benchmarks.cases import tiny
-from trainer import compare, train, writers
-from trainer.errors import WorkdirError
-from trainer.experiment import Shared
+from linseed.scripts.benchmarks.cases import tiny
+from linseed.trainer import train
+from linseed.trainer.errors import WorkdirError
+from linseed.trainer.experiment import Shared
+from linseed.trainer.run import compare, writers
 
 
 @pytest.fixture(scope="module")

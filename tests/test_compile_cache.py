@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from scripts.compile_cache import NAME, _unusable, prune
+from linseed.scripts.cli.compile_cache import NAME, _unusable, prune
 
 ROOT = Path(__file__).parent.parent
 TINY = [

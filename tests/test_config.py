@@ -8,11 +8,11 @@ from pathlib import Path
 import ml_collections
 import pytest
 
-import models
-from configs import digits, variants
-from trainer import config as config_lib
-from trainer import ranges
-from trainer.errors import ConfigError
+from linseed import models
+from linseed.configs import digits, variants
+from linseed.trainer.config import ranges
+from linseed.trainer.config import validate as config_lib
+from linseed.trainer.errors import ConfigError
 
 FILES = sorted(path.stem for path in Path(digits.__file__).parent.glob("*.py"))
 EXPERIMENTS = [name for name in FILES if name not in ("__init__", "replay", "variants")]
@@ -156,5 +156,5 @@ def test_config_files_need_no_backend():
     for name in EXPERIMENTS:
         source = (Path(digits.__file__).parent / f"{name}.py").read_text()
         imports = [line for line in source.splitlines() if line.startswith(("import ", "from "))]
-        assert set(imports) <= {"import ml_collections", "from configs import variants"}, name
+        assert set(imports) <= {"import ml_collections", "from linseed.configs import variants"}, name
     assert isinstance(digits.get_config(), ml_collections.ConfigDict)

@@ -6,9 +6,9 @@ import hypothesis
 import pytest
 from hypothesis import strategies as st
 
-from scripts.benchmarks import config_mutations
-from scripts.benchmarks.cases import tiny
-from trainer.experiment import Shared
+from linseed.scripts.benchmarks.cases import tiny
+from linseed.scripts.faults import config_mutations
+from linseed.trainer.experiment import Shared
 
 CONFIG = tiny()
 EXAMPLES = 200

@@ -14,10 +14,10 @@ from jax import lax
 from jax._src import compilation_cache
 from jax.sharding import Mesh, PartitionSpec
 
-import models
-from trainer import convolution, convolution_proof
+from linseed import models
+from linseed.trainer.runtime import onednn, onednn_probe
 
-usable = convolution.usable  # before conftest.py puts its own in place
+usable = onednn.usable  # before conftest.py puts its own in place
 NHWC = ("NHWC", "HWIO", "NHWC")
 proven = pytest.mark.usefixtures("proof")
 
@@ -68,13 +68,13 @@ def _equal(found, wanted):
 @pytest.fixture(autouse=True)
 def as_in_a_run(monkeypatch):
     """Where the other tests have XLA's."""
-    monkeypatch.setattr(convolution, "usable", usable)
+    monkeypatch.setattr(onednn, "usable", usable)
 
 
 @pytest.fixture(scope="module")
 def proof():
     """The proof is asked for by the tests that need it."""
-    if not convolution_proof.proven():
+    if not onednn_probe.proven():
         pytest.skip("oneDNN's convolutions are not proven here")
 
 
@@ -82,30 +82,30 @@ def proof():
 def cache(tmp_path, monkeypatch):
     """An empty cache folder, and nothing remembered from before or for after."""
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
-    convolution_proof.proven.cache_clear()
+    onednn_probe.proven.cache_clear()
     yield tmp_path / "linseed"
-    convolution_proof.proven.cache_clear()
+    onednn_probe.proven.cache_clear()
 
 
 @pytest.mark.skipif(sys.platform != "linux" or platform.machine() != "x86_64", reason="needs Linux on x86-64")
 def test_the_pinned_jaxlib_is_proven():
     """Where it is not, what follows is skipped."""
-    assert convolution_proof.proven()
+    assert onednn_probe.proven()
 
 
 @proven
 @pytest.mark.parametrize("shape", SHAPES, ids=str)
 @pytest.mark.parametrize("window", WINDOWS, ids=str)
 def test_values_and_gradients_are_those_of_xla(window, shape):
-    conv = functools.partial(convolution.auto, dimension_numbers=NHWC, **window)
+    conv = functools.partial(onednn.auto, dimension_numbers=NHWC, **window)
     wanted = functools.partial(lax.conv_general_dilated, dimension_numbers=NHWC, **window)
     _equal(_values(conv, *_inputs(*shape)), _values(wanted, *_inputs(*shape)))
 
 
 @proven
 def test_float32_images_go_by_onednn():
-    text = jax.jit(lambda x, k: convolution.auto(x, k, (1, 1), "SAME", dimension_numbers=NHWC))
-    assert convolution.TARGET in text.lower(*_inputs()).as_text()
+    text = jax.jit(lambda x, k: onednn.auto(x, k, (1, 1), "SAME", dimension_numbers=NHWC))
+    assert onednn.TARGET in text.lower(*_inputs()).as_text()
 
 
 @pytest.mark.parametrize(
@@ -126,14 +126,14 @@ def test_what_onednn_does_not_take_is_left_to_xla(x, kernel, window):
     dtype = window.pop("dtype", jnp.float32)
     window = {"window_strides": (1,) * (len(x) - 2), "padding": "SAME", **window}
     x, kernel = jnp.ones(x, dtype), jnp.ones(kernel, dtype)
-    conv = jax.jit(functools.partial(convolution.auto, **window))
-    assert convolution.TARGET not in conv.lower(x, kernel).as_text()
+    conv = jax.jit(functools.partial(onednn.auto, **window))
+    assert onednn.TARGET not in conv.lower(x, kernel).as_text()
     _equal([conv(x, kernel)], [lax.conv_general_dilated(x, kernel, **window)])
 
 
 @proven
 def test_goes_through_the_transforms_of_jax():
-    conv = functools.partial(convolution.auto, window_strides=(1, 1), padding="SAME", dimension_numbers=NHWC)
+    conv = functools.partial(onednn.auto, window_strides=(1, 1), padding="SAME", dimension_numbers=NHWC)
     wanted = functools.partial(lax.conv_general_dilated, window_strides=(1, 1), padding="SAME", dimension_numbers=NHWC)
     x, kernel = _inputs(batch=4)
 
@@ -156,7 +156,7 @@ def test_goes_through_the_transforms_of_jax():
 @proven
 @pytest.mark.parametrize("cast", [True, False])
 def test_devices_share_the_work(cast):
-    conv = functools.partial(convolution.auto, window_strides=(1, 1), padding="SAME", dimension_numbers=NHWC)
+    conv = functools.partial(onednn.auto, window_strides=(1, 1), padding="SAME", dimension_numbers=NHWC)
     x, kernel = _inputs(batch=4)
 
     def gradient(kernel, x):
@@ -177,7 +177,7 @@ def test_training_is_the_same_either_way():
     x, _ = _inputs(batch=8, size=16)
     labels = jnp.arange(8) % 3
     trained = []
-    for conv in convolution.CONVOLUTIONS.values():
+    for conv in onednn.CONVOLUTIONS.values():
         model = models.build(
             "speednet",
             stem_width=4,
@@ -225,23 +225,23 @@ def test_no_program_with_the_call_is_offered_to_the_compilation_cache(monkeypatc
         offered.append("".join(module.to_string() for module in executable.hlo_modules()))
 
     monkeypatch.setattr(compilation_cache, "put_executable_and_time", put)
-    convolution.keep_out_of_cache.cache_clear()
+    onednn.keep_out_of_cache.cache_clear()
     x, kernel = _inputs(batch=5, size=9)  # shapes that no other test has, so that they are compiled here
-    call = functools.partial(convolution.by_onednn, window=convolution.Window((1, 1), ((1, 1), (1, 1)), (1, 1)))
+    call = functools.partial(onednn.by_onednn, window=onednn.Window((1, 1), ((1, 1), (1, 1)), (1, 1)))
     jax.jit(lambda x, k: jnp.sum(call(x, k)))(x, kernel)
     jax.jit(lambda x, k: call(x, k) + 1).lower(x, kernel).compile()
     call(x, kernel)
     jax.jit(lambda x: jnp.sum(x * 3.25))(x)
     assert offered and not any("onednn" in program for program in offered)
-    convolution.keep_out_of_cache.cache_clear()
+    onednn.keep_out_of_cache.cache_clear()
 
 
 def test_without_the_means_to_keep_it_out_no_such_program_is_made(monkeypatch):
     monkeypatch.setattr(compilation_cache, "put_executable_and_time", lambda key, executable: None)
-    convolution.keep_out_of_cache.cache_clear()
+    onednn.keep_out_of_cache.cache_clear()
     with pytest.raises(AttributeError, match="other arguments"):
-        convolution.by_onednn(*_inputs(), window=convolution.Window((1, 1), ((1, 1), (1, 1)), (1, 1)))
-    convolution.keep_out_of_cache.cache_clear()
+        onednn.by_onednn(*_inputs(), window=onednn.Window((1, 1), ((1, 1), (1, 1)), (1, 1)))
+    onednn.keep_out_of_cache.cache_clear()
 
 
 @pytest.mark.parametrize(
@@ -259,43 +259,43 @@ def test_without_the_means_to_keep_it_out_no_such_program_is_made(monkeypatch):
     ],
 )
 def test_what_the_child_says_is_the_verdict(child, remembered, cache, monkeypatch):
-    monkeypatch.setattr(convolution_proof, "CHILD", child)
-    monkeypatch.setattr(convolution_proof, "TIMEOUT_SECONDS", 0.3 if "sleep" in child else 30.0)
-    monkeypatch.setattr(convolution_proof.sys, "platform", "linux")
-    monkeypatch.setattr(convolution_proof.platform, "machine", lambda: "x86_64")
+    monkeypatch.setattr(onednn_probe, "CHILD", child)
+    monkeypatch.setattr(onednn_probe, "TIMEOUT_SECONDS", 0.3 if "sleep" in child else 30.0)
+    monkeypatch.setattr(onednn_probe.sys, "platform", "linux")
+    monkeypatch.setattr(onednn_probe.platform, "machine", lambda: "x86_64")
     works = remembered == {"proven": True}
-    assert convolution_proof.proven() is works
+    assert onednn_probe.proven() is works
     assert [json.loads(path.read_text())["proven"] for path in cache.glob("*")] == (
         [] if remembered is None else [works]
     )
-    conv = jax.jit(lambda x, k: convolution.auto(x, k, (1, 1), "SAME", dimension_numbers=NHWC))
-    assert (convolution.TARGET in conv.lower(*_inputs()).as_text()) is works
+    conv = jax.jit(lambda x, k: onednn.auto(x, k, (1, 1), "SAME", dimension_numbers=NHWC))
+    assert (onednn.TARGET in conv.lower(*_inputs()).as_text()) is works
 
 
 def test_a_verdict_is_asked_for_once(cache, monkeypatch):
-    monkeypatch.setattr(convolution_proof.sys, "platform", "linux")
-    monkeypatch.setattr(convolution_proof.platform, "machine", lambda: "x86_64")
-    monkeypatch.setattr(convolution_proof, "CHILD", "pass")
-    assert convolution_proof.proven()
-    convolution_proof.proven.cache_clear()  # as another process
-    monkeypatch.setattr(convolution_proof, "CHILD", "raise SystemExit(1)")
-    assert convolution_proof.proven()
+    monkeypatch.setattr(onednn_probe.sys, "platform", "linux")
+    monkeypatch.setattr(onednn_probe.platform, "machine", lambda: "x86_64")
+    monkeypatch.setattr(onednn_probe, "CHILD", "pass")
+    assert onednn_probe.proven()
+    onednn_probe.proven.cache_clear()  # as another process
+    monkeypatch.setattr(onednn_probe, "CHILD", "raise SystemExit(1)")
+    assert onednn_probe.proven()
     (file,) = cache.glob("*")
     file.write_text(file.read_text()[:20])  # torn: tried again
-    convolution_proof.proven.cache_clear()
-    assert not convolution_proof.proven()
+    onednn_probe.proven.cache_clear()
+    assert not onednn_probe.proven()
     assert json.loads(file.read_text())["proven"] is False
 
 
 def test_a_cache_that_cannot_be_written_is_done_without(cache, monkeypatch):
     cache.write_text("a file where the folder should be")
-    monkeypatch.setattr(convolution_proof.sys, "platform", "linux")
-    monkeypatch.setattr(convolution_proof.platform, "machine", lambda: "x86_64")
-    monkeypatch.setattr(convolution_proof, "CHILD", "pass")
-    assert convolution_proof.proven()
+    monkeypatch.setattr(onednn_probe.sys, "platform", "linux")
+    monkeypatch.setattr(onednn_probe.platform, "machine", lambda: "x86_64")
+    monkeypatch.setattr(onednn_probe, "CHILD", "pass")
+    assert onednn_probe.proven()
 
 
 def test_other_platforms_are_not_tried(cache, monkeypatch):
     monkeypatch.setattr(sys, "platform", "darwin")
-    assert not convolution_proof.proven()
+    assert not onednn_probe.proven()
     assert not cache.exists()

@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from trainer.tuning.curve import Accuracy, read
+from linseed.trainer.tuning.diagnosis.curve import Accuracy, read
 
 CONFIG = {
     "data": {"batch_size": 64, "train_examples": 0},

@@ -6,9 +6,9 @@ import ml_collections
 import numpy as np
 import pytest
 
-from trainer import losses
-from trainer.tuning import curves, floors
-from trainer.tuning.findings import CAUSES
+from linseed.trainer.step import losses
+from linseed.trainer.tuning.diagnosis import curves, floors
+from linseed.trainer.tuning.diagnosis.findings import CAUSES
 
 SEEDS = range(3)
 

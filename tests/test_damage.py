@@ -2,8 +2,8 @@
 
 import pytest
 
-from scripts.benchmarks import damage
-from scripts.benchmarks.cases import tiny
+from linseed.scripts.benchmarks.cases import tiny
+from linseed.scripts.faults import damage
 
 FINISHED = ("flip largest", "empty folder .")  # the others are restored from and not trained on
 

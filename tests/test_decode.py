@@ -10,7 +10,14 @@ import pytest
 import simplejpeg
 from PIL import Image, ImageOps
 
-from trainer.data.decode import FORMATS, MAX_PIXELS, decode_as_it_is, decode_image, decode_random_crop, random_box
+from linseed.trainer.data.decode import (
+    FORMATS,
+    MAX_PIXELS,
+    decode_as_it_is,
+    decode_image,
+    decode_random_crop,
+    random_box,
+)
 
 ROOT = Path(__file__).parent.parent
 RNG = np.random.default_rng(0)
@@ -168,7 +175,7 @@ def test_the_fast_decoder_reads_nothing_that_claims_another_size_than_was_checke
 
 
 def test_a_decompression_bomb_raises_before_it_is_decoded(monkeypatch):
-    monkeypatch.setattr("trainer.data.decode.MAX_PIXELS", 100)
+    monkeypatch.setattr("linseed.trainer.data.decode.MAX_PIXELS", 100)
     assert decode_image(encoded(noise(10, 10, 3)), image_size=0).shape == (10, 10, 3)
     with pytest.raises(Image.DecompressionBombError, match="11x10"):
         decode_image(encoded(noise(10, 11, 3)), image_size=0)
@@ -220,7 +227,7 @@ PEAK = """
 import io, sys
 from scripts import heap
 heap.keep()
-from trainer.data.decode import decode_image
+from linseed.trainer.data.decode import decode_image
 def peak():
     return next(int(line.split()[1]) for line in open("/proc/self/status") if line.startswith("VmHWM"))
 data, before = sys.stdin.buffer.read(), peak()

@@ -5,12 +5,12 @@ from unittest import mock
 import numpy as np
 import pytest
 
-import models
-from scripts.benchmarks import diagnosis, plants
-from trainer import experiment
-from trainer.data import sources
-from trainer.errors import LinseedError
-from trainer.tuning.findings import CAUSES
+from linseed import models
+from linseed.scripts.benchmarks import diagnosis, plants
+from linseed.trainer import experiment
+from linseed.trainer.data import sources
+from linseed.trainer.errors import LinseedError
+from linseed.trainer.tuning.diagnosis.findings import CAUSES
 
 DIGITS = dict(test_fraction=0.2, split_seed=0)
 

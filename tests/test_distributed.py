@@ -16,16 +16,17 @@ import jax
 import numpy as np
 import pytest
 
-from trainer.data import feeds, pipeline
-from trainer.data.splits import Split
-from trainer.errors import LostError
+from linseed.trainer.data import batching
+from linseed.trainer.data import placement as feeds
+from linseed.trainer.data.splits import Split
+from linseed.trainer.errors import LostError
 
 ROOT = Path(__file__).parent.parent
 WAIT = 120  # seconds, for what should take a few
 
 TRAIN = ["-m", "scripts.train"]
 # Before step 60, when process 0 has begun to save step 40: no process is more than a few calls ahead.
-DYING = ["-m", "scripts.benchmarks.faulty", "killed", "60"]
+DYING = ["-m", "scripts.faults.faulty", "killed", "60"]
 DIGITS = [
     "--config=configs/digits.py:quick",
     "--config.model.widths=(4,4)",
@@ -141,10 +142,10 @@ import json, sys
 from types import SimpleNamespace
 import numpy as np
 from trainer import distributed, joining, resuming
-from trainer.checkpoint import NoSnapshots
-from trainer.errors import ConfigError, DistributedError
-from trainer.state import TrainState
-from trainer.writers import Quiet
+from linseed.trainer.run.checkpoint import NoSnapshots
+from linseed.trainer.errors import ConfigError, DistributedError
+from linseed.trainer.step.state import TrainState
+from linseed.trainer.run.writers import Quiet
 
 index = int(sys.argv[2])
 def refuse():
@@ -223,7 +224,7 @@ def test_the_shares_of_all_hosts_are_the_batch_of_one(hosts, placement):
     shares = [{"shard_index": index, "shard_count": hosts} for index in range(hosts)]
     for step in (0, 5, 6, 7):
         jax.tree.map(np.testing.assert_array_equal, joined([batch(step, **share) for share in shares]), batch(step))
-    whole = list(pipeline.eval_batches(split, batch_size=16))
-    parts = [list(pipeline.eval_batches(split, batch_size=16, **share)) for share in shares]
+    whole = list(batching.eval_batches(split, batch_size=16))
+    parts = [list(batching.eval_batches(split, batch_size=16, **share)) for share in shares]
     for expected, *of_hosts in zip(whole, *parts, strict=True):
         jax.tree.map(np.testing.assert_array_equal, joined(of_hosts), expected)

@@ -5,11 +5,11 @@ from pathlib import Path
 
 import pytest
 
-from models import MODELS
-from trainer.data.sources import SOURCES
-from trainer.losses import LOSSES
-from trainer.optim import OPTIMIZERS
-from trainer.schedules import SCHEDULES
+from linseed.models import MODELS
+from linseed.trainer.data.sources import SOURCES
+from linseed.trainer.optim.chain import OPTIMIZERS
+from linseed.trainer.optim.schedules import SCHEDULES
+from linseed.trainer.step.losses import LOSSES
 
 ROOT = Path(__file__).parent.parent
 README = (ROOT / "README.md").read_text()

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from trainer.schedules import make_schedule
+from linseed.trainer.optim.schedules import make_schedule
 
 ROOT = Path(__file__).parent.parent
 TINY = [

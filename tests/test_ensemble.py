@@ -14,15 +14,17 @@ import numpy as np
 import pytest
 import scipy.special
 
-import models
-from configs import digits
-from trainer import judging, losses, train, writers
-from trainer.data import pipeline, sources
-from trainer.data.splits import Split
-from trainer.ensemble import AVERAGES, evaluate_ensemble, make_ensemble_step
-from trainer.errors import CheckpointError, ConfigError, DataError, WorkdirError
-from trainer.losses import LOSSES
-from trainer.parallel import BACKENDS, DataParallel
+from linseed import models
+from linseed.configs import digits
+from linseed.trainer import evaluation, train
+from linseed.trainer.data import batching, sources
+from linseed.trainer.data.splits import Split
+from linseed.trainer.ensemble import AVERAGES, evaluate_ensemble, make_ensemble_step
+from linseed.trainer.errors import CheckpointError, ConfigError, DataError, WorkdirError
+from linseed.trainer.run import writers
+from linseed.trainer.runtime.data_parallel import BACKENDS, DataParallel
+from linseed.trainer.step import losses
+from linseed.trainer.step.losses import LOSSES
 
 ROOT = Path(__file__).parent.parent
 EXTRA = {"weighted_softmax": dict(class_weights=(1.0, 2.0, 0.5, 1.0))}
@@ -112,7 +114,7 @@ def test_every_loss_has_its_average_and_each_example_counts_once(name, backend, 
     parallel = DataParallel(backend, devices=jax.devices()[:devices])
     step = make_ensemble_step(logits=[logits, logits], average=AVERAGES[name], loss=loss)
     step = parallel.compile(step, donate=False)
-    batches = pipeline.eval_batches(split, batch_size=8)
+    batches = batching.eval_batches(split, batch_size=8)
     found = jax.device_get([step(parallel.replicate(weights), parallel.shard(batch)) for batch in batches])
 
     each = np.stack([logits(member, split.images) for member in np.concatenate(weights)])
@@ -140,8 +142,8 @@ def test_the_average_equals_numpys_from_the_logits_of_the_members(runs):
     """From the images to the figures, through each run's own model and statistics."""
     probabilities = []
     for workdir in runs:
-        config = judging.read_run(workdir)
-        experiment, [(_, weights)] = judging.restore_weights(config, workdir, which="best")
+        config = evaluation.read_run(workdir)
+        experiment, [(_, weights)] = evaluation.restore_weights(config, workdir, which="best")
         images = experiment.train.images / 255.0
         axes = (0,) if config.data.normalize == "mean_image" else (0, 1, 2)
         scale = 1.0 if config.data.normalize == "mean_image" else images.std(axis=axes)
@@ -162,7 +164,7 @@ def test_the_average_equals_numpys_from_the_logits_of_the_members(runs):
 @pytest.mark.parametrize("which", ["best", "latest", "ema"])
 @pytest.mark.parametrize("split", ["val", "test"])
 def test_one_member_is_the_snapshot_itself(runs, which, split):
-    alone = judging.evaluate_snapshot(runs[1], which=which, split=split)
+    alone = evaluation.evaluate_snapshot(runs[1], which=which, split=split)
     found = evaluate_ensemble(runs[1:], which=which, split=split)
     (member,) = found["members"]
     for figures in (found, member):

@@ -4,10 +4,10 @@ import jax
 import numpy as np
 import pytest
 
-from trainer import metrics
-from trainer.data.splits import Split
-from trainer.evaluate import Evaluator
-from trainer.parallel import DataParallel
+from linseed.trainer.data.splits import Split
+from linseed.trainer.runtime.data_parallel import DataParallel
+from linseed.trainer.step import metrics
+from linseed.trainer.step.evaluator import Evaluator
 
 
 def eval_step(weights, batch):

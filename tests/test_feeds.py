@@ -6,8 +6,8 @@ import jax
 import numpy as np
 import pytest
 
-from trainer.data import feeds
-from trainer.data.splits import Split
+from linseed.trainer.data import placement
+from linseed.trainer.data.splits import Split
 
 LIMIT = 400_000  # of a device; a quarter of it is for images
 
@@ -25,8 +25,8 @@ def test_validation_takes_room_beside_train_on_each_of_four_devices(monkeypatch,
     """All of train, and a quarter of validation."""
     stats = {"bytes_limit": LIMIT} if of_its_own else None
     monkeypatch.setattr(jax, "local_devices", lambda: [SimpleNamespace(memory_stats=lambda: stats)] * 4)
-    monkeypatch.setattr(feeds, "memory_bytes", lambda: 4 * LIMIT)
-    assert feeds.fits_device(split(train), split(val)) is fits
+    monkeypatch.setattr(placement, "memory_bytes", lambda: 4 * LIMIT)
+    assert placement.fits_device(split(train), split(val)) is fits
     settings = dict(placement="auto", seed=0, batch_size=8, multiple=4)
     if train:
-        assert bool(feeds.make_feed(split(train), val=split(val), **settings).resident) is fits
+        assert bool(placement.make_feed(split(train), val=split(val), **settings).resident) is fits

@@ -5,8 +5,8 @@ import math
 import numpy as np
 import pytest
 
-from trainer import losses
-from trainer.tuning import floors
+from linseed.trainer.step import losses
+from linseed.trainer.tuning.diagnosis import floors
 
 
 @pytest.mark.parametrize("name", losses.LOSSES)

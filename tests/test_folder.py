@@ -6,8 +6,8 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from trainer.data.folder import folder
-from trainer.errors import ConfigError, DataError
+from linseed.trainer.data.sources.folder import folder
+from linseed.trainer.errors import ConfigError, DataError
 
 PER_CLASS = 5
 
@@ -132,7 +132,7 @@ def test_a_size_that_only_test_has_is_found_when_test_is_opened(splits):
 
 
 def test_more_images_than_memory_is_an_error_and_not_a_kill(splits, monkeypatch):
-    monkeypatch.setattr("trainer.data.source.memory_bytes", lambda: 1000)
+    monkeypatch.setattr("linseed.trainer.data.dataset.memory_bytes", lambda: 1000)
     assert "image_size" in error_of(lambda: read(splits))
 
 
@@ -207,7 +207,7 @@ def test_no_test_image_is_decoded_by_loading(splits, monkeypatch):
         opened.append(os.path.relpath(file, splits).split(os.sep)[0])
         return np.zeros((6, 6, 3), np.uint8)
 
-    monkeypatch.setattr("trainer.data.folder.decode_image", spy)
+    monkeypatch.setattr("linseed.trainer.data.sources.folder.decode_image", spy)
     source = read(splits)
     assert set(opened) == {"train", "val"}
     source.open_test()
@@ -229,13 +229,13 @@ def test_a_fault_of_the_machine_leaves_no_image_out(splits, monkeypatch, fault, 
     def fail(*args, **kwargs):
         raise fault
 
-    monkeypatch.setattr("trainer.data.folder.decode_image", fail)
+    monkeypatch.setattr("linseed.trainer.data.sources.folder.decode_image", fail)
     message = error_of(lambda: read(splits, on_bad_image="skip", image_size=image_size))
     assert "cannot be read now" in message and "run the same command again" in message
 
 
 def test_a_decompression_bomb_is_a_bad_image(splits, monkeypatch):
-    monkeypatch.setattr("trainer.data.decode.MAX_PIXELS", 40)
+    monkeypatch.setattr("linseed.trainer.data.decode.MAX_PIXELS", 40)
     write_image(splits / "train" / "cat" / "big.png", size=(7, 6))
     assert "cat/big.png" in read(splits, on_bad_image="skip").skipped[0]
 

@@ -7,15 +7,17 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from configs import digits
-from trainer import forecast as forecast_lib
-from trainer import measure as measure_lib
-from trainer import schedules, train, writers
-from trainer import workdir as workdir_lib
-from trainer.data import sources
-from trainer.errors import ConfigError, WorkdirError
-from trainer.forecast import Assignment, Steps, assignments, disk, forecast, rates
-from trainer.schedules import make_schedule
+from linseed.configs import digits
+from linseed.trainer import train
+from linseed.trainer.cost import forecast as forecast_lib
+from linseed.trainer.cost import measure as measure_lib
+from linseed.trainer.cost.forecast import Assignment, Steps, assignments, disk, forecast, rates
+from linseed.trainer.data import sources
+from linseed.trainer.errors import ConfigError, WorkdirError
+from linseed.trainer.optim import schedules
+from linseed.trainer.optim.schedules import make_schedule
+from linseed.trainer.run import workdir as workdir_lib
+from linseed.trainer.run import writers
 
 BATCH, PIXELS, WIDTH, CLASSES = 64, 8 * 8 * 3, 128, 4
 TRAIN, VAL = 256, 64

@@ -2,12 +2,13 @@
 
 import pytest
 
-from scripts.benchmarks import full_disk
-from scripts.benchmarks.cases import tiny
-from trainer import train, writers
-from trainer.checkpoint import Snapshots
-from trainer.errors import LinseedError
-from trainer.experiment import Shared, build
+from linseed.scripts.benchmarks.cases import tiny
+from linseed.scripts.faults import full_disk
+from linseed.trainer import train
+from linseed.trainer.errors import LinseedError
+from linseed.trainer.experiment import Shared, build
+from linseed.trainer.run import writers
+from linseed.trainer.run.checkpoint import Snapshots
 
 
 @pytest.fixture

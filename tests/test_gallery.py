@@ -9,10 +9,10 @@ import numpy as np
 import optax
 import pytest
 
-from models.layers import ACTIVATIONS
-from trainer.data.augment import OPS, parse
-from trainer.gallery import demos, draw, page, strips, surfaces
-from trainer.schedules import SCHEDULES
+from linseed.models.layers import ACTIVATIONS
+from linseed.scripts.gallery import demos, draw, page, strips, surfaces
+from linseed.trainer.data.augment import OPS, parse
+from linseed.trainer.optim.schedules import SCHEDULES
 
 # Compiling is nearly all the time these tests take: once each.
 KEPT = ("bowl_paths", "saddle_paths", "dent_paths", "noisy_paths", "adam_paths", "adam_step_sizes", "schedule_rates")

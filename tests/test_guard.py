@@ -13,11 +13,13 @@ import pytest
 from test_stopping import SHARED, Trip
 from test_train import ROOT, Killer, Stop, records, run, tiny
 
-from trainer import experiment, guard, resuming, stopping, watchdog
-from trainer.errors import ConfigError, NonFiniteError, WorkdirError
-from trainer.experiment import Shared
-from trainer.rollbacks import Rollbacks
-from trainer.state import TrainState
+from linseed.trainer import experiment, resume
+from linseed.trainer.errors import ConfigError, NonFiniteError, WorkdirError
+from linseed.trainer.experiment import Shared
+from linseed.trainer.run.rollback import Rollbacks
+from linseed.trainer.runtime import signals, watchdog
+from linseed.trainer.step import nonfinite
+from linseed.trainer.step.state import TrainState
 
 
 def guarded(on_non_finite, **changes):
@@ -59,7 +61,7 @@ def state(step, value):
 def test_a_skipped_step_changes_the_count_of_steps_alone(name, value):
     found = {"loss": jnp.float32(1), "grad_norm": jnp.float32(1), "update_ratio": jnp.float32(1)}
     for metrics, expected in ((found, state(8, 2.0)), ({**found, name: jnp.float32(value)}, state(8, 1.0))):
-        step = guard.skipping(lambda _, __, metrics=metrics: (state(8, 2.0), metrics))
+        step = nonfinite.skipping(lambda _, __, metrics=metrics: (state(8, 2.0), metrics))
         after, same = jax.jit(step)(state(7, 1.0), None)
         jax.tree.map(np.testing.assert_array_equal, after, expected)
         jax.tree.map(np.testing.assert_array_equal, same, metrics)
@@ -77,7 +79,7 @@ def test_skipped_steps_are_counted_and_left_out_whatever_stops_the_run(tmp_path,
     config, shared = guarded("skip"), Shared()
     whole = run(config, tmp_path / "whole", shared=shared)
     for poll in polls:
-        with pytest.raises(stopping.Stopped):
+        with pytest.raises(signals.Stopped):
             run(config, tmp_path / "parts", stop=Trip(poll), shared=shared)
     again = run(config, tmp_path / "parts", shared=shared)
     assert (again["params_sha256"], again["test"]) == (whole["params_sha256"], whole["test"])
@@ -92,7 +94,7 @@ def test_too_many_skipped_in_a_row_end_the_run_across_windows_and_stops(tmp_path
     spoil([5, 6, 7, 8])
     config, shared = guarded("skip"), Shared()  # 3 may be
     for poll in polls:
-        with pytest.raises(stopping.Stopped):
+        with pytest.raises(signals.Stopped):
             run(config, tmp_path, stop=Trip(poll), shared=shared)
     with pytest.raises(NonFiniteError, match="the loss of step 8 is not finite .*the snapshot of step 4 is sound"):
         run(config, tmp_path, shared=shared)
@@ -120,7 +122,7 @@ def test_a_rollback_goes_on_from_the_snapshot_at_the_lower_rate(tmp_path, twice)
         "rollback 2 of 3: the loss of step 7 is not finite; back to step 4, on with 0.25 times the rate",
     ]
     # As if the rate had been set by hand after step 4.
-    with pytest.raises(stopping.Stopped):
+    with pytest.raises(signals.Stopped):
         run(config, tmp_path / "hand", stop=Trip(5), shared=shared)
     lower = guarded("rollback", **{"optimizer.lr": 0.02 / 4})
     by_hand = run(lower, tmp_path / "hand", on_config_change="accept", shared=shared)
@@ -136,7 +138,7 @@ def test_a_rollback_is_the_same_whatever_stops_or_kills_the_run(tmp_path, twice)
     for polls in ((7,), (6, 1, 2), (20,)):
         workdir = tmp_path / f"stopped{polls}"
         for poll in polls:
-            with pytest.raises(stopping.Stopped):
+            with pytest.raises(signals.Stopped):
                 run(config, workdir, stop=Trip(poll), shared=shared)
         assert run(config, workdir, shared=shared)["params_sha256"] == whole["params_sha256"]
         assert records(workdir) == records(tmp_path / "whole")
@@ -243,7 +245,7 @@ NAN = float("nan")
 )
 def test_the_likely_cause_is_read_off_the_steps_before(steps, precision, says):
     with pytest.raises(AssertionError, match=says):
-        raise AssertionError(guard.likely_cause(steps, precision=precision))
+        raise AssertionError(nonfinite.likely_cause(steps, precision=precision))
 
 
 @pytest.mark.parametrize(
@@ -274,13 +276,13 @@ def test_the_watchdog_of_a_run_allows_for_the_compiler_and_ends_with_it(tmp_path
 
 
 def test_the_watchdog_is_set_before_the_state_is_restored(tmp_path, timers, monkeypatch):
-    restore, seen = resuming.restore, []
+    restore, seen = resume.restore, []
 
     def watched_restore(*arguments, **options):
         seen.extend(timers)
         return restore(*arguments, **options)
 
-    monkeypatch.setattr(resuming, "restore", watched_restore)
+    monkeypatch.setattr(resume, "restore", watched_restore)
     run(tiny(**{"guard.watchdog_minutes": 2.0}), tmp_path, shared=SHARED)
     assert seen == [1200]
 

@@ -5,7 +5,7 @@ import sys
 
 import pytest
 
-from scripts import heap
+from linseed.scripts.cli import heap
 
 # Threads that all hold memory at once get an arena each, up to the limit; malloc_info tells how many there are.
 COUNT = """

@@ -4,8 +4,8 @@ import jax
 import pytest
 from test_distributed import ended, free_port, started
 
-from trainer import joining
-from trainer.errors import DistributedError, LostError
+from linseed.trainer.errors import DistributedError, LostError
+from linseed.trainer.runtime import join
 
 
 def pair_of(program):
@@ -17,7 +17,7 @@ def pair_of(program):
 LEAVING = """
 import os, sys, time
 from trainer import distributed, joining
-from trainer.errors import ConfigError
+from linseed.trainer.errors import ConfigError
 
 index = int(sys.argv[2])
 distributed.HEARD_SECONDS = 0.5
@@ -87,7 +87,7 @@ def test_a_command_ends_with_the_status_of_its_error(tmp_path, name, status):
     ],
 )
 def test_a_collective_that_broke_is_a_lost_process(says):
-    with pytest.raises(LostError, match="run the same command on every machine"), joining._naming_a_lost_process():
+    with pytest.raises(LostError, match="run the same command on every machine"), join._naming_a_lost_process():
         raise jax.errors.JaxRuntimeError(says)
 
 
@@ -95,7 +95,7 @@ def test_a_collective_that_broke_is_a_lost_process(says):
     "says", ["RESOURCE_EXHAUSTED: out of memory", "INTERNAL: NCCL operation ncclCommInitRank failed: invalid usage"]
 )
 def test_an_error_of_the_devices_is_no_lost_process(says):
-    with pytest.raises(jax.errors.JaxRuntimeError, match=says), joining._naming_a_lost_process():
+    with pytest.raises(jax.errors.JaxRuntimeError, match=says), join._naming_a_lost_process():
         raise jax.errors.JaxRuntimeError(says)
 
 
@@ -111,7 +111,7 @@ def test_an_error_of_the_devices_is_no_lost_process(says):
     ],
 )
 def test_flags_that_do_not_fit_are_refused_by_name(coordinator, num_processes, process_id, cure):
-    joined = joining.joined(
+    joined = join.joined(
         coordinator, num_processes=num_processes, process_id=process_id, start_seconds=1, heartbeat_seconds=5
     )
     with pytest.raises(DistributedError, match=cure), joined:
@@ -122,20 +122,20 @@ def test_flags_that_do_not_fit_are_refused_by_name(coordinator, num_processes, p
 def test_many_that_a_launcher_started_and_jax_does_not_find_are_refused_and_one_is_not(monkeypatch, name):
     monkeypatch.setenv(name, "4")
     with pytest.raises(DistributedError, match=f"{name}=4, .*--coordinator=HOST:PORT --num_processes=4 --process_id"):
-        joining._arguments("auto", num_processes=None, process_id=None)
-    assert joining._arguments("none", num_processes=None, process_id=None) is None
-    assert joining._arguments("10.0.0.1:8476", num_processes=4, process_id=3)["process_id"] == 3
+        join._arguments("auto", num_processes=None, process_id=None)
+    assert join._arguments("none", num_processes=None, process_id=None) is None
+    assert join._arguments("10.0.0.1:8476", num_processes=4, process_id=3)["process_id"] == 3
     monkeypatch.setenv(name, "1")
-    assert joining._arguments("auto", num_processes=None, process_id=None) is None
+    assert join._arguments("auto", num_processes=None, process_id=None) is None
 
 
 def test_many_that_jax_finds_are_left_to_it_but_not_where_it_finds_another_number(monkeypatch):
     monkeypatch.setenv("OMPI_MCA_orte_hnp_uri", "1531576320.0;tcp://10.96.0.1:34911")  # of Open MPI up to 4
     monkeypatch.setenv("OMPI_COMM_WORLD_SIZE", "4")
-    assert joining._arguments("auto", num_processes=None, process_id=None) == {}
+    assert join._arguments("auto", num_processes=None, process_id=None) == {}
     monkeypatch.setenv("PMI_SIZE", "2")
     with pytest.raises(DistributedError, match="PMI_SIZE=2"):
-        joining._arguments("auto", num_processes=None, process_id=None)
+        join._arguments("auto", num_processes=None, process_id=None)
 
 
 @pytest.mark.parametrize(("tasks", "expected"), [("1", None), ("16", {})])
@@ -143,5 +143,5 @@ def test_a_slurm_step_of_one_task_is_left_alone_and_of_many_is_left_to_jax(monke
     slurm = {"JOB_ID": "7", "STEP_NODELIST": "node[001-002]", "NTASKS": tasks, "PROCID": "0", "LOCALID": "0"}
     for name, value in slurm.items():
         monkeypatch.setenv(f"SLURM_{name}", value)
-    assert joining._arguments("auto", num_processes=None, process_id=None) == expected
-    assert joining._arguments("none", num_processes=None, process_id=None) is None
+    assert join._arguments("auto", num_processes=None, process_id=None) == expected
+    assert join._arguments("none", num_processes=None, process_id=None) is None

@@ -9,8 +9,8 @@ from pathlib import Path
 import pytest
 import yaml
 
-from trainer import stopping
-from trainer.errors import LinseedError, LostError
+from linseed.trainer.errors import LinseedError, LostError
+from linseed.trainer.runtime import signals
 
 ROOT = Path(__file__).parent.parent
 LAUNCH = ROOT / "scripts" / "launch"
@@ -86,7 +86,7 @@ def test_slurm_starts_again_what_another_try_may_mend_so_and_so_often(tmp_path, 
 
 def test_the_signal_that_slurm_sends_before_the_time_is_up_is_one_that_it_starts_again_after():
     (name,) = re.findall(r"^#SBATCH --signal=(\w+)@\d+$", (LAUNCH / "slurm.sbatch").read_text(), re.MULTILINE)
-    assert signal.Signals[f"SIG{name}"] in stopping.SIGNALS
+    assert signal.Signals[f"SIG{name}"] in signals.SIGNALS
     assert 128 + signal.Signals[f"SIG{name}"] in AGAIN
 
 

@@ -9,8 +9,8 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from models.layers import ACTIVATIONS, INITIALIZERS, NORMALIZATIONS, Block, initializer, lookup
-from trainer import ranges
+from linseed.models.layers import ACTIVATIONS, INITIALIZERS, NORMALIZATIONS, Block, initializer, lookup
+from linseed.trainer.config import ranges
 
 phi = np.vectorize(lambda x: (1.0 + math.erf(x / math.sqrt(2.0))) / 2.0)
 

@@ -7,8 +7,8 @@ import optax
 import pytest
 from optimizer_formulas import SHAPE, START, orthogonalized
 
-from trainer import links
-from trainer.optim import applied_lr, evaluated_params, make_tx
+from linseed.trainer.optim import transforms
+from linseed.trainer.optim.chain import applied_lr, evaluated_params, make_tx
 
 
 def test_muon_takes_a_conv_kernel_as_a_matrix_and_leaves_the_rest_to_adam():
@@ -17,7 +17,7 @@ def test_muon_takes_a_conv_kernel_as_a_matrix_and_leaves_the_rest_to_adam():
     grads = jax.tree.map(
         lambda s: jnp.asarray(rng.normal(size=s), jnp.float32), shapes, is_leaf=lambda s: type(s) is tuple
     )
-    tx, params = links.scale_by_muon(0.95, 0.9, 0.999, 1e-8, "head/.*"), optax.tree.ones_like(grads)
+    tx, params = transforms.scale_by_muon(0.95, 0.9, 0.999, 1e-8, "head/.*"), optax.tree.ones_like(grads)
     found, _ = tx.update(grads, tx.init(params), params)
     matrix = np.asarray(found["conv"]["kernel"]).reshape(18, 4)
     expected = 0.2 * np.sqrt(18) * orthogonalized(np.asarray(grads["conv"]["kernel"], np.float64).reshape(18, 4).T).T
@@ -41,7 +41,7 @@ def test_muon_with_nesterov_makes_kernels_orthogonal_and_hands_the_rest_to_sgd()
         jax.tree.map(lambda s: jnp.asarray(rng.normal(size=s), jnp.float32), shapes, is_leaf=lambda s: type(s) is tuple)
         for _ in range(2)
     )
-    tx, params = links.scale_by_muon_nesterov(**MUON), optax.tree.ones_like(first)
+    tx, params = transforms.scale_by_muon_nesterov(**MUON), optax.tree.ones_like(first)
     _, state = tx.update(first, tx.init(params), params)
     found, _ = tx.update(second, state, params)
     # A sum, not a mean: v = rho v + g, and g + rho v is handed on, of unlike momentum for the two parts.
@@ -60,7 +60,7 @@ def test_muon_with_nesterov_steps_from_kernels_whose_outputs_have_norm_one_on_av
     rng = np.random.default_rng(0)
     params = {"conv": {"kernel": jnp.asarray(rng.normal(size=(3, 3, 2, 4)))}, "head": {"kernel": jnp.ones((4, 5))}}
     updates = jax.tree.map(lambda x: 0.1 * jnp.ones_like(x), params)
-    tx = links.normalize_kernels("head/.*")
+    tx = transforms.normalize_kernels("head/.*")
     after = optax.apply_updates(params, tx.update(updates, tx.init(params), params)[0])
     kernel = np.asarray(after["conv"]["kernel"]) - 0.1
     assert np.mean(np.sum(kernel**2, axis=(0, 1, 2))) == pytest.approx(1, rel=1e-5)

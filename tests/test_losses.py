@@ -8,8 +8,8 @@ import numpy as np
 import optax
 import pytest
 
-from trainer.errors import ConfigError
-from trainer.losses import LOSSES, make_loss
+from linseed.trainer.errors import ConfigError
+from linseed.trainer.step.losses import LOSSES, make_loss
 
 WEIGHTS = (0.5, 2.0, 1.0, 3.0)
 

@@ -8,10 +8,10 @@ import pytest
 from absl import flags
 from PIL import Image
 
+from linseed.trainer.cost import measure as measure_lib
+from linseed.trainer.cost.measure import count_flops, time_steps
+from linseed.trainer.experiment import Shared, build
 from tests.test_forecast import mlp
-from trainer import measure as measure_lib
-from trainer.experiment import Shared, build
-from trainer.measure import count_flops, time_steps
 
 
 def test_a_backend_that_counts_nothing_leaves_nothing_but_the_figure_out():

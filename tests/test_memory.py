@@ -4,8 +4,8 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from scripts.benchmarks import memory
-from trainer.errors import LinseedError
+from linseed.scripts.benchmarks import memory
+from linseed.trainer.errors import LinseedError
 
 
 def test_what_is_allocated_is_seen_and_what_is_freed_is_gone():

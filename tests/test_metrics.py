@@ -4,7 +4,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from trainer import metrics
+from linseed.trainer.step import metrics
 
 
 def sums(losses, correct, mask):

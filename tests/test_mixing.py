@@ -5,8 +5,8 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from trainer.data.augment.mixing import MIXING, cutmix, make_mix, mixup
-from trainer.errors import ConfigError
+from linseed.trainer.data.augment.mixing import MIXING, cutmix, make_mix, mixup
+from linseed.trainer.errors import ConfigError
 
 BATCH, HEIGHT, WIDTH, CLASSES = 8, 12, 16, 5
 

@@ -11,11 +11,11 @@ import optax
 import pytest
 from jax.sharding import Mesh, PartitionSpec
 
-from models import MODELS, build
-from models.alexnet import Stem
-from models.layers import ACTIVATIONS, INITIALIZERS, NORMALIZATIONS, max_pool_2x2
-from models.resnet import STEMS, BasicBlock, BottleneckBlock, PlainShortcutBlock
-from models.wide_resnet import PreActivationBlock
+from linseed.models import MODELS, build
+from linseed.models.alexnet import Stem
+from linseed.models.layers import ACTIVATIONS, INITIALIZERS, NORMALIZATIONS, max_pool_2x2
+from linseed.models.resnet import STEMS, BasicBlock, BottleneckBlock, PlainShortcutBlock
+from linseed.models.wide_resnet import PreActivationBlock
 
 NUM_CLASSES = 7
 

@@ -7,8 +7,8 @@ import sys
 import numpy as np
 from test_scripts import ROOT, command, refusal
 
-from scripts.moments import STAGES, Run, Timeline, draw
-from trainer.compare import differences
+from linseed.scripts.cli.moments import STAGES, Run, Timeline, draw
+from linseed.trainer.run.compare import differences
 
 
 def test_moments_are_spread_evenly_over_all_stages_and_lie_within_the_run():

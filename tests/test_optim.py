@@ -7,11 +7,11 @@ import optax
 import pytest
 from optimizer_formulas import DECAY, FORMULAS, LR, SHAPE, SLOPES, START
 
-from trainer.errors import ConfigError
-from trainer.optim import CLIPS, applied_lr, evaluated_params, make_tx
-from trainer.optimizers import OPTIMIZERS
-from trainer.rules import decay_mask
-from trainer.schedules import make_schedule
+from linseed.trainer.errors import ConfigError
+from linseed.trainer.optim.chain import CLIPS, applied_lr, evaluated_params, make_tx
+from linseed.trainer.optim.optimizers import OPTIMIZERS
+from linseed.trainer.optim.rules import decay_mask
+from linseed.trainer.optim.schedules import make_schedule
 
 LBFGS = dict(memory_size=10, max_linesearch_steps=20)
 

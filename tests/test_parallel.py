@@ -4,8 +4,8 @@ import jax
 import numpy as np
 import pytest
 
-from trainer.errors import ConfigError
-from trainer.parallel import BACKENDS, DataParallel
+from linseed.trainer.errors import ConfigError
+from linseed.trainer.runtime.data_parallel import BACKENDS, DataParallel
 
 
 @pytest.mark.parametrize("backend", sorted(BACKENDS))

@@ -3,8 +3,8 @@
 import numpy as np
 import pytest
 
-from trainer.data.pipeline import all_places, eval_batches, gather, places
-from trainer.data.splits import Split
+from linseed.trainer.data.batching import all_places, eval_batches, gather, places
+from linseed.trainer.data.splits import Split
 
 
 def batch_indices(step, **kwargs):

@@ -2,7 +2,7 @@
 
 import pytest
 
-from trainer.progress import Progress
+from linseed.trainer.run.progress import Progress
 
 
 def after(accuracies, *, min_delta=0.0):

@@ -6,11 +6,11 @@ import numpy as np
 import optax
 import pytest
 
-from trainer.errors import ConfigError
-from trainer.losses import make_loss
-from trainer.optim import make_tx
-from trainer.regularizers import REGULARIZERS, make_regularizer
-from trainer.rules import DEFAULT_RULES
+from linseed.trainer.errors import ConfigError
+from linseed.trainer.optim.chain import make_tx
+from linseed.trainer.optim.regularizers import REGULARIZERS, make_regularizer
+from linseed.trainer.optim.rules import DEFAULT_RULES
+from linseed.trainer.step.losses import make_loss
 
 RNG = np.random.default_rng(0)
 PARAMS = {

@@ -8,12 +8,12 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-import models
-from models.resnet import CifarStem, PlainShortcutBlock, ResNet
-from models.wide_resnet import PreActivationBlock, WideResNet
-from trainer.errors import ConfigError
-from trainer.parallel import AXIS, BACKENDS, DataParallel
-from trainer.remat import REMAT
+from linseed import models
+from linseed.models.resnet import CifarStem, PlainShortcutBlock, ResNet
+from linseed.models.wide_resnet import PreActivationBlock, WideResNet
+from linseed.trainer.errors import ConfigError
+from linseed.trainer.runtime.data_parallel import AXIS, BACKENDS, DataParallel
+from linseed.trainer.step.remat import REMAT
 
 
 def resnet(*, stage_sizes):

@@ -2,7 +2,7 @@
 
 import json
 
-from trainer import report
+from linseed.trainer.run import report
 
 RESULT = {
     "best_step": 2,

@@ -8,8 +8,8 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from trainer.errors import ConfigError
-from trainer.rules import (
+from linseed.trainer.errors import ConfigError
+from linseed.trainer.optim.rules import (
     DEFAULT_RULES,
     Rule,
     assign,
@@ -21,7 +21,7 @@ from trainer.rules import (
     parse,
     without_frozen_gradients,
 )
-from trainer.schedules import durations_to_steps
+from linseed.trainer.optim.schedules import durations_to_steps
 
 PARAMS = {
     "attention": {"query": {"kernel": jnp.ones((4, 2, 2)), "bias": jnp.ones((2, 2))}},

@@ -7,8 +7,8 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from trainer.errors import ConfigError
-from trainer.schedules import SCHEDULES, durations_to_steps, epochs_to_steps, make_schedule, scaled_lr
+from linseed.trainer.errors import ConfigError
+from linseed.trainer.optim.schedules import SCHEDULES, durations_to_steps, epochs_to_steps, make_schedule, scaled_lr
 
 LR, TOTAL = 0.4, 50
 

@@ -9,9 +9,9 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from configs import digits
-from scripts.benchmarks.grid import one_program
-from trainer.data.augment import OPS
+from linseed.configs import digits
+from linseed.scripts.benchmarks.grid import one_program
+from linseed.trainer.data.augment import OPS
 
 ROOT = Path(__file__).parent.parent
 TINY = [

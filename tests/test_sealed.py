@@ -5,7 +5,7 @@ import json
 import numpy as np
 import pytest
 
-from trainer.sealed import checksums, loads, seal, shapes, unseal
+from linseed.trainer.checksum import checksums, loads, seal, shapes, unseal
 
 RECORD = {"step": 3, "loss": 0.125, "path": ["a", {"b": None}], "worst": float("-inf")}
 

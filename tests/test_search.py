@@ -6,10 +6,10 @@ import threading
 import optuna
 import pytest
 
-from trainer.errors import ConfigError, LinseedError
-from trainer.tuning import search
-from trainer.tuning.search import Phase, Trial, best_within_a_standard_error
-from trainer.tuning.trials import Outcome
+from linseed.trainer.errors import ConfigError, LinseedError
+from linseed.trainer.tuning import search
+from linseed.trainer.tuning.search import Phase, Trial, best_within_a_standard_error
+from linseed.trainer.tuning.trials import Outcome
 
 POINTS = [{"lr": 10.0**-exponent, "weight_decay": decay} for exponent in (1, 2, 3) for decay in (0.0, 1e-4, 1e-2)]
 BOUNDS = {"lr": (1e-3, 1e-1), "weight_decay": (1e-5, 1e-3)}

@@ -4,7 +4,7 @@ import os
 
 import pytest
 
-from trainer.data import source
+from linseed.trainer.runtime import machine
 
 GIB = 2**30
 
@@ -12,8 +12,8 @@ GIB = 2**30
 @pytest.fixture
 def groups(tmp_path, monkeypatch):
     """A faked tree of control groups, and the file that says which one is our own."""
-    monkeypatch.setattr(source, "_CGROUPS", tmp_path / "cgroup")
-    monkeypatch.setattr(source, "_OWN_CGROUP", tmp_path / "own")
+    monkeypatch.setattr(machine, "_CGROUPS", tmp_path / "cgroup")
+    monkeypatch.setattr(machine, "_OWN_CGROUP", tmp_path / "own")
     monkeypatch.setattr(os, "sysconf", lambda name: {"SC_PHYS_PAGES": 64 * GIB // 4096, "SC_PAGE_SIZE": 4096}[name])
     return tmp_path
 
@@ -42,16 +42,16 @@ def test_memory_is_the_least_that_the_machine_or_a_control_group_gives(groups, o
         (groups / "own").write_text(own + "\n")
     for path, value in limits.items():
         limit(groups, path, value)
-    assert source.memory_bytes() == expected
+    assert machine.memory_bytes() == expected
 
 
 def test_memory_is_unknown_where_the_system_does_not_say(monkeypatch):
     monkeypatch.delattr(os, "sysconf")
-    assert source.memory_bytes() is None
+    assert machine.memory_bytes() is None
 
 
 def test_cores_are_those_that_this_process_may_run_on(monkeypatch):
     monkeypatch.setattr(os, "sched_getaffinity", lambda pid: {1, 5, 6}, raising=False)
-    assert source.cores() == 3
+    assert machine.cores() == 3
     monkeypatch.delattr(os, "sched_getaffinity")
-    assert source.cores() == os.cpu_count()
+    assert machine.cores() == os.cpu_count()

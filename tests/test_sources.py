@@ -8,9 +8,9 @@ import scipy.fft
 from cifar_archive import offer_cifar, random_cifar
 from PIL import Image
 
-from trainer.data import sources, splits
-from trainer.data.sources import SOURCES, load
-from trainer.errors import ConfigError, DataError
+from linseed.trainer.data import sources, splits
+from linseed.trainer.data.sources import SOURCES, load
+from linseed.trainer.errors import ConfigError, DataError
 
 # One way to call each source, and one way to spoil its test split. Each takes a
 # fresh folder (and pytest's monkeypatch) and returns settings or nothing.
@@ -60,7 +60,7 @@ def digits_settings(root, monkeypatch):
 
 
 def spoil_digits(root, monkeypatch):
-    monkeypatch.setattr(sources, "_read_digits", fail)
+    monkeypatch.setattr(sources.toy, "_read_digits", fail)
 
 
 def synthetic_settings(root, monkeypatch):
@@ -199,7 +199,9 @@ def test_an_unknown_source_names_the_nearest():
 
 
 def test_importing_the_sources_does_not_import_tfds_or_scikit_learn_or_jax():
-    code = "import sys, trainer.data.sources; print({'tensorflow_datasets', 'sklearn', 'jax'} & set(sys.modules))"
+    code = (
+        "import sys, linseed.trainer.data.sources; print({'tensorflow_datasets', 'sklearn', 'jax'} & set(sys.modules))"
+    )
     assert subprocess.run([sys.executable, "-c", code], capture_output=True, text=True).stdout.strip() == "set()"
 
 

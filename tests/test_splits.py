@@ -5,9 +5,9 @@ import json
 import numpy as np
 import pytest
 
-from trainer.data.source import Source
-from trainer.data.splits import SealedTest, Split, carve_validation, part, stratified_split, take
-from trainer.errors import DataError
+from linseed.trainer.data.dataset import Source
+from linseed.trainer.data.splits import SealedTest, Split, carve_validation, part, stratified_split, take
+from linseed.trainer.errors import DataError
 
 
 def labelled(*counts):

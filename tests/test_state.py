@@ -5,8 +5,9 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-import models
-from trainer import optim, state
+from linseed import models
+from linseed.trainer.optim import chain
+from linseed.trainer.step import state
 
 
 def create(*, seed=0, ema=False):
@@ -22,7 +23,7 @@ def create(*, seed=0, ema=False):
         axis_name="batch",
         convolution=jax.lax.conv_general_dilated,
     )
-    tx = optim.make_tx("adamw", schedule=lambda _: 0.1, clip_norm=0.0, b1=0.9, b2=0.9, eps=1e-8, weight_decay=0.0)
+    tx = chain.make_tx("adamw", schedule=lambda _: 0.1, clip_norm=0.0, b1=0.9, b2=0.9, eps=1e-8, weight_decay=0.0)
     return state.create(state.make_init(model, tx, image_shape=(8, 8, 1)), seed=seed, ema=ema)
 
 

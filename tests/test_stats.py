@@ -6,9 +6,9 @@ import logging
 import numpy as np
 import pytest
 
-from trainer.data import stats
-from trainer.data.splits import Split
-from trainer.errors import ConfigError
+from linseed.trainer.data import stats
+from linseed.trainer.data.splits import Split
+from linseed.trainer.errors import ConfigError
 
 
 def random_split(seed=0, channels=3):

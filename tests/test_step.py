@@ -6,15 +6,16 @@ import numpy as np
 import optax
 import pytest
 
-import models
-from trainer import losses, optim, schedules
-from trainer import state as state_lib
-from trainer.data.augment import make_augment
-from trainer.data.augment.mixing import make_mix
-from trainer.parallel import AXIS, BACKENDS, DataParallel
-from trainer.regularizers import make_regularizer
-from trainer.step import image_keys, make_eval_step, make_logits, make_train_step, moving_average
-from trainer.views import VIEWS
+from linseed import models
+from linseed.trainer.data.augment import make_augment
+from linseed.trainer.data.augment.mixing import make_mix
+from linseed.trainer.optim import chain, schedules
+from linseed.trainer.optim.regularizers import make_regularizer
+from linseed.trainer.runtime.data_parallel import AXIS, BACKENDS, DataParallel
+from linseed.trainer.step import losses
+from linseed.trainer.step import state as state_lib
+from linseed.trainer.step.train_step import image_keys, make_eval_step, make_logits, make_train_step, moving_average
+from linseed.trainer.step.tta import VIEWS
 
 BATCH, CLASSES, SHAPE = 16, 3, (8, 8, 3)
 CNN = dict(activation="relu", init="auto", normalization="batch")
@@ -37,7 +38,7 @@ def model():
 @pytest.fixture(scope="module")
 def tx():
     schedule = schedules.make_schedule("cosine", lr=0.1, warmup_steps=2, total_steps=10)
-    return optim.make_tx("nesterov", schedule=schedule, clip_norm=1.0, momentum=0.9, weight_decay=1e-3)
+    return chain.make_tx("nesterov", schedule=schedule, clip_norm=1.0, momentum=0.9, weight_decay=1e-3)
 
 
 def make_batch(step, *, size=BATCH, padding=0):
@@ -150,7 +151,7 @@ def test_the_update_is_that_of_the_mean_loss_over_the_real_examples(backend):
             logits = images.reshape(len(images), -1) @ variables["params"]["w"]
             return (logits, {}) if mutable is not False else logits
 
-    tx = optim.make_tx("sgd", schedule=lambda _: 0.5, clip_norm=0.0, weight_decay=0.0)
+    tx = chain.make_tx("sgd", schedule=lambda _: 0.5, clip_norm=0.0, weight_decay=0.0)
     parallel = DataParallel(backend, devices=jax.devices()[:4])
     compiled = parallel.compile(train_step_of(Linear(), tx), donate=False)
     before = state_lib.create(state_lib.make_init(Linear(), tx, image_shape=SHAPE), seed=0, ema=False)

@@ -11,9 +11,10 @@ from pathlib import Path
 import pytest
 from test_train import ROOT, records, run, tiny
 
-from trainer import judging, stopping
-from trainer.evaluate import Evaluator
-from trainer.experiment import Shared
+from linseed.trainer import evaluation
+from linseed.trainer.experiment import Shared
+from linseed.trainer.runtime import signals
+from linseed.trainer.step.evaluator import Evaluator
 
 SHARED = Shared()  # what is compiled once serves all of them
 
@@ -36,7 +37,7 @@ def straight(tmp_path_factory):
 
 
 def stopped(config, workdir, poll, **options):
-    with pytest.raises(stopping.Stopped) as caught:
+    with pytest.raises(signals.Stopped) as caught:
         run(config, workdir, stop=Trip(poll), shared=SHARED, **options)
     return caught.value
 
@@ -77,7 +78,7 @@ def test_a_stop_in_the_middle_of_many_steps_a_call(tmp_path):
     shared = Shared()
     whole = run(config, tmp_path / "whole", shared=shared)
     for poll in (2, 4):
-        with pytest.raises(stopping.Stopped):
+        with pytest.raises(signals.Stopped):
             run(config, tmp_path / "parts", stop=Trip(poll), shared=shared)
     assert run(config, tmp_path / "parts", shared=shared)["params_sha256"] == whole["params_sha256"]
     assert records(tmp_path / "parts") == records(tmp_path / "whole")
@@ -90,7 +91,7 @@ def test_a_stop_while_an_evaluation_is_under_way_keeps_the_evaluation(straight, 
         asked.append(signal.SIGUSR1)
         return start(self, weights, split)
 
-    with monkeypatch.context() as patched, pytest.raises(stopping.Stopped, match="SIGUSR1 after step 4") as caught:
+    with monkeypatch.context() as patched, pytest.raises(signals.Stopped, match="SIGUSR1 after step 4") as caught:
         patched.setattr(Evaluator, "start", interrupted)
         run(tiny(), tmp_path, stop=lambda: asked[0] if asked else 0, shared=SHARED)
     assert caught.value.status == 138
@@ -105,9 +106,9 @@ def test_a_stop_is_no_evaluation(straight, tmp_path):
     stopped(config, tmp_path, 11)  # after step 10
     assert steps_saved(tmp_path) == [4, 8, 10]
     best = max((r["val_accuracy"], r["step"]) for r in records(tmp_path) if "val_accuracy" in r)[1]
-    assert judging.evaluate_snapshot(tmp_path, which="best", split="val")["step"] == best
-    assert judging.evaluate_snapshot(tmp_path, which="latest", split="val")["step"] == 10
-    averaged = judging.restore_weights(config, tmp_path, which="snapshots")[1]
+    assert evaluation.evaluate_snapshot(tmp_path, which="best", split="val")["step"] == best
+    assert evaluation.evaluate_snapshot(tmp_path, which="latest", split="val")["step"] == 10
+    averaged = evaluation.restore_weights(config, tmp_path, which="snapshots")[1]
     assert [step for step, _ in averaged] == [4, 8]
 
 
@@ -133,7 +134,7 @@ def test_another_log_interval_after_a_stop_loses_no_step_that_is_left(straight, 
 @pytest.fixture
 def told(monkeypatch):
     """Signals as they are for a command in the foreground, and what is told of them."""
-    before = {number: signal.signal(number, signal.SIG_DFL) for number in stopping.SIGNALS}
+    before = {number: signal.signal(number, signal.SIG_DFL) for number in signals.SIGNALS}
     yield []
     for number, handler in before.items():
         signal.signal(number, handler)
@@ -146,22 +147,22 @@ def wait_until(condition):
         time.sleep(0.001)
 
 
-@pytest.mark.parametrize("number", stopping.SIGNALS)
+@pytest.mark.parametrize("number", signals.SIGNALS)
 def test_a_signal_sets_the_flag_and_the_old_handlers_come_back(told, number):
-    before = [signal.getsignal(each) for each in stopping.SIGNALS]
-    with stopping.on_signals(told.append) as stop:
+    before = [signal.getsignal(each) for each in signals.SIGNALS]
+    with signals.on_signals(told.append) as stop:
         assert stop() == 0
         os.kill(os.getpid(), number)
         wait_until(stop)
         assert stop() == number
     assert told == [f"{number.name}: stopping after the step under way; a second signal exits at once"]
-    assert [signal.getsignal(each) for each in stopping.SIGNALS] == before
+    assert [signal.getsignal(each) for each in signals.SIGNALS] == before
     assert signal.set_wakeup_fd(-1) == -1
 
 
 def test_what_was_ignored_stays_ignored(told):
     signal.signal(signal.SIGINT, signal.SIG_IGN)
-    with stopping.on_signals(told.append) as stop:
+    with signals.on_signals(told.append) as stop:
         os.kill(os.getpid(), signal.SIGINT)
         os.kill(os.getpid(), signal.SIGUSR1)
         wait_until(stop)
@@ -176,7 +177,7 @@ def test_a_signal_that_nobody_is_told_of_is_heard_and_so_is_the_second(told, mon
 
     ended = []
     monkeypatch.setattr(os, "_exit", ended.append)
-    with stopping.on_signals(tell) as stop:
+    with signals.on_signals(tell) as stop:
         os.kill(os.getpid(), signal.SIGTERM)
         wait_until(lambda: told)
         os.kill(os.getpid(), signal.SIGINT)
@@ -231,7 +232,7 @@ def test_the_library_installs_no_handler():
     code = (
         "import signal; numbers = [signal.SIGTERM, signal.SIGINT, signal.SIGUSR1];"
         "before = [signal.getsignal(n) for n in numbers];"
-        "import trainer.train, trainer.tuning.tune;"
+        "import linseed.trainer.train, linseed.trainer.tuning.tune;"
         "assert before == [signal.getsignal(n) for n in numbers]"
     )
     subprocess.run([sys.executable, "-c", code], cwd=ROOT, check=True)

@@ -14,14 +14,14 @@ import pytest
 from absl import flags
 from PIL import Image
 
-from trainer.data import folder_stream as folder_stream_module
-from trainer.data import lazy, pipeline, splits, stats
-from trainer.data import stream as stream_module
-from trainer.data.decode import decode_random_crop, random_box
-from trainer.data.folder import folder
-from trainer.data.folder_stream import folder_stream
-from trainer.data.stream import Stream
-from trainer.errors import ConfigError, DataError
+from linseed.trainer.data import batching, lazy, splits, stats
+from linseed.trainer.data import grain_stream as stream_module
+from linseed.trainer.data.decode import decode_random_crop, random_box
+from linseed.trainer.data.grain_stream import Stream
+from linseed.trainer.data.sources import folder_stream as folder_stream_module
+from linseed.trainer.data.sources.folder import folder
+from linseed.trainer.data.sources.folder_stream import folder_stream
+from linseed.trainer.errors import ConfigError, DataError
 
 PER_CLASS = 5
 BATCH = 8
@@ -127,11 +127,11 @@ def test_examples_and_their_order_are_those_of_data_in_memory(photographs):
     train = read(photographs, train_crop="centre").train
     in_memory = splits.Split(train.images.read(slice(None)), train.labels)
     for step, found in enumerate(some_batches(train, 0, 4)):
-        places = pipeline.places(step, seed=3, num_examples=2 * PER_CLASS, batch_size=BATCH)
-        expected = pipeline.gather(in_memory, places)
+        places = batching.places(step, seed=3, num_examples=2 * PER_CLASS, batch_size=BATCH)
+        expected = batching.gather(in_memory, places)
         assert_same([{key: found[key] for key in expected}], [expected])
         np.testing.assert_array_equal(
-            found["index"], pipeline.places(step, seed=3, num_examples=2 * PER_CLASS, batch_size=BATCH)["index"]
+            found["index"], batching.places(step, seed=3, num_examples=2 * PER_CLASS, batch_size=BATCH)["index"]
         )
         np.testing.assert_array_equal(found["epoch"], np.arange(step * BATCH, (step + 1) * BATCH) // (2 * PER_CLASS))
         assert found["index"].dtype == found["epoch"].dtype == np.int32
@@ -257,7 +257,7 @@ def test_nothing_is_decoded_before_it_is_asked_for(photographs, no_decoding):
 
 def test_evaluation_gives_every_image_once(photographs):
     val = read(photographs).val
-    batches = list(pipeline.eval_batches(val, batch_size=3))
+    batches = list(batching.eval_batches(val, batch_size=3))
     good = [batch["mask"] > 0 for batch in batches]
     images = np.concatenate([batch["image"][mask] for batch, mask in zip(batches, good, strict=True)])
     np.testing.assert_array_equal(images, val.images[:])
@@ -309,7 +309,7 @@ def spoilt(copied):
 def test_a_bad_image_is_an_error_that_names_it_and_the_cure(spoilt):
     for call in (
         lambda: some_batches(read(spoilt).train, 0, 2),
-        lambda: list(pipeline.eval_batches(read(spoilt).val, batch_size=4)),
+        lambda: list(batching.eval_batches(read(spoilt).val, batch_size=4)),
     ):
         with pytest.raises(DataError, match=r"cat/\d.jpg .* cannot be read; .*on_bad_image=skip") as caught:
             call()
@@ -321,7 +321,7 @@ def test_the_next_good_image_stands_for_a_bad_one_in_training(spoilt, caplog):
     with caplog.at_level(logging.WARNING):
         batches = some_batches(source.train, 0, 5)
     for step, batch in enumerate(batches):
-        asked = pipeline.places(step, seed=3, num_examples=2 * PER_CLASS, batch_size=BATCH)["index"]
+        asked = batching.places(step, seed=3, num_examples=2 * PER_CLASS, batch_size=BATCH)["index"]
         expected = np.where((asked == 1) | (asked == 2), 3, asked)
         np.testing.assert_array_equal(batch["index"], expected)
         np.testing.assert_array_equal(batch["label"], source.train.labels[expected])
@@ -331,7 +331,7 @@ def test_the_next_good_image_stands_for_a_bad_one_in_training(spoilt, caplog):
 
 
 def test_bad_images_do_not_count_in_evaluation(spoilt):
-    batch = next(pipeline.eval_batches(read(spoilt, on_bad_image="skip").val, batch_size=6))
+    batch = next(batching.eval_batches(read(spoilt, on_bad_image="skip").val, batch_size=6))
     assert batch["mask"].tolist() == [0, 1, 1, 1, 0, 0] and not batch["image"][0].any()
 
 

@@ -117,7 +117,7 @@ def test_workers_are_deaf_before_they_have_started(tmp_path):
     """From the mask that they inherit: a signal while they import would end them."""
     code = """
 import subprocess, sys
-from trainer.data.stream import _stops_held_back
+from linseed.trainer.data.grain_stream import _stops_held_back
 child = [sys.executable, "-c", "import os, signal; os.kill(os.getpid(), signal.SIGTERM); print('alive')"]
 with _stops_held_back():
     print(subprocess.run(child, capture_output=True, text=True).stdout.strip())

@@ -7,12 +7,12 @@ import requests
 from cifar_archive import CIFAR10_NAMES, CIFAR100_NAMES, FILES, offer_cifar, random_cifar
 from PIL import Image
 
-from trainer.data import cifar_archive
-from trainer.data import tfds as tfds_module
-from trainer.data.folder import folder
-from trainer.data.splits import Split
-from trainer.data.tfds import tfds
-from trainer.errors import DataError
+from linseed.trainer.data.sources import cifar_archive
+from linseed.trainer.data.sources import tfds as tfds_module
+from linseed.trainer.data.sources.folder import folder
+from linseed.trainer.data.sources.tfds import tfds
+from linseed.trainer.data.splits import Split
+from linseed.trainer.errors import DataError
 
 library = pytest.importorskip("tensorflow_datasets")
 

@@ -9,12 +9,12 @@ import pytest
 from absl import flags
 from cifar_archive import offer_cifar, random_cifar
 
-from trainer.data import pipeline, splits, stats
-from trainer.data import tfds_stream as tfds_stream_module
-from trainer.data.stream import Stream
-from trainer.data.tfds import tfds
-from trainer.data.tfds_stream import tfds_stream
-from trainer.errors import DataError
+from linseed.trainer.data import batching, splits, stats
+from linseed.trainer.data.grain_stream import Stream
+from linseed.trainer.data.sources import tfds_stream as tfds_stream_module
+from linseed.trainer.data.sources.tfds import tfds
+from linseed.trainer.data.sources.tfds_stream import tfds_stream
+from linseed.trainer.errors import DataError
 
 pytest.importorskip("tensorflow_datasets")
 
@@ -92,8 +92,8 @@ def test_parts_of_splits_have_their_own_images_and_labels(data_dir):
 
 def test_batches_are_those_of_data_in_memory_from_any_step_of_an_epoch(data_dir):
     train, whole = streamed(data_dir).train, in_memory(data_dir).train
-    places = [pipeline.places(step, seed=3, num_examples=TRAIN, batch_size=BATCH) for step in range(5)]
-    expected = [pipeline.gather(whole, place) for place in places]
+    places = [batching.places(step, seed=3, num_examples=TRAIN, batch_size=BATCH) for step in range(5)]
+    expected = [batching.gather(whole, place) for place in places]
     for start in (0, 2, 3):  # step 3 holds the end of the first epoch
         assert_same(some_batches(train, start, 5 - start), expected[start:])
 
@@ -112,8 +112,8 @@ def test_validation_carved_from_it_is_decoded_to_the_right_images(data_dir):
     )
     for one, two in zip(found, expected, strict=True):
         assert_equal(one, two)
-        batches = list(pipeline.eval_batches(one, batch_size=7))
-        assert_same(batches, list(pipeline.eval_batches(two, batch_size=7)))
+        batches = list(batching.eval_batches(one, batch_size=7))
+        assert_same(batches, list(batching.eval_batches(two, batch_size=7)))
 
 
 def test_labels_are_read_from_the_records_once(data_dir, monkeypatch):

@@ -16,15 +16,17 @@ import ml_collections
 import numpy as np
 import pytest
 
-from configs import digits
-from trainer import judging, losses, train, writers
-from trainer import workdir as workdir_lib
-from trainer.checkpoint import Snapshots
-from trainer.data import pipeline, sources
-from trainer.errors import CheckpointError, ConfigError, DataError, NonFiniteError, WorkdirError
-from trainer.evaluate import Evaluator
-from trainer.experiment import Shared, build
-from trainer.parallel import DataParallel
+from linseed.configs import digits
+from linseed.trainer import evaluation, train
+from linseed.trainer.data import batching, sources
+from linseed.trainer.errors import CheckpointError, ConfigError, DataError, NonFiniteError, WorkdirError
+from linseed.trainer.experiment import Shared, build
+from linseed.trainer.run import workdir as workdir_lib
+from linseed.trainer.run import writers
+from linseed.trainer.run.checkpoint import Snapshots
+from linseed.trainer.runtime.data_parallel import DataParallel
+from linseed.trainer.step import losses
+from linseed.trainer.step.evaluator import Evaluator
 
 ROOT = Path(__file__).parent.parent
 
@@ -331,7 +333,7 @@ def test_data_that_changed_under_a_run_is_refused(tmp_path, monkeypatch):
     with pytest.raises(DataError, match="not those that this run began with; restore the data"):
         run(tiny(), tmp_path)
     with pytest.raises(DataError, match="not those that this run began with; restore the data"):
-        judging.evaluate_snapshot(tmp_path, which="best", split="val")
+        evaluation.evaluate_snapshot(tmp_path, which="best", split="val")
 
 
 def test_a_kill_between_the_last_step_and_the_result_loses_nothing(straight, tmp_path, monkeypatch):
@@ -339,7 +341,7 @@ def test_a_kill_between_the_last_step_and_the_result_loses_nothing(straight, tmp
         raise Stop
 
     with monkeypatch.context() as patched:
-        patched.setattr(judging.result_lib, "assemble", kill)
+        patched.setattr(evaluation.result_lib, "assemble", kill)
         with pytest.raises(Stop):
             run(tiny(), tmp_path)
     with monkeypatch.context() as patched:
@@ -397,7 +399,7 @@ def test_validation_and_test_are_measured_without_label_smoothing(tmp_path, monk
 )
 def test_a_non_finite_loss_stops_the_run_and_names_the_window(tmp_path, monkeypatch, bad_step, window, kept):
     """Places that no example has stand for whatever makes a loss NaN."""
-    places, make_loss = pipeline.places, losses.make_loss
+    places, make_loss = batching.places, losses.make_loss
 
     def poisoned_places(step, **kwargs):
         batch = places(step, **kwargs)
@@ -407,7 +409,7 @@ def test_a_non_finite_loss_stops_the_run_and_names_the_window(tmp_path, monkeypa
         loss = make_loss(name, **kwargs)
         return lambda logits, labels: jnp.where(labels < 0, jnp.nan, loss(logits, labels))
 
-    monkeypatch.setattr(pipeline, "places", poisoned_places)
+    monkeypatch.setattr(batching, "places", poisoned_places)
     monkeypatch.setattr(losses, "make_loss", poisoned_loss)
     with pytest.raises(NonFiniteError, match=f"of step {bad_step} is not finite .logged window: {window}.; {kept}"):
         run(tiny(), tmp_path)
@@ -447,12 +449,12 @@ def test_the_other_backend_gives_the_same_run(straight, tmp_path, backend):
 
 def test_evaluation_of_a_workdir_repeats_the_result_and_records_openings(straight):
     result, workdir = straight
-    best = judging.evaluate_snapshot(workdir, which="best", split="val")
+    best = evaluation.evaluate_snapshot(workdir, which="best", split="val")
     assert {key: best[key] for key in ("accuracy", "loss", "examples")} == result["val"]
     assert best["step"] == result["best_step"] and best["test_openings"] == 1
-    test = judging.evaluate_snapshot(workdir, which="best", split="test")
+    test = evaluation.evaluate_snapshot(workdir, which="best", split="test")
     assert test["loss"] == result["test"]["loss"] and test["test_openings"] == 2
-    latest, ema = (judging.evaluate_snapshot(workdir, which=which, split="val") for which in ("latest", "ema"))
+    latest, ema = (evaluation.evaluate_snapshot(workdir, which=which, split="val") for which in ("latest", "ema"))
     assert latest["step"] == ema["step"] == 24 and latest["loss"] != ema["loss"]
     assert ema["loss"] == records(workdir)[-1]["val_loss"]
 
@@ -460,14 +462,14 @@ def test_evaluation_of_a_workdir_repeats_the_result_and_records_openings(straigh
 def test_an_average_that_was_not_kept_cannot_be_judged(tmp_path):
     run(tiny(**{"ema_decay": 0.0, "horizon.epochs": 2.0}), tmp_path)
     with pytest.raises(ConfigError, match="kept no moving average .*use --which=best or latest"):
-        judging.evaluate_snapshot(tmp_path, which="ema", split="val")
+        evaluation.evaluate_snapshot(tmp_path, which="ema", split="val")
 
 
 def test_evaluation_before_the_first_snapshot_is_one_line(tmp_path):
     with pytest.raises(Stop):
         run(tiny(), tmp_path, writer=Killer(1))
     with pytest.raises(CheckpointError, match="has no snapshot yet; train first"):
-        judging.evaluate_snapshot(tmp_path, which="best", split="val")
+        evaluation.evaluate_snapshot(tmp_path, which="best", split="val")
 
 
 @pytest.mark.parametrize("key", ["data.batch_size", "eval.batch_size"])

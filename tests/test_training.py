@@ -9,19 +9,20 @@ import optax
 import pytest
 from optimizer_formulas import FORMULAS
 
-import models
-from trainer import losses, schedules
-from trainer import state as state_lib
-from trainer.data import pipeline, sources
-from trainer.data.augment import make_augment
-from trainer.data.augment.mixing import MIXING, make_mix
-from trainer.optim import make_tx
-from trainer.optimizers import OPTIMIZERS
-from trainer.parallel import AXIS, BACKENDS, DataParallel
-from trainer.regularizers import REGULARIZERS, make_regularizer
-from trainer.rules import without_frozen_gradients
-from trainer.schedules import SCHEDULES, make_schedule
-from trainer.step import make_train_step
+from linseed import models
+from linseed.trainer.data import batching, sources
+from linseed.trainer.data.augment import make_augment
+from linseed.trainer.data.augment.mixing import MIXING, make_mix
+from linseed.trainer.optim import schedules
+from linseed.trainer.optim.chain import make_tx
+from linseed.trainer.optim.optimizers import OPTIMIZERS
+from linseed.trainer.optim.regularizers import REGULARIZERS, make_regularizer
+from linseed.trainer.optim.rules import without_frozen_gradients
+from linseed.trainer.optim.schedules import SCHEDULES, make_schedule
+from linseed.trainer.runtime.data_parallel import AXIS, BACKENDS, DataParallel
+from linseed.trainer.step import losses
+from linseed.trainer.step import state as state_lib
+from linseed.trainer.step.train_step import make_train_step
 
 BATCH = 64
 STEPS = 22  # one epoch of the 1,437 training digits
@@ -42,7 +43,7 @@ RATES |= dict.fromkeys(("adafactor", "lamb"), 0.3)
 
 
 def train_batch(train, step, *, batch_size):
-    return pipeline.gather(train, pipeline.places(step, seed=0, num_examples=len(train.labels), batch_size=batch_size))
+    return batching.gather(train, batching.places(step, seed=0, num_examples=len(train.labels), batch_size=batch_size))
 
 
 @pytest.fixture(scope="module")
@@ -132,7 +133,7 @@ def run(*, backend="pmap", devices=2, steps=12, batch=None, dropout=0.0, normali
 def test_lbfgs_searches_through_the_step_and_fits_the_whole_batch(backend):
     train = sources.load("synthetic", num_examples=96, num_classes=3, image_size=8, channels=3, seed=0).train
     tx = make_tx("lbfgs", schedule=lambda _: 1.0, clip_norm=0.0, memory_size=10, max_linesearch_steps=15)
-    whole = pipeline.gather(train, pipeline.all_places(0, num_examples=96, multiple=2))
+    whole = batching.gather(train, batching.all_places(0, num_examples=96, multiple=2))
     _, found = run(backend=backend, tx=tx, batch=whole, steps=25)
     assert found[-1] < 0.02 and all(b <= a + 1e-6 for a, b in zip(found, found[1:], strict=False))
 

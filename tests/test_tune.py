@@ -8,11 +8,12 @@ import ml_collections
 import optuna
 import pytest
 
-from configs import digits
-from trainer import config as config_lib
-from trainer import experiment, writers
-from trainer.errors import ConfigError, WorkdirError
-from trainer.tuning import budget, search, trials, tune
+from linseed.configs import digits
+from linseed.trainer import experiment
+from linseed.trainer.config import validate as config_lib
+from linseed.trainer.errors import ConfigError, WorkdirError
+from linseed.trainer.run import writers
+from linseed.trainer.tuning import budget, search, trials, tune
 
 BUDGET = "2600steps"
 

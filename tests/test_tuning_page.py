@@ -6,8 +6,8 @@ import re
 
 import pytest
 
-from trainer.tuning import page, plots, shown
-from trainer.tuning.findings import CAUSES
+from linseed.trainer.tuning.diagnosis.findings import CAUSES
+from linseed.trainer.tuning.report import page, plots, shown
 
 
 def trial(name, phase, lr, weight_decay, *, state="complete", reason="", accuracies=(0.25, 0.5)):

@@ -13,16 +13,17 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from configs import digits
-from scripts.benchmarks import mutations
-from scripts.benchmarks.child import in_child
-from scripts.benchmarks.mutations import try_inputs
-from trainer import workdir as workdir_lib
-from trainer.data import cifar_archive, sources, stats, tfds_stream, tfds_trust
-from trainer.data.decode import decode_as_it_is, decode_image
-from trainer.data.splits import Split
-from trainer.data.tfds import tfds
-from trainer.errors import ConfigError, DataError, LinseedError, WorkdirError
+from linseed.configs import digits
+from linseed.scripts.benchmarks.child import in_child
+from linseed.scripts.faults import mutations
+from linseed.scripts.faults.mutations import try_inputs
+from linseed.trainer.data import sources, stats
+from linseed.trainer.data.decode import decode_as_it_is, decode_image
+from linseed.trainer.data.sources import cifar_archive, tfds_stream, tfds_trust
+from linseed.trainer.data.sources.tfds import tfds
+from linseed.trainer.data.splits import Split
+from linseed.trainer.errors import ConfigError, DataError, LinseedError, WorkdirError
+from linseed.trainer.run import workdir as workdir_lib
 
 ROOT = Path(__file__).parent.parent
 
@@ -48,7 +49,7 @@ def test_a_decoder_that_gives_no_image_or_fills_the_memory_is_a_failure(monkeypa
 
 def test_memory_that_was_in_use_and_given_back_is_counted():
     code = """
-from scripts.benchmarks import mutations
+from linseed.scripts.benchmarks import mutations
 before, fill = mutations._memory("VmRSS"), bytearray(b"x") * 2**27
 del fill
 print(mutations._memory("VmHWM") - before)

@@ -5,8 +5,8 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from trainer.step import make_logits
-from trainer.views import VIEWS
+from linseed.trainer.step.train_step import make_logits
+from linseed.trainer.step.tta import VIEWS
 
 IMAGES = np.random.default_rng(0).integers(0, 256, (3, 5, 7, 2), dtype=np.uint8)
 WEIGHTS = {

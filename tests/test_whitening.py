@@ -5,8 +5,8 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from trainer import whitening
-from trainer.errors import ConfigError
+from linseed.trainer.errors import ConfigError
+from linseed.trainer.step import data_init as whitening
 
 EPS = 1e-6
 

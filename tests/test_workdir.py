@@ -5,9 +5,9 @@ import sys
 
 import pytest
 
-from configs import digits
-from trainer import workdir as workdir_lib
-from trainer.errors import WorkdirError
+from linseed.configs import digits
+from linseed.trainer.errors import WorkdirError
+from linseed.trainer.run import workdir as workdir_lib
 
 HOLD = """
 import sys, time

@@ -7,8 +7,8 @@ import sys
 
 import pytest
 
-from scripts.console import Console
-from trainer import writers
+from linseed.scripts.cli.console import Console
+from linseed.trainer.run import writers
 
 RECORD = {
     "step": 10,

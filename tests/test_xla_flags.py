@@ -9,7 +9,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from trainer import xla_flags
+from linseed.trainer.runtime import xla_flags
 
 # Of a public report (jax issue 40412): jaxlib 0.10.2 as it comes crashes here.
 RANK_7 = """

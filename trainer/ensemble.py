@@ -13,13 +13,14 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from trainer import config as config_lib
-from trainer import judging, losses, metrics
-from trainer import workdir as workdir_lib
-from trainer.data import pipeline
-from trainer.data.splits import SealedTest
-from trainer.errors import ConfigError, DataError, WorkdirError
-from trainer.parallel import AXIS
+from linseed.trainer import evaluation
+from linseed.trainer.config import validate as config_lib
+from linseed.trainer.data import batching
+from linseed.trainer.data.splits import SealedTest
+from linseed.trainer.errors import ConfigError, DataError, WorkdirError
+from linseed.trainer.run import workdir as workdir_lib
+from linseed.trainer.runtime.data_parallel import AXIS
+from linseed.trainer.step import losses, metrics
 
 
 def mean_softmax(logits: jax.Array) -> jax.Array:
@@ -61,7 +62,7 @@ class Run(NamedTuple):
 
 
 def make_ensemble_step(*, logits: Sequence[Callable], average: Callable, loss: Callable) -> Callable:
-    """`ensemble_step(weights, batch) -> (sums, member_sums)`, under the contract of `trainer.parallel`.
+    """`ensemble_step(weights, batch) -> (sums, member_sums)`, under the contract of `trainer.runtime.data_parallel`.
 
     logits: of each run, (weights, images uint8 [B, H, W, C]) -> [B, C]. average: an entry of AVERAGES. loss: (logits,
     labels) -> [B]. weights: of each run, its snapshots stacked along a leading axis. The sums are those of
@@ -101,7 +102,7 @@ def evaluate_ensemble(workdirs: Sequence[Path], *, which: str, split: str) -> di
     members of different losses, DataError for members of different data or classes, and what one of them would raise.
     """
     _check_workdirs(workdirs)
-    configs = [judging.read_run(workdir) for workdir in workdirs]
+    configs = [evaluation.read_run(workdir) for workdir in workdirs]
     for config, workdir in zip(configs[1:], workdirs[1:], strict=True):
         _check_same_sections(config, configs[0], workdir=workdir, first=workdirs[0], split=split)
     with contextlib.ExitStack() as locks:
@@ -124,7 +125,7 @@ def evaluate_ensemble(workdirs: Sequence[Path], *, which: str, split: str) -> di
         ensemble_step = make_ensemble_step(logits=[run.logits for run in runs], average=average, loss=loss)
         ensemble_step = experiment.parallel.compile(ensemble_step, donate=False)
         weights = experiment.parallel.replicate([run.weights for run in runs])
-        batches = pipeline.eval_batches(data, batch_size=configs[0].eval.batch_size)
+        batches = batching.eval_batches(data, batch_size=configs[0].eval.batch_size)
         sums = jax.device_get([ensemble_step(weights, experiment.parallel.shard(batch)) for batch in batches])
         openings = {str(run.workdir): seal.openings for run, seal in zip(runs, seals, strict=True)}
     names = [{"workdir": str(run.workdir), "step": step} for run in runs for step in run.steps]
@@ -166,7 +167,7 @@ def _check_same_sections(config, first_config, *, workdir, first, split):
 
 def _restore(config, workdir, *, which):
     """The run in `workdir`, locked, and its experiment."""
-    experiment, snapshots = judging.restore_weights(config, workdir, which=which)
+    experiment, snapshots = evaluation.restore_weights(config, workdir, which=which)
     steps, weights = zip(*snapshots, strict=True)
     stacked = jax.tree.map(lambda *leaves: np.stack(leaves), *weights)
     return Run(workdir, steps, stacked, experiment.num_classes, experiment.logits), experiment

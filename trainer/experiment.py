@@ -14,22 +14,26 @@ import jax.numpy as jnp
 import ml_collections
 import numpy as np
 
-import models
-from trainer import config as config_lib
-from trainer import distributed, guard, losses, optim, regularizers, schedules, views, whitening
-from trainer import rules as rules_lib
-from trainer import state as state_lib
-from trainer import workdir as workdir_lib
-from trainer.calls import make_train_steps
-from trainer.convolution import CONVOLUTIONS
-from trainer.data import augment, feeds, sources, splits, stats
-from trainer.data.augment import mixing
-from trainer.data.source import Source, memory_bytes
-from trainer.errors import ConfigError
-from trainer.evaluate import Evaluator
-from trainer.parallel import AXIS, REPLICATED, SHARDED, DataParallel
-from trainer.remat import REMAT
-from trainer.step import make_eval_step, make_logits, make_probe_step, make_train_step
+from linseed import models
+from linseed.trainer.config import validate as config_lib
+from linseed.trainer.data import augment, placement, sources, splits, stats
+from linseed.trainer.data.augment import mixing
+from linseed.trainer.data.dataset import Source
+from linseed.trainer.errors import ConfigError
+from linseed.trainer.optim import chain, regularizers, schedules
+from linseed.trainer.optim import rules as rules_lib
+from linseed.trainer.run import workdir as workdir_lib
+from linseed.trainer.runtime import processes
+from linseed.trainer.runtime.data_parallel import AXIS, REPLICATED, SHARDED, DataParallel
+from linseed.trainer.runtime.machine import memory_bytes
+from linseed.trainer.runtime.onednn import CONVOLUTIONS
+from linseed.trainer.step import data_init as whitening
+from linseed.trainer.step import losses, nonfinite, tta
+from linseed.trainer.step import state as state_lib
+from linseed.trainer.step.evaluator import Evaluator
+from linseed.trainer.step.multi_step import make_train_steps
+from linseed.trainer.step.remat import REMAT
+from linseed.trainer.step.train_step import make_eval_step, make_logits, make_probe_step, make_train_step
 
 DTYPES = {"bfloat16": jnp.bfloat16, "float32": jnp.float32}
 
@@ -42,7 +46,7 @@ class Experiment(NamedTuple):
     fingerprint: str  # of train and val
     num_classes: int
     test: splits.SealedTest
-    feed: feeds.Feed  # of train batches
+    feed: placement.Feed  # of train batches
     batch_size: int  # examples a step
     total_steps: int
     warmup_steps: int
@@ -115,7 +119,7 @@ def build(config: ml_collections.ConfigDict, workdir: Path, *, shared: Shared) -
     image_shape = train.images.shape[1:]
     num_examples = len(train.labels)
     batch_size = config.data.batch_size or num_examples
-    feed = feeds.make_feed(
+    feed = placement.make_feed(
         train,
         val=val,
         placement=config.data.placement,
@@ -148,7 +152,7 @@ def build(config: ml_collections.ConfigDict, workdir: Path, *, shared: Shared) -
         shared=shared,
     )
     state = state_lib.create(programs.init, seed=config.seed, ema=config.ema_decay > 0)
-    state = state.replace(opt_state=optim.with_hyperparams(state.opt_state, **hyperparams))
+    state = state.replace(opt_state=chain.with_hyperparams(state.opt_state, **hyperparams))
 
     size = "x".join(map(str, image_shape))
     val_from = "carved from train" if source.val is None else "of its own: config.data.val_fraction has no part"
@@ -219,7 +223,7 @@ def _data(config, workdir, *, shared) -> Data:
 
     settings = [fingerprint, section.normalize, section.mean, section.std]
     # The writer's, so that all processes normalise by the same bits, and one of them reads the sample.
-    found = shared.once("statistics", settings, lambda: distributed.from_writer(measure))
+    found = shared.once("statistics", settings, lambda: processes.from_writer(measure))
     statistics = {key: np.array(values, np.float64) for key, values in found.items()}
     return Data(source, train, val, fingerprint, statistics)
 
@@ -243,7 +247,7 @@ def _programs(config, data, *, rules, schedule_kwargs, total_steps, parallel, sh
 
     def make():
         schedule = schedules.make_schedule(**schedule_kwargs, lr=1.0, total_steps=total_steps)
-        tx = optim.make_tx(**optimizer, schedule=schedule, total_steps=total_steps)
+        tx = chain.make_tx(**optimizer, schedule=schedule, total_steps=total_steps)
         regularizer = regularizers.make_regularizer(**config.regularizer, rules=rules)
         normalize = stats.make_normalize(data.statistics)
         model = models.build(
@@ -277,9 +281,9 @@ def _programs(config, data, *, rules, schedule_kwargs, total_steps, parallel, sh
             trained=functools.partial(rules_lib.without_frozen_gradients, rules),
         )
         if config.guard.on_non_finite == "skip":
-            train_step = guard.skipping(train_step)
+            train_step = nonfinite.skipping(train_step)
         train_steps = make_train_steps(train_step, steps_per_call=config.steps_per_call, window=config.log_every_steps)
-        logits = make_logits(model=model, normalize=normalize, views=views.VIEWS[config.eval.views])
+        logits = make_logits(model=model, normalize=normalize, views=tta.VIEWS[config.eval.views])
         eval_step = make_eval_step(logits=logits, loss=plain_loss)
         probe_step = make_probe_step(model=model, loss=plain_loss, regularizer=regularizer, normalize=normalize)
         return Programs(

@@ -19,15 +19,18 @@ import jax.numpy as jnp
 import ml_collections
 import numpy as np
 
-from trainer import config as config_lib
-from trainer import distributed, guard, metrics, report, resuming, stopping, watchdog, writers
-from trainer import state as state_lib
-from trainer import workdir as workdir_lib
-from trainer.calls import first_carry, settled, stacked, window_rows
-from trainer.errors import NonFiniteError
-from trainer.experiment import Shared, build, validate
-from trainer.judging import evaluate_best
-from trainer.rollbacks import Rollbacks
+from linseed.trainer import resume
+from linseed.trainer.config import validate as config_lib
+from linseed.trainer.errors import NonFiniteError
+from linseed.trainer.evaluation import evaluate_best
+from linseed.trainer.experiment import Shared, build, validate
+from linseed.trainer.run import report, writers
+from linseed.trainer.run import workdir as workdir_lib
+from linseed.trainer.run.rollback import Rollbacks
+from linseed.trainer.runtime import processes, signals, watchdog
+from linseed.trainer.step import metrics, nonfinite
+from linseed.trainer.step import state as state_lib
+from linseed.trainer.step.multi_step import first_carry, settled, stacked, window_rows
 
 # Calls of the train step that may be under way: enough to keep the devices at work while the host logs and saves, few
 # enough for their batches to fit.
@@ -42,7 +45,7 @@ def train_and_evaluate(
     on_config_change: str,
     judge: Sequence[str] = ("val", "test"),
     shared: Shared | None = None,
-    stop: Callable[[], int] = stopping.never,
+    stop: Callable[[], int] = signals.never,
 ) -> dict[str, Any]:
     """Trains what `config` says into `workdir`; returns what `result.json` holds.
 
@@ -57,18 +60,18 @@ def train_and_evaluate(
     """
     started = time.monotonic()
     validate(config)
-    with distributed.workdir_of(workdir) as workdir, workdir_lib.lock(workdir):
-        changed, result = resuming.found(workdir, config, on_config_change=on_config_change)
+    with processes.workdir_of(workdir) as workdir, workdir_lib.lock(workdir):
+        changed, result = resume.found(workdir, config, on_config_change=on_config_change)
         if result and (result["test"] or "test" not in judge):
             writer.say(f"already finished: {workdir / workdir_lib.RESULT}")
         else:
             experiment = build(config, workdir, shared=shared or Shared())
             writer.say(experiment.description)
-            distributed.check_same({"config": config_lib.sha256(config), "data": experiment.fingerprint})
-            stop = distributed.AgreedStop(stop, ahead=AHEAD)
+            processes.check_same({"config": config_lib.sha256(config), "data": experiment.fingerprint})
+            stop = processes.AgreedStop(stop, ahead=AHEAD)
             with (
                 watchdog.watched(config.guard.watchdog_minutes) as alive,
-                resuming.open_snapshots(workdir, config) as snapshots,
+                resume.open_snapshots(workdir, config) as snapshots,
             ):
                 state, progress = _train_through(
                     config,
@@ -82,7 +85,7 @@ def train_and_evaluate(
                     alive=alive,
                 )
                 if number := stop.last():
-                    raise stopping.Stopped(number, after_step=int(state.step))
+                    raise signals.Stopped(number, after_step=int(state.step))
                 alive(compiles=True)
                 result = evaluate_best(
                     experiment, snapshots, state=state, progress=progress, judge=judge, writer=writer
@@ -90,7 +93,7 @@ def train_and_evaluate(
             result["config_sha256"] = config_lib.sha256(config)
             (workdir / workdir_lib.REPORT).unlink(missing_ok=True)
             workdir_lib.write_whole(workdir / workdir_lib.RESULT, json.dumps(result, indent=2))
-        if distributed.is_writer() and not (workdir / workdir_lib.REPORT).exists():
+        if processes.is_writer() and not (workdir / workdir_lib.REPORT).exists():
             report.write(workdir)
         return result
 
@@ -103,9 +106,9 @@ def _train_through(config, experiment, workdir, *, anew, snapshots, writer, star
         rollbacks.forget()
     while True:
         alive(compiles=True)
-        state, progress = resuming.restore(experiment, snapshots, rollbacks=rollbacks, writer=writer)
+        state, progress = resume.restore(experiment, snapshots, rollbacks=rollbacks, writer=writer)
         workdir_lib.write_config(workdir, config)
-        log = resuming.open_log(workdir, step=int(state.step), progress=progress)
+        log = resume.open_log(workdir, step=int(state.step), progress=progress)
         try:
             with contextlib.closing(log), contextlib.closing(writer):
                 return _train(
@@ -121,7 +124,7 @@ def _train_through(config, experiment, workdir, *, anew, snapshots, writer, star
                     alive=alive,
                 )
         except NonFiniteError as error:
-            writer.say(distributed.from_writer(functools.partial(rollbacks.roll_back, snapshots, error)))
+            writer.say(processes.from_writer(functools.partial(rollbacks.roll_back, snapshots, error)))
             started = time.monotonic()  # the time until the snapshot is in its progress
 
 
@@ -150,15 +153,15 @@ def _train(config, experiment, *, state, progress, snapshots, log, writer, start
         """The rows of a window and the metrics of its steps, unless one is not finite and may not be skipped."""
         rows = jax.device_get(window.rows)[window_rows(window.start, window.step, window=log_every)]
         steps = metrics.unpack(rows)
-        in_a_row = guard.bad_in_a_row(steps, before=progress.skipped)
+        in_a_row = nonfinite.bad_in_a_row(steps, before=progress.skipped)
         bad = next((index for index, count in enumerate(in_a_row) if count > skips), None)
         if bad is not None:
             before = [*sound, *filter(metrics.is_finite, steps[:bad])]
-            raise guard.non_finite(
-                guard.what_is_bad(steps[bad]),
+            raise nonfinite.non_finite(
+                nonfinite.what_is_bad(steps[bad]),
                 step=window.start + bad + 1,
                 window=(window.start + 1, window.step),
-                cause=guard.likely_cause([*before, steps[bad]], precision=config.precision),
+                cause=nonfinite.likely_cause([*before, steps[bad]], precision=config.precision),
                 good=snapshots.evaluated_steps(),
             )
         return rows, steps, in_a_row
@@ -182,11 +185,11 @@ def _train(config, experiment, *, state, progress, snapshots, log, writer, start
             val = metrics.means(jax.device_get(window.evaluation))
             ready = time.monotonic()
             if not math.isfinite(val["loss"]):
-                raise guard.non_finite(
+                raise nonfinite.non_finite(
                     "the validation loss",
                     step=window.step,
                     window=(window.start + 1, window.step),
-                    cause="The parameters have grown beyond reason: " + guard.LOWER,
+                    cause="The parameters have grown beyond reason: " + nonfinite.LOWER,
                     good=snapshots.evaluated_steps(),
                 )
             record.update({f"val_{key}": value for key, value in val.items()})

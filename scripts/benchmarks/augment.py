@@ -8,10 +8,10 @@ import time
 import jax
 import jax.numpy as jnp
 
-from scripts.benchmarks.turns import in_turns
-from trainer.data.augment import make_augment
-from trainer.data.augment.place import Place
-from trainer.gallery.strips import SPECS
+from linseed.scripts.benchmarks.turns import in_turns
+from linseed.scripts.gallery.strips import SPECS
+from linseed.trainer.data.augment import make_augment
+from linseed.trainer.data.augment.place import Place
 
 TURN_SECONDS = 0.05  # at least, of a turn: a single call is too short for the clock
 

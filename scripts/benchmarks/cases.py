@@ -2,7 +2,7 @@
 
 import ml_collections
 
-from configs import cifar10_resnet18, cifar10_small, digits
+from linseed.configs import cifar10_resnet18, cifar10_small, digits
 
 
 def synthetic(config: ml_collections.ConfigDict, *, examples: int, image_size: int) -> ml_collections.ConfigDict:

@@ -7,12 +7,12 @@ from pathlib import Path
 
 import ml_collections
 
-from scripts.benchmarks.turns import ratio
-from trainer.errors import LinseedError
-from trainer.experiment import Shared
-from trainer.train import train_and_evaluate
-from trainer.tuning.trials import at_constant_rate, changed
-from trainer.writers import Quiet
+from linseed.scripts.benchmarks.turns import ratio
+from linseed.trainer.errors import LinseedError
+from linseed.trainer.experiment import Shared
+from linseed.trainer.run.writers import Quiet
+from linseed.trainer.train import train_and_evaluate
+from linseed.trainer.tuning.trials import at_constant_rate, changed
 
 _EVALUATED = 80  # images: eight of each of ten classes, and what divides over 1, 2, 4, 5, 8, 10 or 16 devices
 

@@ -14,14 +14,14 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from configs import cifar10_resnet20, cifar10_speedrun
-from scripts.benchmarks.cases import synthetic
-from scripts.benchmarks.turns import in_turns, ratio, stepper
-from trainer.convolution import CONVOLUTIONS
-from trainer.convolution_proof import proven
-from trainer.errors import LinseedError
-from trainer.experiment import Shared, build
-from trainer.tuning.trials import at_constant_rate, changed
+from linseed.configs import cifar10_resnet20, cifar10_speedrun
+from linseed.scripts.benchmarks.cases import synthetic
+from linseed.scripts.benchmarks.turns import in_turns, ratio, stepper
+from linseed.trainer.errors import LinseedError
+from linseed.trainer.experiment import Shared, build
+from linseed.trainer.runtime.onednn import CONVOLUTIONS
+from linseed.trainer.runtime.onednn_probe import proven
+from linseed.trainer.tuning.trials import at_constant_rate, changed
 
 # Height and width, channels, features, kernel, stride, padding: those of the networks below.
 SHAPES = (

@@ -9,10 +9,10 @@ from pathlib import Path
 import jax
 import ml_collections
 
-from scripts.benchmarks.child import in_child
-from scripts.benchmarks.turns import in_turns, ratio, stepper
-from trainer.experiment import Shared, build
-from trainer.parallel import BACKENDS, DataParallel
+from linseed.scripts.benchmarks.child import in_child
+from linseed.scripts.benchmarks.turns import in_turns, ratio, stepper
+from linseed.trainer.experiment import Shared, build
+from linseed.trainer.runtime.data_parallel import BACKENDS, DataParallel
 
 COUNTS = (1, 2, 4, 8)
 

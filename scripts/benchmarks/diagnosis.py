@@ -15,17 +15,18 @@ from unittest import mock
 
 import ml_collections
 
-import models
-from configs import digits
-from scripts.benchmarks import plants
-from trainer import config as config_lib
-from trainer import workdir as workdir_lib
-from trainer import writers
-from trainer.data import sources
-from trainer.errors import LinseedError, NonFiniteError, unknown_name
-from trainer.train import train_and_evaluate
-from trainer.tuning import curves, trials, tune
-from trainer.tuning.budget import UNLIMITED
+from linseed import models
+from linseed.configs import digits
+from linseed.scripts.benchmarks import plants
+from linseed.trainer.config import validate as config_lib
+from linseed.trainer.data import sources
+from linseed.trainer.errors import LinseedError, NonFiniteError, unknown_name
+from linseed.trainer.run import workdir as workdir_lib
+from linseed.trainer.run import writers
+from linseed.trainer.train import train_and_evaluate
+from linseed.trainer.tuning import trials, tune
+from linseed.trainer.tuning.budget import UNLIMITED
+from linseed.trainer.tuning.diagnosis import curves
 
 STEPS = ("check", "overfit", "lr")
 

@@ -24,16 +24,16 @@ import jax
 import ml_collections
 import numpy as np
 
-from configs import cifar10_small, digits, lecture_rates, replay
-from scripts.benchmarks.cases import synthetic
-from scripts.benchmarks.child import in_child
-from scripts.benchmarks.turns import in_turns, ratio, stepper
-from trainer import config as config_lib
-from trainer.errors import LinseedError, unknown_name
-from trainer.experiment import Shared, build
-from trainer.parallel import DataParallel
-from trainer.train import train_and_evaluate
-from trainer.writers import Quiet
+from linseed.configs import cifar10_small, digits, lecture_rates, replay
+from linseed.scripts.benchmarks.cases import synthetic
+from linseed.scripts.benchmarks.child import in_child
+from linseed.scripts.benchmarks.turns import in_turns, ratio, stepper
+from linseed.trainer.config import validate as config_lib
+from linseed.trainer.errors import LinseedError, unknown_name
+from linseed.trainer.experiment import Shared, build
+from linseed.trainer.run.writers import Quiet
+from linseed.trainer.runtime.data_parallel import DataParallel
+from linseed.trainer.train import train_and_evaluate
 
 COUNTS = (1, 3, 12)  # trials
 DEVICES = 4

@@ -17,12 +17,12 @@ import jax
 import numpy as np
 from PIL import Image
 
-from scripts.benchmarks.turns import in_turns, ratio
-from trainer.data.augment import make_augment
-from trainer.data.decode import decode_random_crop
-from trainer.data.folder_stream import folder_stream
-from trainer.data.source import cores
-from trainer.data.stream import Stream
+from linseed.scripts.benchmarks.turns import in_turns, ratio
+from linseed.trainer.data.augment import make_augment
+from linseed.trainer.data.decode import decode_random_crop
+from linseed.trainer.data.grain_stream import Stream
+from linseed.trainer.data.sources.folder_stream import folder_stream
+from linseed.trainer.runtime.machine import cores
 
 _BATCH = 64
 _EPOCHS = 16

@@ -7,10 +7,10 @@ from pathlib import Path
 
 import jax
 
-from trainer.experiment import Shared, build
-from trainer.train import train_and_evaluate
-from trainer.tuning.trials import at_constant_rate
-from trainer.writers import Quiet
+from linseed.trainer.experiment import Shared, build
+from linseed.trainer.run.writers import Quiet
+from linseed.trainer.train import train_and_evaluate
+from linseed.trainer.tuning.trials import at_constant_rate
 
 
 def measure(*, config, steps: int, rounds: int) -> dict:

@@ -15,13 +15,13 @@ from pathlib import Path
 import jax
 from absl import flags
 
-from configs import cifar10_small
-from scripts.benchmarks.cases import synthetic
-from scripts.benchmarks.child import in_child
-from scripts.benchmarks.input import write_photographs
-from trainer.errors import LinseedError
-from trainer.train import train_and_evaluate
-from trainer.writers import Quiet
+from linseed.configs import cifar10_small
+from linseed.scripts.benchmarks.cases import synthetic
+from linseed.scripts.benchmarks.child import in_child
+from linseed.scripts.benchmarks.input import write_photographs
+from linseed.trainer.errors import LinseedError
+from linseed.trainer.run.writers import Quiet
+from linseed.trainer.train import train_and_evaluate
 
 MIB = 2**20
 BATCH = 32  # small: whole batches make an epoch

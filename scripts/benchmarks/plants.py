@@ -14,8 +14,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-import models
-from trainer.data import sources
+from linseed import models
+from linseed.trainer.data import sources
 
 
 def _same(value):

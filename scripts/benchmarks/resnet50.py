@@ -7,11 +7,11 @@ from pathlib import Path
 import jax
 import ml_collections
 
-from configs import imagenet_resnet50
-from scripts.benchmarks.cases import synthetic
-from scripts.benchmarks.turns import in_turns, stepper
-from trainer.experiment import Shared, build
-from trainer.tuning.trials import at_constant_rate
+from linseed.configs import imagenet_resnet50
+from linseed.scripts.benchmarks.cases import synthetic
+from linseed.scripts.benchmarks.turns import in_turns, stepper
+from linseed.trainer.experiment import Shared, build
+from linseed.trainer.tuning.trials import at_constant_rate
 
 # Dense bfloat16 FLOP/s, without sparsity, of the makers' data sheets: the start of the device's kind -> peak. The first
 # that fits counts. JAX calls a v5p either name.

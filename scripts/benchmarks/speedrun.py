@@ -12,14 +12,14 @@ from pathlib import Path
 
 import ml_collections
 
-from scripts.benchmarks.turns import in_turns
-from trainer import whitening
-from trainer import workdir as workdir_lib
-from trainer.data import stats
-from trainer.experiment import Shared, build
-from trainer.state import evaluated_weights
-from trainer.train import train_and_evaluate
-from trainer.writers import Quiet
+from linseed.scripts.benchmarks.turns import in_turns
+from linseed.trainer.data import stats
+from linseed.trainer.experiment import Shared, build
+from linseed.trainer.run import workdir as workdir_lib
+from linseed.trainer.run.writers import Quiet
+from linseed.trainer.step import data_init
+from linseed.trainer.step.state import evaluated_weights
+from linseed.trainer.train import train_and_evaluate
 
 # airbench94_muon on one A100, of its own page: mean seconds of a run, mean test accuracy with its six views.
 RECORD_SECONDS, RECORD_ACCURACY = 2.59, 0.9401
@@ -92,8 +92,8 @@ def _around(config, workdir, *, shared):
     normalize = stats.make_normalize(found)
 
     def whiten():
-        images = lambda count: whitening.spread(experiment.train.images, count=count, normalize=normalize)  # noqa: E731
-        return whitening.make_data_init(**config.data_init, images=images)(experiment.state.params)
+        images = lambda count: data_init.spread(experiment.train.images, count=count, normalize=normalize)  # noqa: E731
+        return data_init.make_data_init(**config.data_init, images=images)(experiment.state.params)
 
     calls = {"whitening_seconds": whiten, "test_seconds": lambda: experiment.evaluate.start(weights, test)}
     times = in_turns(calls, rounds=AROUND_ROUNDS)

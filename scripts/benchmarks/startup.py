@@ -16,12 +16,12 @@ from pathlib import Path
 
 import ml_collections
 
-from configs import cifar10_resnet20, digits
-from scripts.benchmarks.cases import synthetic
-from scripts.benchmarks.turns import Times, ratio
-from trainer import config as config_lib
-from trainer import workdir as workdir_lib
-from trainer.errors import LinseedError
+from linseed.configs import cifar10_resnet20, digits
+from linseed.scripts.benchmarks.cases import synthetic
+from linseed.scripts.benchmarks.turns import Times, ratio
+from linseed.trainer.config import validate as config_lib
+from linseed.trainer.errors import LinseedError
+from linseed.trainer.run import workdir as workdir_lib
 
 POLL_SECONDS = 0.005
 
@@ -44,7 +44,9 @@ BAR = "resnet20"  # as its config says
 def measure(*, rounds: int) -> dict:
     """Seconds of each config, cold and warm, one after the other in each of `rounds` rounds."""
     found = {name: {"cold": Times([], []), "warm": Times([], [])} for name in CONFIGS}
-    subprocess.run([sys.executable, "-c", "import trainer.train"], check=True)  # so that the disk has been read once
+    subprocess.run(
+        [sys.executable, "-c", "import linseed.trainer.train"], check=True
+    )  # so that the disk has been read once
     for _ in range(rounds):
         for name, make in CONFIGS.items():
             with tempfile.TemporaryDirectory(prefix="linseed-startup-") as folder:

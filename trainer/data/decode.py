@@ -9,7 +9,7 @@ from typing import BinaryIO
 import numpy as np
 from PIL import Image, ImageOps, UnidentifiedImageError
 
-from trainer.errors import DataError, is_passing
+from linseed.trainer.errors import DataError, is_passing
 
 # Decoders that are tried: a short list, because each one is a door for hostile files.
 FORMATS = ("BMP", "GIF", "JPEG", "PNG", "PPM", "WEBP")

@@ -10,10 +10,11 @@ from typing import BinaryIO, NamedTuple, Protocol
 
 import numpy as np
 
-from trainer.data.decode import check_is_bad, decode_centre, decode_random_crop, shown, why_bad
-from trainer.data.listing import ON_BAD_IMAGE
-from trainer.data.source import cores, empty_images
-from trainer.errors import ConfigError, DataError, unknown_name
+from linseed.trainer.data.dataset import empty_images
+from linseed.trainer.data.decode import check_is_bad, decode_centre, decode_random_crop, shown, why_bad
+from linseed.trainer.data.listing import ON_BAD_IMAGE
+from linseed.trainer.errors import ConfigError, DataError, unknown_name
+from linseed.trainer.runtime.machine import cores
 
 # A run of bad images this long is no accident of single files.
 MOST_BAD_IN_A_ROW = 100

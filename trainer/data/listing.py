@@ -6,9 +6,9 @@ from typing import NamedTuple
 
 import numpy as np
 
-from trainer.data.decode import shown
-from trainer.data.source import carve_test
-from trainer.errors import DataError
+from linseed.trainer.data.dataset import carve_test
+from linseed.trainer.data.decode import shown
+from linseed.trainer.errors import DataError
 
 ON_BAD_IMAGE = ("error", "skip")
 

@@ -9,7 +9,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from trainer.errors import DataError
+from linseed.trainer.errors import DataError
 
 
 class Split(NamedTuple):

@@ -13,10 +13,10 @@ from pathlib import Path
 
 import numpy as np
 
-from trainer import sealed
-from trainer.data.lazy import LazyImages
-from trainer.data.splits import Split
-from trainer.errors import ConfigError, unknown_name
+from linseed.trainer import checksum
+from linseed.trainer.data.lazy import LazyImages
+from linseed.trainer.data.splits import Split
+from linseed.trainer.errors import ConfigError, unknown_name
 
 # How far a config's constants may lie from the data's own before a warning, on the 0..1 scale.
 TOLERANCE = 0.01
@@ -135,12 +135,12 @@ def statistics(
 def _cached(split: Split, name: str, cache: Path) -> dict[str, np.ndarray]:
     marks = {"name": name, "fingerprint": fingerprint(split)}
     # Sealed: a digit that changed on the disk would change every image that the network sees.
-    stored = (sealed.loads(cache.read_text(errors="replace")) if cache.exists() else None) or {}
+    stored = (checksum.loads(cache.read_text(errors="replace")) if cache.exists() else None) or {}
     if all(stored.get(key) == value for key, value in marks.items()):
         return {key: np.array(stored[key]) for key in ("mean", "std")}
     computed = NORMALIZERS[name](split.images)
     record = {**marks, **{key: value.tolist() for key, value in computed.items()}}
-    cache.write_text(json.dumps(sealed.seal(record)))
+    cache.write_text(json.dumps(checksum.seal(record)))
     return computed
 
 

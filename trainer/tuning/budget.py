@@ -6,9 +6,9 @@ import statistics
 from collections.abc import Callable, Sequence
 from typing import NamedTuple
 
-from trainer.errors import ConfigError
-from trainer.tuning.search import Phase
-from trainer.tuning.study import Study
+from linseed.trainer.errors import ConfigError
+from linseed.trainer.tuning.search import Phase
+from linseed.trainer.tuning.study import Study
 
 LEAST_STEPS = 10  # of a trial: fewer say nothing
 

@@ -7,10 +7,10 @@ from typing import Any
 import jax
 import numpy as np
 
-from trainer.experiment import Experiment
-from trainer.rules import paths
-from trainer.tuning.findings import Finding
-from trainer.tuning.trials import Outcome
+from linseed.trainer.experiment import Experiment
+from linseed.trainer.optim.rules import paths
+from linseed.trainer.tuning.diagnosis.findings import Finding
+from linseed.trainer.tuning.trials import Outcome
 
 # A fresh network's loss is that of zero logits, or a little more for what its random logits cost: seen up to 1.3 times.
 LOSS_RATIO = 2.0

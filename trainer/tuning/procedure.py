@@ -10,17 +10,19 @@ import math
 from collections.abc import Callable
 from typing import Any
 
-from trainer import stopping, writers
-from trainer import workdir as workdir_lib
-from trainer.errors import ConfigError, LinseedError
-from trainer.experiment import Experiment, Shared
-from trainer.tuning import checks, curves, search, trials
-from trainer.tuning.budget import LEAST_STEPS, UNLIMITED, Budget, Ledger
-from trainer.tuning.findings import Finding
-from trainer.tuning.floors import chance_loss
-from trainer.tuning.search import Phase, Trial, best_within_a_standard_error
-from trainer.tuning.study import TRIALS, WINNER, Study
-from trainer.tuning.trials import Outcome
+from linseed.trainer.errors import ConfigError, LinseedError
+from linseed.trainer.experiment import Experiment, Shared
+from linseed.trainer.run import workdir as workdir_lib
+from linseed.trainer.run import writers
+from linseed.trainer.runtime import signals
+from linseed.trainer.tuning import checks, search, trials
+from linseed.trainer.tuning.budget import LEAST_STEPS, UNLIMITED, Budget, Ledger
+from linseed.trainer.tuning.diagnosis import curves
+from linseed.trainer.tuning.diagnosis.findings import Finding
+from linseed.trainer.tuning.diagnosis.floors import chance_loss
+from linseed.trainer.tuning.search import Phase, Trial, best_within_a_standard_error
+from linseed.trainer.tuning.study import TRIALS, WINNER, Study
+from linseed.trainer.tuning.trials import Outcome
 
 DECADES = tuple(10.0**exponent for exponent in range(1, -6, -1))  # the lecture's 1e-1 to 1e-4, and those around
 HALF_A_DECADE = 10**0.5
@@ -59,7 +61,7 @@ class Procedure:
         decays: tuple[float, ...],
         shared: Shared,
         writer: writers.Quiet,
-        stop: Callable[[], int] = stopping.never,
+        stop: Callable[[], int] = signals.never,
     ):
         self.study, self.experiment, self.writer = study, experiment, writer
         self._config, self._sampler, self._rates, self._decays = study.config, sampler, rates, decays

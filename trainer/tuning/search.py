@@ -16,8 +16,8 @@ import optuna
 from optuna.distributions import FloatDistribution
 from optuna.trial import FrozenTrial, TrialState
 
-from trainer.errors import ConfigError, LinseedError
-from trainer.tuning.trials import Outcome
+from linseed.trainer.errors import ConfigError, LinseedError
+from linseed.trainer.tuning.trials import Outcome
 
 optuna.logging.set_verbosity(optuna.logging.ERROR)
 

@@ -10,10 +10,10 @@ from typing import Any
 
 import ml_collections
 
-from trainer import config as config_lib
-from trainer import workdir as workdir_lib
-from trainer.errors import WorkdirError
-from trainer.tuning.search import Phase
+from linseed.trainer.config import validate as config_lib
+from linseed.trainer.errors import WorkdirError
+from linseed.trainer.run import workdir as workdir_lib
+from linseed.trainer.tuning.search import Phase
 
 STUDY = "study.json"
 WINNER = "winner.py"

@@ -7,12 +7,13 @@ from typing import Any, NamedTuple
 
 import ml_collections
 
-from trainer import stopping, writers
-from trainer import workdir as workdir_lib
-from trainer.errors import NonFiniteError
-from trainer.experiment import Shared
-from trainer.schedules import durations_to_steps
-from trainer.train import train_and_evaluate
+from linseed.trainer.errors import NonFiniteError
+from linseed.trainer.experiment import Shared
+from linseed.trainer.optim.schedules import durations_to_steps
+from linseed.trainer.run import workdir as workdir_lib
+from linseed.trainer.run import writers
+from linseed.trainer.runtime import signals
+from linseed.trainer.train import train_and_evaluate
 
 
 class Outcome(NamedTuple):
@@ -103,7 +104,7 @@ def shortened(
 
 
 def run(
-    config: ml_collections.ConfigDict, workdir: Path, *, shared: Shared, stop: Callable[[], int] = stopping.never
+    config: ml_collections.ConfigDict, workdir: Path, *, shared: Shared, stop: Callable[[], int] = signals.never
 ) -> Outcome:
     """Trains `config` in `workdir`, on from where it was; the test split stays sealed. stop: see `train_and_evaluate`.
 

@@ -7,15 +7,18 @@ from pathlib import Path
 
 import ml_collections
 
-from trainer import experiment as experiment_lib
-from trainer import optimizers, stopping, writers
-from trainer import workdir as workdir_lib
-from trainer.errors import ConfigError, unknown_name
-from trainer.tuning import page, search, trials
-from trainer.tuning import study as study_lib
-from trainer.tuning.budget import Budget
-from trainer.tuning.findings import CAUSES
-from trainer.tuning.procedure import COUPLED_DECAYS, DECOUPLED_DECAYS, Procedure
+from linseed.trainer import experiment as experiment_lib
+from linseed.trainer.errors import ConfigError, unknown_name
+from linseed.trainer.optim import optimizers
+from linseed.trainer.run import workdir as workdir_lib
+from linseed.trainer.run import writers
+from linseed.trainer.runtime import signals
+from linseed.trainer.tuning import search, trials
+from linseed.trainer.tuning import study as study_lib
+from linseed.trainer.tuning.budget import Budget
+from linseed.trainer.tuning.diagnosis.findings import CAUSES
+from linseed.trainer.tuning.procedure import COUPLED_DECAYS, DECOUPLED_DECAYS, Procedure
+from linseed.trainer.tuning.report import page
 
 # What an optimiser's section holds for `make_tx` itself, beside the parameters of its entry.
 MAKE_TX = ("lr", "lr_per_batch", "clip", "clip_norm", "rules")
@@ -44,7 +47,7 @@ def tune(
     decays: tuple[float, ...],
     name: str,
     writer: writers.Quiet,
-    stop: Callable[[], int] = stopping.never,
+    stop: Callable[[], int] = signals.never,
 ) -> dict:
     """Takes `config` through one step of `STEPS`, or "all" of them; returns what `study.json` holds.
 

@@ -15,7 +15,7 @@ import itertools
 import jax
 import jax.numpy as jnp
 
-from trainer.data.augment.colour import (
+from linseed.trainer.data.augment.colour import (
     random_autocontrast,
     random_brightness,
     random_color_jitter,
@@ -29,8 +29,8 @@ from trainer.data.augment.colour import (
     random_sharpness,
     random_solarize,
 )
-from trainer.data.augment.erase import random_cutout, random_erasing
-from trainer.data.augment.geometry import (
+from linseed.trainer.data.augment.erase import random_cutout, random_erasing
+from linseed.trainer.data.augment.geometry import (
     random_flip_lr,
     random_flip_ud,
     random_lens_distortion,
@@ -43,16 +43,16 @@ from trainer.data.augment.geometry import (
     random_stretch,
     random_translate,
 )
-from trainer.data.augment.parse import Op, parse_chain
-from trainer.data.augment.place import alternating_flip_lr
-from trainer.data.augment.policies import (
+from linseed.trainer.data.augment.parse import Op, parse_chain
+from linseed.trainer.data.augment.place import alternating_flip_lr
+from linseed.trainer.data.augment.policies import (
     random_augmix,
     random_autoaugment,
     random_randaugment,
     random_trivialaugment,
 )
-from trainer.data.augment.warp import resample
-from trainer.errors import ConfigError, DataError
+from linseed.trainer.data.augment.warp import resample
+from linseed.trainer.errors import ConfigError, DataError
 
 OPS = {
     "alternating_flip": alternating_flip_lr,
@@ -88,7 +88,7 @@ OPS = {
 }
 
 
-# Hides the submodule of the same name as an attribute; `from trainer.data.augment.parse import ...` still finds that.
+# Hides the submodule of the same name as an attribute; `from ...augment.parse import` still finds that.
 def parse(spec: str) -> tuple[Op, ...]:
     """The chain that an op string names, every argument filled in; touches no device.
 

@@ -13,8 +13,8 @@ from typing import Annotated
 import jax
 import jax.numpy as jnp
 
-from trainer.data.augment.parse import Between
-from trainer.errors import DataError
+from linseed.trainer.data.augment.parse import Between
+from linseed.trainer.errors import DataError
 
 Probability = Annotated[float, Between(0.0, 1.0)]
 Strength = Annotated[float, Between(0.0, math.inf)]

@@ -5,9 +5,9 @@ from typing import Annotated, Literal
 import jax
 import jax.numpy as jnp
 
-from trainer.data.augment.geometry import Aspect, Pixels, Probability, draw_box
-from trainer.data.augment.parse import Between
-from trainer.data.augment.warp import Grey
+from linseed.trainer.data.augment.geometry import Aspect, Pixels, Probability, draw_box
+from linseed.trainer.data.augment.parse import Between
+from linseed.trainer.data.augment.warp import Grey
 
 
 def box_mask(top, left, height, width, *, shape):

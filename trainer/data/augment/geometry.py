@@ -15,8 +15,8 @@ from typing import Annotated, Literal
 import jax
 import jax.numpy as jnp
 
-from trainer.data.augment.parse import Between
-from trainer.data.augment.warp import (
+from linseed.trainer.data.augment.parse import Between
+from linseed.trainer.data.augment.warp import (
     Fill,
     cropping,
     lens,
@@ -27,7 +27,7 @@ from trainer.data.augment.warp import (
     shearing,
     translation,
 )
-from trainer.errors import ConfigError
+from linseed.trainer.errors import ConfigError
 
 Probability = Annotated[float, Between(0.0, 1.0)]
 Fraction = Annotated[float, Between(0.0, 1.0)]

@@ -14,8 +14,8 @@ from collections.abc import Callable
 import jax
 import jax.numpy as jnp
 
-from trainer.data.augment.erase import box_mask
-from trainer.errors import ConfigError, unknown_name
+from linseed.trainer.data.augment.erase import box_mask
+from linseed.trainer.errors import ConfigError, unknown_name
 
 
 def unmixed(key, images, targets):

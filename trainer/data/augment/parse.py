@@ -20,7 +20,7 @@ import typing
 from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple
 
-from trainer.errors import ConfigError, unknown_name
+from linseed.trainer.errors import ConfigError, unknown_name
 
 
 class Between(NamedTuple):

@@ -8,7 +8,7 @@ from typing import NamedTuple
 import jax
 import jax.numpy as jnp
 
-from trainer.data.augment.geometry import flip_lr
+from linseed.trainer.data.augment.geometry import flip_lr
 
 
 class Place(NamedTuple):

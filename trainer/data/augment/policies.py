@@ -15,7 +15,7 @@ from typing import Annotated, Literal, NamedTuple
 import jax
 import jax.numpy as jnp
 
-from trainer.data.augment.colour import (
+from linseed.trainer.data.augment.colour import (
     adjust_brightness,
     adjust_contrast,
     adjust_saturation,
@@ -26,8 +26,8 @@ from trainer.data.augment.colour import (
     posterize,
     solarize,
 )
-from trainer.data.augment.parse import Between
-from trainer.data.augment.warp import Fill, resample, rotation, shearing, translation
+from linseed.trainer.data.augment.parse import Between
+from linseed.trainer.data.augment.warp import Fill, resample, rotation, shearing, translation
 
 # The names of the papers. An op is its place in NAMES; what is no geometry is a branch of `_colour`.
 GEOMETRIC = ("ShearX", "ShearY", "TranslateX", "TranslateY", "Rotate")

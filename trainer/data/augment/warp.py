@@ -5,7 +5,7 @@ from typing import Annotated, Literal, NamedTuple
 import jax
 import jax.numpy as jnp
 
-from trainer.data.augment.parse import Between
+from linseed.trainer.data.augment.parse import Between
 
 Grey = Annotated[float, Between(0.0, 1.0)]
 Fill = Grey | Literal["edge", "reflect"]

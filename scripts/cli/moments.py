@@ -1,0 +1,181 @@
+"""Runs that are ended from outside, at moments that the files of a run tell, to prove that nothing is lost by it."""
+
+import os
+import re
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import NamedTuple
+
+import ml_collections
+import numpy as np
+
+from linseed import configs
+from linseed.trainer.config import validate as config_lib
+from linseed.trainer.errors import LinseedError
+from linseed.trainer.run import workdir as workdir_lib
+from linseed.trainer.run import writers
+
+_LOOK = 0.0005  # seconds between two looks at the files
+_LATEST = 600.0  # seconds after which a run that shows nothing has failed
+
+
+class Timeline(NamedTuple):
+    """When a run that nobody ended wrote its files, in seconds after its start. records: how many it logged."""
+
+    config: float
+    first_record: float
+    end: float
+    records: int
+
+
+class Moment(NamedTuple):
+    """When to end a run: `seconds` after it was first seen in `stage`, with at least `records` logged."""
+
+    stage: str
+    records: int
+    seconds: float
+
+
+class Run:
+    """`python -m scripts.train` of a config in a child process.
+
+    program: another module in its place, with the arguments of its own. flags: further ones of `scripts.train`.
+    """
+
+    def __init__(
+        self,
+        config: ml_collections.ConfigDict,
+        workdir: Path,
+        *,
+        program: Sequence[str] = ("linseed.scripts.train",),
+        flags: Sequence[str] = (),
+        environment: Mapping[str, str] | None = None,
+    ):
+        workdir.parent.mkdir(parents=True, exist_ok=True)
+        path = workdir.parent / f"{config_lib.sha256(config)[:16]}.json"
+        workdir_lib.write_whole(path, config_lib.to_json(config))
+        replay = Path(next(iter(configs.__path__))) / "replay.py"
+        self.workdir = workdir
+        self._log = workdir.parent / f"{workdir.name}.log"
+        self._seen = self._files()
+        command = [sys.executable, "-m", *program, f"--config={replay}:{path}", f"--workdir={workdir}", *flags]
+        with self._log.open("ab") as log:
+            log.write(b"\n")
+            self._said_before = log.tell()
+            self.process = subprocess.Popen(command, stdout=log, stderr=log, env={**os.environ, **(environment or {})})
+        self.began = time.monotonic()
+
+    def wait(self) -> int:
+        """The exit status, once there is one."""
+        return self.process.wait()
+
+    def finish(self):
+        """Waits for the end. Raises LinseedError, with the last line of the run, where that is none."""
+        status = self.wait()
+        if status:
+            raise LinseedError(f"the run in {self.workdir} ended with status {status}: {self.last_line()}")
+
+    def last_line(self) -> str:
+        """What the run said last."""
+        lines = self.said().strip().splitlines()
+        return lines[-1] if lines else "nothing"
+
+    def said(self) -> str:
+        """What this start of the run has said so far."""
+        return self._log.read_bytes()[self._said_before :].decode(errors="replace")
+
+    def resumed_after(self) -> int:
+        """The step that this start of the run said it went on after; 0 where it said nothing of it."""
+        said = re.search(r"resuming after step ([\d,]+)", self.said())
+        return int(said[1].replace(",", "")) if said else 0
+
+    def timeline(self) -> Timeline:
+        """Waits for the end, and notes when the files were written. Raises as `finish`."""
+        config = self._seconds_until(lambda: self._is_new(workdir_lib.CONFIG))
+        first = self._seconds_until(lambda: self.records())
+        self.finish()
+        return Timeline(config, first, time.monotonic() - self.began, len(self.records()))
+
+    def end_at(self, moment: Moment, *, by: signal.Signals) -> bool:
+        """Sends the signal at `moment`; False where the run ended before. Returns once it has ended."""
+        alive = self.when(moment, lambda: self.process.send_signal(by))
+        self.wait()
+        return alive
+
+    def when(self, moment: Moment, act: Callable[[], None]) -> bool:
+        """Calls `act` at `moment`; False where the run ended before."""
+        self._seconds_until(lambda: STAGES[moment.stage](self, moment.records))
+        due = time.monotonic() + moment.seconds
+        while time.monotonic() < due and self.process.poll() is None:
+            time.sleep(_LOOK)
+        alive = self.process.poll() is None
+        if alive:
+            act()
+        return alive
+
+    def records(self) -> list[dict]:
+        """What this start of the run has logged so far, and kept of earlier ones."""
+        return writers.read_records(self.workdir / workdir_lib.METRICS) if self._is_new(workdir_lib.METRICS) else []
+
+    def started(self) -> bool:
+        """Whether the config of this start has been written: the state is there, and compiling comes next."""
+        return self._is_new(workdir_lib.CONFIG)
+
+    def is_saving(self) -> bool:
+        """Whether a snapshot is half written."""
+        folder = self.workdir / workdir_lib.CHECKPOINTS
+        return folder.exists() and any(not name.isdigit() for name in os.listdir(folder))
+
+    def _is_new(self, name):
+        return self._files().get(name, 0) != self._seen.get(name, 0)
+
+    def _files(self):
+        names = (workdir_lib.CONFIG, workdir_lib.METRICS)
+        paths = {name: self.workdir / name for name in names}
+        found = {}
+        for name, path in paths.items():
+            try:
+                found[name] = path.stat().st_mtime_ns
+            except FileNotFoundError:
+                continue
+        return found
+
+    def _seconds_until(self, happened: Callable[[], bool]) -> float:
+        while not happened() and self.process.poll() is None:
+            if time.monotonic() - self.began > _LATEST:
+                self.process.kill()
+                raise LinseedError(f"the run in {self.workdir} shows nothing after {_LATEST:g} s: {self.last_line()}")
+            time.sleep(_LOOK)
+        return time.monotonic() - self.began
+
+
+# (run, records) -> whether the run is there, with so many records logged. Evaluation follows a window without one:
+# runs that are ended log twice as often as they evaluate.
+STAGES: dict[str, Callable[[Run, int], bool]] = {
+    "start": lambda run, records: True,
+    "compile": lambda run, records: run.started(),
+    "steps": lambda run, records: len(run.records()) >= records,
+    "evaluation": lambda run, records: len(run.records()) >= records and "val_accuracy" not in run.records()[-1],
+    "save": lambda run, records: len(run.records()) >= records and run.is_saving(),
+}
+BRIEF = {"steps": 0.1, "evaluation": 0.02, "save": 0.05}  # seconds that a stage, once seen, may go on
+
+
+def draw(count: int, *, timeline: Timeline, rng: np.random.Generator) -> list[Moment]:
+    """`count` random moments, spread evenly over the stages, in the order of the records that they wait for."""
+    stages = [name for name, _ in zip(_cycle(rng), range(count), strict=False)]
+    spans = {"start": timeline.config, "compile": timeline.first_record - timeline.config, **BRIEF}
+    logged = sorted(int(number) for number in rng.integers(1, max(2, timeline.records), count))
+    return [
+        Moment(stage, records, float(rng.uniform(0, spans[stage])))
+        for stage, records in zip(stages, logged, strict=True)
+    ]
+
+
+def _cycle(rng):
+    while True:
+        yield from rng.permutation(list(STAGES))

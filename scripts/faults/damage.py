@@ -1,0 +1,310 @@
+"""Damage to the files of a run: what is sound is used, what is not is named and kept, and the run ends as it should.
+
+A run that was cut at its last but one snapshot is copied, damaged and gone on with. Snapshots are of steps 16 and 20,
+the latest, and of an earlier one, the best.
+"""
+
+import functools
+import json
+import logging
+import shutil
+import zlib
+from collections.abc import Callable
+from pathlib import Path
+
+from linseed.trainer.errors import LinseedError, NonFiniteError
+from linseed.trainer.experiment import Shared, build
+from linseed.trainer.run import workdir as workdir_lib
+from linseed.trainer.run import writers
+from linseed.trainer.run.checkpoint import NoSnapshots, Snapshots
+from linseed.trainer.run.compare import CLOCK
+from linseed.trainer.run.result import params_sha256
+from linseed.trainer.run.rollback import Rollbacks
+from linseed.trainer.train import train_and_evaluate
+
+JUNK = bytes(range(256)) * 3
+LATEST = 20
+
+
+def flip(path: Path):
+    """Changes one bit in the middle of a file."""
+    content = bytearray(path.read_bytes())
+    content[len(content) // 2] ^= 0x04
+    path.write_bytes(content)
+
+
+def halve(path: Path):
+    """Cuts a file in the middle."""
+    path.write_bytes(path.read_bytes()[: path.stat().st_size // 2])
+
+
+def lose(path: Path):
+    """Deletes a file, or a folder and all in it."""
+    shutil.rmtree(path) if path.is_dir() else path.unlink()
+
+
+def empty(path: Path):
+    """Leaves nothing in a file or a folder."""
+    if path.is_dir():
+        for inside in path.iterdir():
+            lose(inside)
+    else:
+        path.write_bytes(b"")
+
+
+def junk(path: Path):
+    """Writes bytes that are no text where a file was."""
+    path.write_bytes(JUNK)
+
+
+# Of a snapshot. "largest": the file with most of the arrays.
+_FILES = ("metrics/metrics", "record/metadata", "state/_METADATA", "state/manifest.ocdbt", "largest")
+_FOLDERS = (".", "state", "record", "metrics")
+SNAPSHOT: dict[str, tuple[Callable, str]] = {
+    **{f"{how.__name__} {file}": (how, file) for file in _FILES for how in (flip, halve, lose, empty)},
+    "junk largest": (junk, "largest"),
+    "lose _CHECKPOINT_METADATA": (lose, "_CHECKPOINT_METADATA"),
+    **{f"empty folder {folder}": (empty, folder) for folder in _FOLDERS},
+}
+
+
+def damage_snapshot(folder: Path, name: str):
+    """Does the damage `name` of `SNAPSHOT` to the snapshot in `folder`."""
+    how, file = SNAPSHOT[name]
+    if file == "largest":
+        path = max((path for path in (folder / "state").rglob("d/*")), key=lambda path: path.stat().st_size)
+    else:
+        path = folder / file
+    how(path)
+
+
+def _tear_last_line(path):
+    path.write_bytes(path.read_bytes()[:-40])
+
+
+def _append_half_a_line(path):
+    path.write_bytes(path.read_bytes() + b'{"step": 22, "ep')
+
+
+def _append_junk(path):
+    path.write_bytes(path.read_bytes() + JUNK)
+
+
+def _junk_line(path):
+    lines = path.read_bytes().splitlines(keepends=True)
+    path.write_bytes(b"".join([*lines[:2], JUNK + b"\n", *lines[3:]]))
+
+
+def _nested(path):
+    path.write_bytes(path.read_bytes() + b"[" * 100_000)
+
+
+def _rolled_back(how):
+    """`how`, done to the file of a run that went back once, at half the rate since."""
+
+    def damage(path):
+        rollbacks = Rollbacks(path, on_non_finite="rollback", max_times=1, lr_factor=0.5)
+        rollbacks.roll_back(NoSnapshots(), NonFiniteError("", what="the loss", step=7))
+        how(path)
+
+    return damage
+
+
+# Of the other files: what is done, to which file, and what has to be said, "" where all is made good in silence.
+FILES: dict[str, tuple[Callable, str, str]] = {
+    "half a line after metrics.jsonl": (_append_half_a_line, workdir_lib.METRICS, ""),
+    "junk after metrics.jsonl": (_append_junk, workdir_lib.METRICS, ""),
+    "brackets after metrics.jsonl": (_nested, workdir_lib.METRICS, ""),
+    "last line of metrics.jsonl torn": (_tear_last_line, workdir_lib.METRICS, "metrics.jsonl is damaged"),
+    "a line of metrics.jsonl is junk": (_junk_line, workdir_lib.METRICS, "metrics.jsonl is damaged"),
+    "metrics.jsonl is junk": (junk, workdir_lib.METRICS, "metrics.jsonl is damaged"),
+    "metrics.jsonl is empty": (empty, workdir_lib.METRICS, "metrics.jsonl is damaged"),
+    "metrics.jsonl is lost": (lose, workdir_lib.METRICS, "metrics.jsonl is damaged"),
+    "statistics.json torn": (halve, workdir_lib.STATISTICS, ""),
+    "statistics.json is junk": (junk, workdir_lib.STATISTICS, ""),
+    "a bit of statistics.json": (flip, workdir_lib.STATISTICS, ""),
+    "test_openings.jsonl is junk": (junk, workdir_lib.OPENINGS, ""),
+    **{
+        f"{how.__name__} {file}": (how, file, f"{file} is damaged")
+        for file in (workdir_lib.CONFIG, workdir_lib.RESULT)
+        for how in (halve, junk, empty)
+    },
+    **{
+        f"{how.__name__} rollbacks.jsonl": (_rolled_back(how), workdir_lib.ROLLBACKS, "rollbacks.jsonl is damaged")
+        for how in (halve, junk, empty, flip, _nested)
+    },
+    "config.json is lost": (lose, workdir_lib.CONFIG, "no config.json"),
+}
+# What the line that refuses says to do, done.
+_MENDED_BY_HAND = {
+    workdir_lib.CONFIG: lambda workdir, straight: shutil.copyfile(straight / "config.json", workdir / "config.json"),
+    workdir_lib.RESULT: lambda workdir, straight: (workdir / workdir_lib.RESULT).unlink(),
+    workdir_lib.ROLLBACKS: lambda workdir, straight: (workdir / workdir_lib.ROLLBACKS).unlink(),
+}
+
+
+class Bench:
+    """One straight run in `folder`, and copies of it that are damaged."""
+
+    def __init__(self, config, folder: Path):
+        self.config, self._folder, self._shared, self._count = config, folder, Shared(), 0
+        self.straight = folder / "straight"
+        self.result = self.go_on(self.straight)
+        cut = folder / "cut"
+        self.copy(self.straight, cut)
+        shutil.rmtree(cut / workdir_lib.CHECKPOINTS / str(self.result["steps"]))
+        for name in (workdir_lib.RESULT, workdir_lib.REPORT):
+            (cut / name).unlink()
+        lines = (cut / workdir_lib.METRICS).read_text().splitlines(keepends=True)
+        (cut / workdir_lib.METRICS).write_text("".join(line for line in lines if json.loads(line)["step"] <= LATEST))
+        self.cut = cut
+        self._like = build(config, folder, shared=self._shared).state
+        self.steps = self._restored(cut)
+
+    def copy(self, workdir: Path, to: Path):
+        """A copy of all files of a run."""
+        shutil.copytree(workdir, to)
+
+    def go_on(self, workdir: Path, *, on_config_change: str = "refuse") -> dict:
+        """The result of training to the end."""
+        return train_and_evaluate(
+            self.config, workdir, writer=writers.Quiet(), on_config_change=on_config_change, shared=self._shared
+        )
+
+    def snapshot(self, name: str, *, of: str, finish: bool) -> str:
+        """Does the damage `name` of `SNAPSHOT` to the "latest" or the "best"; "" or what then went wrong."""
+        workdir = self._another(self.cut)
+        step = LATEST if of == "latest" else self.result["best_step"]
+        checkpoints = workdir / workdir_lib.CHECKPOINTS
+        damage_snapshot(checkpoints / str(step), name)
+        before = {path.name: contents(path) for path in checkpoints.iterdir()}
+        with Said() as said:
+            try:
+                found, sums = self._restore(workdir, of)
+            except Exception as error:
+                return f"{type(error).__name__}: {error}"
+            expected = step if found == step else self._fallback(of)
+            if found != expected:
+                return f"step {found} was restored, and step {expected} was there"
+            if sums != self.steps[found]:
+                return f"what was restored is not what was saved at step {found}"
+            lines = said.about(f"snapshot of step {step} is damaged")
+            if (found != step) != (len(lines) == 1):
+                return f"said {len(lines)} times that step {step} is damaged"
+            aside = workdir / "damaged_checkpoints"
+            after = {path.name: contents(path) for path in checkpoints.iterdir()}
+            if found != step:
+                after[str(step)] = contents(next(aside.iterdir()))
+            if after != before:
+                return f"files of snapshots changed: {sorted(set(after) ^ set(before)) or 'contents'}"
+            if finish and self._end(workdir) != self.result["params_sha256"]:
+                return "the run did not end as the straight one"
+        return ""
+
+    def file(self, name: str) -> str:
+        """Does the damage `name` of `FILES`, goes on to the end, and compares; "" or what then went wrong."""
+        how, file, words = FILES[name]
+        workdir = self._another(self.straight if file in (workdir_lib.RESULT, workdir_lib.OPENINGS) else self.cut)
+        if file == workdir_lib.OPENINGS:
+            (workdir / workdir_lib.RESULT).unlink()
+        how(workdir / file)
+        with Said() as said:
+            try:
+                result = self.go_on(workdir)
+            except LinseedError as error:
+                said.lines.append(str(error))
+                if file not in _MENDED_BY_HAND:
+                    return str(error)
+                _MENDED_BY_HAND[file](workdir, self.straight)
+                result = self.go_on(workdir)
+            except Exception as error:
+                return f"{type(error).__name__}: {error}"
+        if words and len(said.about(words)) != 1:
+            return f"did not say once '{words}': {said.lines}"
+        if any("\n" in line for line in said.lines):
+            return "said more than a line"
+        keys = ("params_sha256", "best_params_sha256", "best_step", "val", "test")
+        wrong = [key for key in keys if result[key] != self.result[key]]
+        if wrong:
+            return f"the run did not end as the straight one: {', '.join(wrong)}"
+        if not words and _records(workdir) != _records(self.straight):
+            return "its records are not those of the straight run"
+        return ""
+
+    def _end(self, workdir):
+        return self.go_on(workdir)["params_sha256"]
+
+    def _another(self, workdir):
+        self._count += 1
+        copy = self._folder / f"copy{self._count}"
+        self.copy(workdir, copy)
+        return copy
+
+    def _restore(self, workdir, of):
+        with self._snapshots(workdir) as snapshots:
+            restore = snapshots.restore_latest if of == "latest" else snapshots.restore_best
+            state, _ = restore(self._like)
+        return int(state.step), params_sha256(state)
+
+    def _restored(self, workdir):
+        """{step: hash} of every snapshot."""
+        with self._snapshots(workdir) as snapshots:
+            return {int(state.step): params_sha256(state) for state, _ in snapshots.restore_all(self._like)}
+
+    def _snapshots(self, workdir):
+        return Snapshots(workdir / workdir_lib.CHECKPOINTS, keep_latest=self.config.checkpoint.keep_latest)
+
+    def _fallback(self, of):
+        """The step that stands in for a damaged one."""
+        if of == "latest":
+            return max(step for step in self.steps if step < LATEST)
+        judged = {record["step"]: record.get("val_accuracy") for record in _records(self.cut)}
+        rest = [step for step in self.steps if step != self.result["best_step"]]
+        return max(rest, key=lambda step: (judged[step], step))
+
+
+class Said(logging.Handler):
+    """What the library logs while it is entered, in place of whoever else listens."""
+
+    def __init__(self):
+        super().__init__(logging.WARNING)
+        self.lines = []
+
+    def emit(self, record):
+        self.lines.append(record.getMessage())
+
+    def about(self, words: str) -> list[str]:
+        """The lines that hold `words`."""
+        return [line for line in self.lines if words in line]
+
+    def __enter__(self):
+        logger = logging.getLogger("linseed")
+        self._others, logger.handlers = logger.handlers, [self]
+        return self
+
+    def __exit__(self, *exception):
+        logging.getLogger("linseed").handlers = self._others
+
+
+def contents(folder: Path) -> dict[str, int]:
+    """The checksum of every file below `folder`."""
+    return {
+        str(path.relative_to(folder)): zlib.crc32(path.read_bytes())
+        for path in sorted(folder.rglob("*"))
+        if path.is_file()
+    }
+
+
+def _records(workdir):
+    found = writers.read_records(workdir / workdir_lib.METRICS)
+    return [{key: value for key, value in record.items() if key not in CLOCK} for record in found]
+
+
+CASES: dict[str, Callable[[Bench], str]] = {
+    **{
+        f"{of}: {name}": functools.partial(Bench.snapshot, name=name, of=of, finish=True)
+        for of in ("latest", "best")
+        for name in SNAPSHOT
+    },
+    **{name: functools.partial(Bench.file, name=name) for name in FILES},
+}

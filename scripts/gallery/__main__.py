@@ -1,0 +1,23 @@
+"""Draws what optimisers, schedules, activations and augmentations do: pictures, and one page that holds them all.
+
+python -m scripts.gallery --out=runs/gallery
+"""
+
+from pathlib import Path
+
+from absl import flags
+
+from linseed.scripts.cli import command
+
+OUT = flags.DEFINE_string("out", None, "Folder for the pictures and index.html.")
+
+
+def main(console):
+    from linseed.models.layers import ACTIVATIONS
+    from linseed.scripts.gallery import page
+
+    console.print(f"gallery: {page.write(Path(OUT.value), ACTIVATIONS)}", soft_wrap=True)
+
+
+if __name__ == "__main__":
+    command.run(main, needs=("out",))

@@ -1,0 +1,62 @@
+"""What every data source returns, and the two steps that sources share."""
+
+import dataclasses
+from collections.abc import Callable
+
+import numpy as np
+
+from linseed.trainer.data.splits import Split, stratified_split
+from linseed.trainer.errors import ConfigError, DataError
+from linseed.trainer.runtime.machine import memory_bytes
+
+
+@dataclasses.dataclass(frozen=True)
+class Source:
+    """A labelled image data set, its test split still closed.
+
+    train, val: uint8 [N, H, W, C] images of one size, int32 [N] labels that index
+    `class_names`; `val` is None where the data has no validation split, and the
+    caller then carves it from `train`. `open_test` reads the test split, which
+    nothing before that call does. `skipped` holds a line "path: reason" for each
+    bad image left out of train and val.
+    """
+
+    train: Split
+    val: Split | None
+    open_test: Callable[[], Split]
+    class_names: tuple[str, ...]
+    skipped: tuple[str, ...]
+
+
+def carve_test(labels: np.ndarray, *, test_fraction: float, split_seed: int) -> tuple[np.ndarray, np.ndarray]:
+    """Stratified indices `(train, test)`, int64 and sorted, of `labels` (int [N]).
+
+    The draw depends on the labels, `test_fraction` (between 0 and 1) and
+    `split_seed` (at least 0) alone. Raises ConfigError out of these ranges.
+    """
+    if not 0.0 < test_fraction < 1.0:
+        raise ConfigError(f"config.data.source.test_fraction is {test_fraction}; set it between 0 and 1, such as 0.2")
+    if split_seed < 0:
+        raise ConfigError(f"config.data.source.split_seed is {split_seed}; set it to 0 or more")
+    return stratified_split(labels, fraction=test_fraction, seed=split_seed)
+
+
+def empty_images(count: int, *, height: int, width: int, channels: int) -> np.ndarray:
+    """Room for `count` images: uint8 [count, height, width, channels], unset.
+
+    Raises DataError where that is more than the machine's memory, which the
+    system would otherwise answer by killing the process half way through reading.
+    """
+    check_memory(count, height=height, width=width, channels=channels)
+    return np.empty((count, height, width, channels), np.uint8)
+
+
+def check_memory(count: int, *, height: int, width: int, channels: int):
+    """Raises DataError where `count` images, uint8, are more than the machine's memory."""
+    needed = count * height * width * channels
+    present = memory_bytes()
+    if present is not None and needed > present:
+        raise DataError(
+            f"{count} images of {height}x{width}x{channels} need {needed / 1e9:.1f} GB and this machine has"
+            f" {present / 1e9:.1f} GB; use fewer or smaller images (config.data.source.image_size for class folders)"
+        )

@@ -1,0 +1,160 @@
+"""Class folders: `<class>/<image>`, with or without `train/`, `val/` and `test/` above them."""
+
+import contextlib
+import functools
+import logging
+import os
+import warnings
+from collections.abc import Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from typing import NamedTuple
+
+import numpy as np
+
+from linseed.trainer.data.dataset import Source, empty_images
+from linseed.trainer.data.decode import check_is_bad, decode_image, shown, why_bad
+from linseed.trainer.data.listing import ON_BAD_IMAGE, Files, carve, checked_root, describe_bad, list_splits, name_first
+from linseed.trainer.data.splits import Split
+from linseed.trainer.errors import ConfigError, DataError, unknown_name
+from linseed.trainer.runtime.machine import cores
+
+_FILES_PER_TASK = 64
+
+_log = logging.getLogger(__name__)
+
+
+class _Size(NamedTuple):
+    """The size that images must have, and the file that set it."""
+
+    height: int
+    width: int
+    set_by: str
+
+
+def folder(*, root: str, image_size: int, test_fraction: float, split_seed: int, on_bad_image: str) -> Source:
+    """Reads class folders under `root` as RGB.
+
+    `root` holds `train/`, and perhaps `val/` and `test/`, each with one folder per
+    class; or the class folders themselves. Without `test/`, a stratified test
+    split of `test_fraction` is carved from the list of files by `split_seed`
+    before any image is read; with `test/`, both are unused. The sorted names of
+    the class folders give the labels, and the sorted file names the order. Hidden
+    files and folders (`.name`) are passed over. `image_size` in pixels: see
+    `decode.decode_image`; 0 keeps the images as they are, and they must then be of one
+    size.
+
+    An image that cannot be decoded, or a link that leads out of `root`, is bad:
+    `on_bad_image` "error" raises, "skip" leaves it out and lists it in `skipped`
+    (in the test split: in the log, at level WARNING). Raises DataError for data
+    that is missing, bad or not in this layout.
+    """
+    if on_bad_image not in ON_BAD_IMAGE:
+        raise ConfigError(unknown_name("config.data.source.on_bad_image", on_bad_image, ON_BAD_IMAGE))
+    if image_size < 0:
+        raise ConfigError(f"config.data.source.image_size is {image_size}; set it to 0 (keep) or a size in pixels")
+    root = checked_root(root)
+    class_names, files = list_splits(root)
+    if "test" not in files:
+        files["train"], files["test"] = carve(
+            files["train"], class_names, test_fraction=test_fraction, split_seed=split_seed
+        )
+
+    size = _Size(image_size, image_size, "config.data.source.image_size") if image_size else None
+    size = size or _first_size(root, files["train"])
+    splits, bad = {}, {}
+    for name in sorted(files.keys() - {"test"}):
+        splits[name], bad_here = _read(root, files[name], image_size=image_size, size=size)
+        bad |= bad_here
+    if bad and on_bad_image == "error":
+        raise DataError(describe_bad(root, bad, total=sum(len(files[name].paths) for name in splits)))
+    _check_classes_left(root, splits["train"], class_names)
+    if "val" in splits and not len(splits["val"].labels):
+        raise DataError(f"no image in {shown(root)}/val can be read; mend them, or delete the folder")
+
+    return Source(
+        train=splits["train"],
+        val=splits.get("val"),
+        open_test=functools.partial(
+            _open_test, root, files["test"], image_size=image_size, size=size, on_bad_image=on_bad_image
+        ),
+        class_names=class_names,
+        skipped=tuple(f"{shown(path)}: {reason}" for path, reason in bad.items()),
+    )
+
+
+def _open_test(root: str, files: Files, *, image_size: int, size: _Size, on_bad_image: str) -> Split:
+    test, bad = _read(root, files, image_size=image_size, size=size)
+    if bad and (on_bad_image == "error" or not len(test.labels)):
+        raise DataError(describe_bad(root, bad, total=len(files.paths)))
+    if bad:
+        _log.warning("left out %d of %d test images: %s", len(bad), len(files.paths), name_first(bad))
+    return test
+
+
+def _first_size(root: str, files: Files) -> _Size:
+    """The size of the first image that can be read."""
+    bad = {}
+    for path in files.paths:
+        with _quiet_decoders():
+            image, reason = _decode_or_reason(root, path, files.refused, image_size=0)
+        if image is not None:
+            return _Size(*image.shape[:2], shown(path))
+        bad[path] = reason
+    raise DataError(describe_bad(root, bad, total=len(files.paths)))
+
+
+def _read(root: str, files: Files, *, image_size: int, size: _Size) -> tuple[Split, dict[str, str]]:
+    """The images that can be read, and for each other path the reason."""
+    count = len(files.paths)
+    images = empty_images(count, height=size.height, width=size.width, channels=3)
+    good = np.ones(count, bool)
+
+    def read_some(start: int) -> dict[str, str]:
+        bad = {}
+        for i in range(start, min(start + _FILES_PER_TASK, count)):
+            path = files.paths[i]
+            image, reason = _decode_or_reason(root, path, files.refused, image_size=image_size)
+            if image is None:
+                bad[path] = reason
+                good[i] = False
+                continue
+            if image.shape[:2] != (size.height, size.width):
+                raise DataError(
+                    f"images differ in size: {size.set_by} is {size.height}x{size.width} and {shown(path)} is"
+                    f" {image.shape[0]}x{image.shape[1]}; set config.data.source.image_size to resize them"
+                )
+            images[i] = image
+        return bad
+
+    bad = {}
+    with _quiet_decoders(), ThreadPoolExecutor(min(8, cores())) as pool:
+        for some in pool.map(read_some, range(0, count, _FILES_PER_TASK)):
+            bad |= some
+    return Split(images[good], files.labels[good]) if bad else Split(images, files.labels), bad
+
+
+@contextlib.contextmanager
+def _quiet_decoders() -> Iterator[None]:
+    """Silences Pillow, which warns of odd metadata, and of large images, which `decode_image` refuses."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        yield
+
+
+def _decode_or_reason(
+    root: str, path: str, refused: dict[str, str], *, image_size: int
+) -> tuple[np.ndarray | None, str]:
+    if path in refused:
+        return None, refused[path]
+    try:
+        return decode_image(os.path.join(root, path), image_size=image_size), ""
+    except Exception as error:  # On damaged bytes a decoder may raise anything.
+        check_is_bad(error, path)
+        return None, why_bad(error)
+
+
+def _check_classes_left(root: str, train: Split, class_names: Sequence[str]) -> None:
+    counts = np.bincount(train.labels, minlength=len(class_names))
+    for name, count in zip(class_names, counts, strict=True):
+        if not count:
+            raise DataError(f"no training image of class '{shown(name)}' in {shown(root)} can be read; mend them")

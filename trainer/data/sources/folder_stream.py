@@ -1,0 +1,80 @@
+"""Class folders whose images are decoded when they are asked for: data larger than memory."""
+
+import functools
+import os
+from collections.abc import Iterator
+
+import numpy as np
+
+from linseed.trainer.data.dataset import Source
+from linseed.trainer.data.lazy import Decoding, LazyImages
+from linseed.trainer.data.listing import Files, carve, checked_root, list_splits
+from linseed.trainer.data.splits import Split
+
+
+def folder_stream(
+    *,
+    root: str,
+    image_size: int,
+    resize: int,
+    train_crop: str,
+    test_fraction: float,
+    split_seed: int,
+    on_bad_image: str,
+    workers: int,
+) -> Source:
+    """Lists class folders under `root`, laid out and split as for `folder.folder`; reads no image.
+
+    Images are decoded to `image_size` x `image_size` RGB when they are asked for: for training cut by `train_crop`, a
+    name in `lazy.TRAIN_CROPS`, elsewhere the centre of the image whose shorter side was brought to `resize`. `workers`:
+    processes that decode training images, 0 for threads of this one. `on_bad_image`: "error" raises when a bad image is
+    met, "skip" leaves it out; see `lazy.LazyImages`. Raises DataError for data that is missing or not in this layout.
+    """
+    decoding = Decoding(image_size=image_size, resize=resize, train_crop=train_crop, on_bad_image=on_bad_image)
+    decoding.check()
+    root = checked_root(root)
+    class_names, files = list_splits(root)
+    if "test" not in files:
+        files["train"], files["test"] = carve(
+            files["train"], class_names, test_fraction=test_fraction, split_seed=split_seed
+        )
+    split = functools.partial(_split, root, decoding=decoding, workers=workers)
+    return Source(
+        train=split(files["train"]),
+        val=split(files["val"]) if "val" in files else None,
+        open_test=functools.partial(split, files["test"]),
+        class_names=class_names,
+        skipped=(),
+    )
+
+
+def _split(root: str, files: Files, *, decoding: Decoding, workers: int) -> Split:
+    records = FileRecords(root, files)
+    return Split(LazyImages(records, np.arange(len(records)), decoding=decoding, workers=workers), files.labels)
+
+
+class FileRecords:
+    """Image files, as `lazy.Records`."""
+
+    def __init__(self, root: str, files: Files):
+        self._root = root
+        self._paths = np.array([os.fsencode(path) for path in files.paths])  # a third of the memory of a list
+        self._refused = {path: files.refused[path] for path in files.paths if path in files.refused}
+
+    def __len__(self) -> int:
+        return len(self._paths)
+
+    def open(self, record: int) -> str:
+        path = self.name(record)
+        if path in self._refused:
+            raise OSError(self._refused[path])
+        return os.path.join(self._root, path)
+
+    def name(self, record: int) -> str:
+        return os.fsdecode(self._paths[record])
+
+    def identity(self, records: np.ndarray) -> Iterator[bytes]:
+        for record in records:
+            path = self.name(record)
+            size = -1 if path in self._refused else os.stat(os.path.join(self._root, path)).st_size
+            yield self._paths[record] + b"\0%d\0" % size

@@ -1,0 +1,151 @@
+"""The arrays of one .npz file as a source."""
+
+import functools
+import math
+import os
+from typing import NamedTuple
+
+import numpy as np
+
+from linseed.trainer.data.dataset import Source
+from linseed.trainer.data.decode import shown
+from linseed.trainer.data.splits import Split
+from linseed.trainer.errors import DataError
+from linseed.trainer.runtime.machine import memory_bytes
+
+_TRAIN = ("train_images", "train_labels")
+_VAL = ("val_images", "val_labels")
+_TEST = ("test_images", "test_labels")
+
+
+class _Header(NamedTuple):
+    """What an .npz tells of an array without reading its values."""
+
+    shape: tuple[int, ...]
+    dtype: np.dtype
+
+    def check(self, *, held: int):
+        """Raises ValueError unless an array of this shape fits `held` bytes: NumPy makes room before it reads."""
+        needed = math.prod(self.shape) * self.dtype.itemsize
+        if min(self.shape, default=0) < 0 or needed > held:
+            raise ValueError(f"{needed} bytes are claimed and {held} are there")
+
+
+def npz(*, path: str) -> Source:
+    """The arrays of one .npz file, as `numpy.savez` writes it.
+
+    `train_images`, `test_images` and perhaps `val_images`: uint8 [N, H, W] or
+    [N, H, W, C]. `train_labels`, `test_labels` and perhaps `val_labels`: integers
+    [N]; those of train are 0..K-1, each there at least once. Perhaps `class_names`:
+    text [K]. Raises DataError naming the array that is not so; of the test arrays
+    shape and dtype are checked at once, their values when test is opened.
+    """
+    path = os.path.realpath(os.path.expanduser(path))
+    headers = _npz_headers(path)
+    parts = [_TRAIN, _TEST]
+    if set(_VAL) & headers.keys():
+        parts.append(_VAL)
+    for images, labels in parts:
+        _check_headers(path, headers, images=images, labels=labels)
+
+    train = _read_npz_split(path, _TRAIN)
+    num_classes = int(train.labels.max()) + 1
+    counts = np.bincount(train.labels)
+    if num_classes < 2 or not counts.all():
+        held = ", ".join(str(label) for label in np.flatnonzero(counts)[:10])
+        raise DataError(f"train_labels in {path} must be 0..K-1 without a gap, K at least 2, and hold {held}; renumber")
+    names = _read_npz_names(path) if "class_names" in headers else tuple(str(label) for label in range(num_classes))
+    if len(names) != num_classes:
+        raise DataError(
+            f"class_names in {path} has {len(names)} names and train_labels {num_classes} classes; give each a name"
+        )
+    return Source(
+        train=train,
+        val=_read_npz_split(path, _VAL, num_classes=num_classes) if _VAL in parts else None,
+        open_test=functools.partial(_read_npz_split, path, _TEST, num_classes=num_classes),
+        class_names=names,
+        skipped=(),
+    )
+
+
+def _open_npz(path: str) -> np.lib.npyio.NpzFile:
+    try:
+        archive = np.load(path, allow_pickle=False)
+    except FileNotFoundError as error:
+        raise DataError(f"no file at {path}; set config.data.source.path to an .npz file") from error
+    except MemoryError:
+        raise
+    except Exception as error:  # Of a damaged file `zipfile` and its decompressors may raise anything.
+        raise DataError(f"{path} is not a readable .npz file; write it anew with numpy.savez") from error
+    if not isinstance(archive, np.lib.npyio.NpzFile):
+        raise DataError(f"{path} holds a single array, not the named arrays of an .npz; write it with numpy.savez")
+    return archive
+
+
+def _npz_headers(path: str) -> dict[str, _Header]:
+    """The shape and dtype of each array, without reading any."""
+    headers = {}
+    readers = {(1, 0): np.lib.format.read_array_header_1_0, (2, 0): np.lib.format.read_array_header_2_0}
+    with _open_npz(path) as archive:
+        for name in archive.files:
+            try:
+                with archive.zip.open(f"{name}.npy") as file:
+                    shape, _, dtype = readers[np.lib.format.read_magic(file)](file)
+                headers[name] = _Header(shape, dtype)
+                headers[name].check(held=min(archive.zip.getinfo(f"{name}.npy").file_size, memory_bytes() or math.inf))
+            except MemoryError:
+                raise
+            except Exception as error:
+                raise DataError(
+                    f"{shown(name)} in {path} is not a readable array; write it anew with numpy.savez"
+                ) from error
+    return headers
+
+
+def _check_headers(path: str, headers: dict[str, _Header], *, images: str, labels: str) -> None:
+    for name in (images, labels):
+        if name not in headers:
+            raise DataError(f"{path} has no array '{name}'; save it under that name (found: {', '.join(headers)})")
+    shape, dtype = headers[images]
+    if dtype != np.uint8:
+        raise DataError(f"{images} in {path} is {dtype}; save it as uint8 in 0..255")
+    if len(shape) not in (3, 4) or 0 in shape:
+        raise DataError(f"{images} in {path} has shape {shape}; save it as [N, H, W] or [N, H, W, C], none of them 0")
+    if shape[1:] != headers["train_images"].shape[1:]:
+        raise DataError(
+            f"{images} in {path} holds images of {shape[1:]} and train_images of {headers['train_images'].shape[1:]};"
+            " bring them to one size"
+        )
+    count = shape[0]
+    shape, dtype = headers[labels]
+    if dtype.kind not in "iu":
+        raise DataError(f"{labels} in {path} is {dtype}; save the class numbers as integers, such as int32")
+    if shape != (count,):
+        raise DataError(f"{labels} in {path} has shape {shape}; save one number for each image, shape ({count},)")
+
+
+def _read_npz_split(path: str, names: tuple[str, str], *, num_classes: int | None = None) -> Split:
+    images, labels = (_read_npz_array(path, name) for name in names)
+    last = labels.max() if num_classes is None else num_classes - 1
+    wrong = labels[(labels < 0) | (labels > last)]
+    if len(wrong):
+        bounds = "0 or more" if num_classes is None else f"0..{last}, the classes of train_labels"
+        raise DataError(f"{names[1]} in {path} holds {wrong[0]}; labels must be {bounds}")
+    return Split(images if images.ndim == 4 else images[..., np.newaxis], labels.astype(np.int32))
+
+
+def _read_npz_names(path: str) -> tuple[str, ...]:
+    names = _read_npz_array(path, "class_names")
+    if names.dtype.kind != "U" or names.ndim != 1:
+        raise DataError(f"class_names in {path} is {names.dtype} {names.shape}; save a list of text")
+    return tuple(str(name) for name in names)
+
+
+def _read_npz_array(path: str, name: str) -> np.ndarray:
+    with _open_npz(path) as archive:
+        try:
+            return archive[name]
+        except MemoryError:
+            raise
+        except Exception as error:
+            raise DataError(f"{name} in {path} is damaged; write it anew with numpy.savez") from error

@@ -1,0 +1,147 @@
+"""TensorFlow Datasets whose images are decoded when they are asked for: data larger than memory."""
+
+import functools
+import hashlib
+import io
+import logging
+import os
+from collections.abc import Iterator
+from typing import Any
+
+import numpy as np
+
+from linseed.trainer.data.dataset import Source
+from linseed.trainer.data.lazy import Decoding, LazyImages
+from linseed.trainer.data.sources.tfds import check_labels, check_splits, damaged, feature_keys, open_encoded, prepared
+from linseed.trainer.data.splits import Split
+from linseed.trainer.errors import DataError
+
+_EXAMPLES_PER_READ = 256
+
+_log = logging.getLogger(__name__)
+
+
+def tfds_stream(
+    *,
+    dataset: str,
+    data_dir: str,
+    train_split: str,
+    test_split: str,
+    image_size: int,
+    resize: int,
+    train_crop: str,
+    on_bad_image: str,
+    workers: int,
+) -> Source:
+    """Opens `dataset`, found or prepared as for `tfds.tfds`, and decodes no image; images of any size, always RGB.
+
+    `image_size`, `resize`, `train_crop`, `on_bad_image` and `workers`: as for `folder_stream.folder_stream`. Labels are
+    inside the records, so that the first time all of a split is read once; they are then kept beside the data, where
+    that folder can be written. Raises DataError where the data cannot be had or is not of this kind.
+    """
+    decoding = Decoding(image_size=image_size, resize=resize, train_crop=train_crop, on_bad_image=on_bad_image)
+    decoding.check()
+    builder = prepared(dataset, data_dir=data_dir)
+    image_key, label_key = feature_keys(builder)
+    check_splits(builder, train_split=train_split, test_split=test_split)
+    split = functools.partial(
+        _split, builder, image_key=image_key, label_key=label_key, decoding=decoding, workers=workers
+    )
+    return Source(
+        train=split(train_split),
+        val=None,
+        open_test=functools.partial(split, test_split),
+        class_names=tuple(builder.info.features[label_key].names),
+        skipped=(),
+    )
+
+
+def _split(builder: Any, split: str, *, image_key: str, label_key: str, decoding: Decoding, workers: int) -> Split:
+    records = TfdsRecords(builder, split, image_key=image_key)
+    labels = _labels(builder, split, records, image_key=image_key, label_key=label_key)
+    return Split(LazyImages(records, np.arange(len(records)), decoding=decoding, workers=workers), labels)
+
+
+def _labels(builder: Any, split: str, records: "TfdsRecords", *, image_key: str, label_key: str) -> np.ndarray:
+    """int32 [N], from beside the data or from all records."""
+    mark = hashlib.sha256("\0".join([*records.files, label_key]).encode()).hexdigest()[:16]
+    kept = os.path.join(builder.data_dir, f".linseed-labels-{mark}.npy")
+    classes = builder.info.features[label_key].num_classes
+    try:
+        labels = _kept_labels(kept, shape=(len(records),))
+        if labels.size and 0 <= labels.min() and labels.max() < classes:
+            return labels
+    except Exception:  # A file that anyone may have put there: whatever its reader makes of it.
+        pass
+    if len(records) > 100_000:
+        _log.warning("reading the labels of the %d examples of '%s' once, from their records", len(records), split)
+    examples = open_encoded(builder, split, image_key=image_key)
+    labels = np.empty(len(examples), np.int32)
+    for start in range(0, len(examples), _EXAMPLES_PER_READ):
+        some = list(range(start, min(start + _EXAMPLES_PER_READ, len(examples))))
+        try:
+            labels[some] = [example[label_key] for example in examples.__getitems__(some)]
+        except Exception as error:  # Damaged files: whatever their reader makes of them.
+            raise DataError(damaged(builder, split, error)) from error
+    check_labels(labels, builder, split, label_key=label_key)
+    part = f"{kept}.{os.getpid()}"
+    try:
+        with open(part, "xb") as file:  # never through a link that lies there
+            np.save(file, labels)
+        os.replace(part, kept)
+    except OSError:
+        _log.warning("the labels of '%s' cannot be kept in %s, and are read again next time", split, builder.data_dir)
+    return labels
+
+
+def _kept_labels(path: str, *, shape: tuple[int, ...]) -> np.ndarray:
+    """int32 of `shape` from an .npy file; raises where it holds anything else."""
+    if not os.path.isfile(path):
+        raise ValueError("not a file")
+    mapped = np.lib.format.open_memmap(path, mode="r")  # so that a header which lies about its size takes no memory
+    if (mapped.shape, mapped.dtype) != (shape, np.int32):
+        raise ValueError("an array of another kind")
+    return np.array(mapped)
+
+
+class TfdsRecords:
+    """The images of a split of a prepared data set, as `lazy.Records`."""
+
+    def __init__(self, builder: Any, split: str, *, image_key: str):
+        self._folder, self._split, self._image_key = str(builder.data_path), split, image_key
+        self._count = builder.info.splits[split].num_examples
+        # Parts of files that the split is made of, with the size of each file.
+        parts = builder.info.splits[split].file_instructions
+        self.files = [
+            f"{os.path.basename(part.filename)} {part.skip} {part.take} {_size(part.filename)}" for part in parts
+        ]
+
+    def __len__(self) -> int:
+        return self._count
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {key: value for key, value in vars(self).items() if key != "_examples"}  # open files
+
+    @functools.cached_property
+    def _examples(self) -> Any:
+        import tensorflow_datasets
+
+        builder = tensorflow_datasets.builder_from_directory(self._folder)
+        return open_encoded(builder, self._split, image_key=self._image_key)
+
+    def open(self, record: int) -> io.BytesIO:
+        return io.BytesIO(self._examples[int(record)][self._image_key])
+
+    def name(self, record: int) -> str:
+        return f"example {record} of split '{self._split}'"
+
+    def identity(self, records: np.ndarray) -> Iterator[bytes]:
+        yield "\0".join(self.files).encode()
+        yield np.ascontiguousarray(records, np.int64).tobytes()
+
+
+def _size(path: str) -> int:
+    try:
+        return os.stat(path).st_size
+    except OSError:
+        return -1  # Reading will say what is wrong with it.

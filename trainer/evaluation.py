@@ -1,0 +1,123 @@
+"""The snapshots of a run, judged: the best one at its end, any of them later.
+
+What is judged are weights, {"params", "model_state"}, on a split; that the data are those of the run is checked first.
+"""
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import jax
+import ml_collections
+
+from linseed.trainer.errors import CheckpointError, ConfigError, DataError
+from linseed.trainer.experiment import Experiment, Shared, build, validate
+from linseed.trainer.run import result as result_lib
+from linseed.trainer.run import workdir as workdir_lib
+from linseed.trainer.run import writers
+from linseed.trainer.run.checkpoint import Snapshots
+from linseed.trainer.run.progress import Progress
+from linseed.trainer.runtime import processes
+from linseed.trainer.step import state as state_lib
+
+# The weights that `which` names: {"params", "model_state"} of a state, {} where the run kept none.
+WEIGHTS = {
+    "best": state_lib.evaluated_weights,
+    "ema": lambda state: state.ema,
+    "latest": lambda state: {"params": state.params, "model_state": state.model_state},
+    "snapshots": state_lib.evaluated_weights,
+}
+
+
+def evaluate_best(
+    experiment: Experiment,
+    snapshots: Snapshots,
+    *,
+    state,
+    progress: Progress,
+    judge: Sequence[str],
+    writer: writers.Quiet,
+) -> dict[str, Any]:
+    """The end of a run: the best snapshot restored, the test split opened for it if it is to be judged, the result.
+
+    state: after the last step, on the devices. judge: as for `train.train_and_evaluate`. Returns what `result.json`
+    holds, but the hash of the config.
+    """
+    best, best_progress = processes.restored_by_writer(snapshots.restore_best, like=experiment.state)
+    best_step, weights = int(best.step), state_lib.evaluated_weights(best)
+    if best_step != progress.best_step:
+        writer.say(f"the best snapshot, of step {progress.best_step}, is lost; that of step {best_step} stands in")
+    test = None
+    if "test" in judge:
+        test_split = experiment.test.open(by="train", which="best", step=best_step)
+        test = experiment.evaluate(experiment.parallel.replicate(weights), test_split)
+    result = result_lib.assemble(
+        progress=progress,
+        best_step=best_step,
+        val=best_progress["val"],
+        test=test,
+        test_openings=experiment.test.openings,
+        steps=int(jax.device_get(state.step)),
+        total_steps=experiment.total_steps,
+    )
+    result["params_sha256"] = result_lib.params_sha256(jax.device_get(state.params))
+    result["best_params_sha256"] = result_lib.params_sha256(weights["params"])
+    return result
+
+
+def evaluate_snapshot(workdir: Path, *, which: str, split: str) -> dict[str, Any]:
+    """Evaluates a snapshot of the run in `workdir`.
+
+    which: "best" (the weights that won on validation), "latest" (the parameters of the newest
+    snapshot) or "ema" (its moving average). split: "val" or "test"; opening test is recorded.
+    Returns `accuracy`, `loss`, `examples`, `step`, `which`, `split` and `test_openings`.
+    """
+    config = read_run(workdir)
+    with workdir_lib.lock(workdir):
+        experiment, [(step, weights)] = restore_weights(config, workdir, which=which)
+        data = experiment.val if split == "val" else experiment.test.open(by="evaluate", which=which, step=step)
+        figures = experiment.evaluate(experiment.parallel.replicate(weights), data)
+    return {**figures, "step": step, "which": which, "split": split, "test_openings": experiment.test.openings}
+
+
+def read_run(workdir: Path) -> ml_collections.ConfigDict:
+    """The config that ran in `workdir`. Raises WorkdirError where there is none, ConfigError where it is not valid."""
+    config = workdir_lib.read_config(workdir)
+    validate(config)
+    return config
+
+
+def restore_weights(
+    config: ml_collections.ConfigDict, workdir: Path, *, which: str
+) -> tuple[Experiment, list[tuple[int, dict[str, Any]]]]:
+    """The experiment in `workdir`, which the caller has locked, and the `(step, weights)` to judge, oldest first.
+
+    which: as for `evaluate_snapshot`, or "snapshots" for all that are sound. weights: {"params", "model_state"},
+    host arrays. Raises CheckpointError where there is no snapshot, ConfigError where there is no moving average,
+    DataError where the data are not those of the run.
+    """
+    experiment = build(config, workdir, shared=Shared())
+    found = []
+    with Snapshots(workdir / workdir_lib.CHECKPOINTS, keep_latest=config.checkpoint.keep_latest) as snapshots:
+        if which == "snapshots":
+            restored = snapshots.restore_all(experiment.state)
+        else:
+            restore = snapshots.restore_best if which == "best" else snapshots.restore_latest
+            restored = filter(None, [restore(experiment.state)])
+        for state, progress in restored:
+            check_same_data(experiment, Progress(**progress))
+            found.append((int(state.step), WEIGHTS[which](state)))
+    if not found:
+        raise CheckpointError(f"{workdir} has no snapshot yet; train first")
+    if not found[0][1]:
+        raise ConfigError(f"{workdir} kept no moving average (config.ema_decay=0); use --which=best or latest")
+    return experiment, found
+
+
+def check_same_data(experiment: Experiment, progress: Progress):
+    """Raises DataError on other splits: they would put images that this run is judged on into its training."""
+    if progress.fingerprint != experiment.fingerprint:
+        raise DataError(
+            "the train and validation splits are not those that this run began with; restore the data and "
+            "config.data, or choose another --workdir"
+        )

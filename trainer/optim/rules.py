@@ -1,0 +1,209 @@
+"""Per-parameter rules: learning-rate and decay multipliers and frozen weights, by regex over the path.
+
+A rule is a string, `"pattern: settings"`. The pattern must match the whole '/'-joined path of a
+parameter (`re.fullmatch`), or is `rest`: all parameters that no other rule matches. The settings,
+comma-separated, are `lr=0.1` and `decay=0` (multipliers) and `until_epochs=3`, or `frozen`; none leaves things as they
+are:
+
+    ("stem/kernel: frozen", "stem/bias: until_epochs=3", "head/.*: lr=10", "rest:")
+
+`until_epochs`, `until_percent` and so on in any unit of a duration: these parameters follow the run's schedule as if
+the run ended there, and are frozen from there on.
+
+Every parameter must be matched by exactly one rule, and every rule must match something. Where a rule
+does not name `decay`, it is 1, and 0 for biases and the scales of normalisation layers.
+"""
+
+import math
+import re
+from collections.abc import Callable, Sequence
+from typing import NamedTuple
+
+import jax
+
+from linseed.trainer.errors import ConfigError
+from linseed.trainer.optim.schedules import UNITS
+
+REST = "rest"
+DEFAULT_RULES = (f"{REST}:",)
+
+
+class Rule(NamedTuple):
+    """One rule. lr, decay: multipliers, at least 0; decay None stands for the default of the leaf.
+
+    until: a duration, (value, unit), or None for the whole run.
+    """
+
+    pattern: str
+    lr: float
+    decay: float | None
+    frozen: bool
+    until: tuple[float, str] | None = None
+
+
+def compile_pattern(pattern: str, *, key: str) -> re.Pattern:
+    """`re.compile`; ConfigError, with the config's `key`, for what is no regex."""
+    try:
+        return re.compile(pattern)
+    except (re.error, OverflowError, RecursionError) as error:
+        raise ConfigError(f"{key}: {pattern!r} is no regular expression: {error}") from None
+
+
+def parse(rule: str) -> Rule:
+    """`"pattern: settings"` as a Rule. Raises ConfigError, one line."""
+    pattern, colon, settings = rule.rpartition(":")
+    pattern = pattern.strip()
+    if not colon or not pattern:
+        raise ConfigError(f"rule {rule!r} should read 'pattern: settings', such as 'head/.*: lr=0.1'")
+    compile_pattern(pattern, key=f"rule {rule!r}")
+    values, until = {}, None
+    for setting in filter(None, map(str.strip, settings.split(","))):
+        name, _, value = (part.strip() for part in setting.partition("="))
+        if name in values:
+            raise ConfigError(f"rule {rule!r} gives {name} twice")
+        if setting == "frozen":
+            values[name] = True
+        elif name in ("lr", "decay"):
+            values[name] = _multiplier(value, rule)
+        elif name.startswith("until_") and name.removeprefix("until_") in UNITS:
+            if until:
+                raise ConfigError(f"rule {rule!r} gives until twice")
+            values[name] = _multiplier(value, rule)
+            until = (values[name], name.removeprefix("until_"))
+        else:
+            raise ConfigError(
+                f"rule {rule!r}: {setting!r} should be lr=NUMBER, decay=NUMBER, until_epochs=NUMBER or frozen"
+            )
+    if values.get("lr") == 0:
+        raise ConfigError(f"rule {rule!r}: lr=0 trains nothing; write frozen")
+    if "frozen" in values and len(values) > 1:
+        raise ConfigError(f"rule {rule!r}: what is frozen takes neither lr nor decay")
+    if until and not until[0]:
+        raise ConfigError(f"rule {rule!r}: until 0 trains nothing; write frozen")
+    return Rule(pattern, values.get("lr", 1.0), values.get("decay"), "frozen" in values, until)
+
+
+def in_steps(rules: Sequence[str], *, to_steps: Callable) -> tuple[str, ...]:
+    """`rules` with every `until_...` as `until_steps`. to_steps: `schedules.durations_to_steps` of the run."""
+
+    def convert(rule):
+        until = parse(rule).until
+        if until is None:
+            return rule
+        pattern, _, settings = rule.rpartition(":")
+        steps = to_steps("optimizer.rules", {f"until_{until[1]}": until[0]})["until_steps"]
+        return f"{pattern}:{re.sub(r'until_[a-z]+ *= *[^, ]+', f'until_steps={max(1, steps)}', settings)}"
+
+    return tuple(map(convert, rules))
+
+
+def _multiplier(text, rule):
+    try:
+        value = float(text)
+    except ValueError:
+        value = math.nan
+    if not 0 <= value < math.inf:
+        raise ConfigError(f"rule {rule!r}: {text!r} should be a number, at least 0")
+    return value
+
+
+def paths(params) -> list[str]:
+    """The '/'-joined path of each leaf, in the order of `jax.tree.leaves`."""
+    flat, _ = jax.tree_util.tree_flatten_with_path(params)
+    return [jax.tree_util.keystr(path, simple=True, separator="/") for path, _ in flat]
+
+
+def decay_mask(params):
+    """True for the leaves that weight decay acts on by default.
+
+    Spared are vectors and scalars, and leaves called `bias` or `scale`: an attention layer's biases have two axes.
+    """
+    spared = [path.rsplit("/", 1)[-1] in ("bias", "scale") for path in paths(params)]
+    leaves, tree = jax.tree.flatten(params)
+    return tree.unflatten([leaf.ndim > 1 and not spare for leaf, spare in zip(leaves, spared, strict=True)])
+
+
+def assign(rules: Sequence[str], params) -> list[Rule]:
+    """The rule of each leaf of `params`, in the order of `jax.tree.leaves`.
+
+    Raises ConfigError, one line: for a leaf that no rule or more than one matches, for a rule that matches
+    nothing, for two rules with one pattern.
+    """
+    parsed = [parse(rule) for rule in rules]
+    patterns = [rule.pattern for rule in parsed]
+    for pattern in patterns:
+        if patterns.count(pattern) > 1:
+            raise ConfigError(f"two rules have the pattern {pattern!r}; keep one")
+    names = paths(params)
+    matched = {name: [rule for rule in parsed if rule.pattern != REST and _matches(rule, name)] for name in names}
+    rest = [rule for rule in parsed if rule.pattern == REST]
+    matched = {name: found or rest for name, found in matched.items()}
+    twice = [name for name, found in matched.items() if len(found) > 1]
+    if twice:
+        both = " and ".join(repr(rule.pattern) for rule in matched[twice[0]][:2])
+        raise ConfigError(
+            f"more than one rule matches {_few(twice)} ({both}); narrow one, or write '{REST}:' for what is left over"
+        )
+    missed = [name for name, found in matched.items() if not found]
+    if missed:
+        raise ConfigError(f"no rule matches {_few(missed)}; add '{REST}:' for what is left over")
+    used = {found[0].pattern for found in matched.values()}
+    for pattern in patterns:
+        if pattern not in used:
+            raise ConfigError(f"the rule {pattern!r} matches no parameter; there are {_few(names)}")
+    return [matched[name][0] for name in names]
+
+
+def _matches(rule, name):
+    return re.fullmatch(rule.pattern, name) is not None
+
+
+def _few(names, shown=3):
+    more = f" and {len(names) - shown} more" if len(names) > shown else ""
+    return ", ".join(names[:shown]) + more
+
+
+def lr_multipliers(rules: Sequence[str], params):
+    """The learning-rate multiplier of each leaf, a tree of floats; 0 where frozen."""
+    found = [0.0 if rule.frozen else rule.lr for rule in assign(rules, params)]
+    return jax.tree.structure(params).unflatten(found)
+
+
+def decay_multipliers(rules: Sequence[str], params):
+    """The decay multiplier of each leaf, a tree of floats; 0 where frozen."""
+    default = jax.tree.leaves(decay_mask(params))
+    found = [
+        0.0 if rule.frozen else float(decays) if rule.decay is None else rule.decay
+        for rule, decays in zip(assign(rules, params), default, strict=True)
+    ]
+    return jax.tree.structure(params).unflatten(found)
+
+
+def any_frozen(rules: Sequence[str]) -> bool:
+    """Whether a rule freezes parameters."""
+    return any(parse(rule).frozen for rule in rules)
+
+
+def any_lr(rules: Sequence[str]) -> bool:
+    """Whether a rule changes a learning rate."""
+    return any(parse(rule).lr != 1.0 for rule in rules) or any_until(rules)
+
+
+def any_until(rules: Sequence[str]) -> bool:
+    """Whether a rule ends before the run does."""
+    return any(parse(rule).until for rule in rules)
+
+
+def without_frozen_gradients(rules: Sequence[str], params):
+    """`params`, of which the frozen ones are constants: their gradient is zero and costs nothing."""
+    found = [
+        jax.lax.stop_gradient(leaf) if rule.frozen else leaf
+        for rule, leaf in zip(assign(rules, params), jax.tree.leaves(params), strict=True)
+    ]
+    return jax.tree.structure(params).unflatten(found)
+
+
+def last_steps(rules: Sequence[str], params):
+    """How many steps each leaf trains for, a tree of numbers; `inf` for the whole run. rules: of `in_steps`."""
+    found = [rule.until[0] if rule.until else math.inf for rule in assign(rules, params)]
+    return jax.tree.structure(params).unflatten(found)

@@ -1,0 +1,291 @@
+"""Snapshots: the latest and the best on validation, through Orbax.
+
+Orbax itself restores a flipped byte without a word, so each snapshot carries a checksum per array;
+one that does not match, or cannot be read, is moved aside and the one before it is used.
+"""
+
+import contextlib
+import itertools
+import json
+import logging
+import math
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import jax
+import numpy as np
+import orbax.checkpoint as ocp
+from orbax.checkpoint import checkpoint_managers
+
+from linseed.trainer.checksum import checksums, seal, shapes, unseal
+from linseed.trainer.errors import CheckpointError, is_passing
+
+_METRIC = "val_accuracy"
+
+
+class _DamagedError(Exception):
+    """A snapshot that is not what was saved."""
+
+
+def _is_evaluated(found) -> bool:
+    """Whether a snapshot with the metrics `found` was made at an evaluation."""
+    return found[_METRIC] > -math.inf
+
+
+class _LatestEvaluated(checkpoint_managers.PreservationPolicy):
+    """Keeps the newest snapshot, and the newest `n` of those made at an evaluation."""
+
+    def __init__(self, n):
+        self._n = n
+
+    def should_preserve(self, checkpoints, *, context):
+        evaluated = [info.step for info in checkpoints if _is_evaluated(info.metrics)]
+        kept = {*evaluated[-self._n :], *[info.step for info in checkpoints][-1:]}
+        return [info.step in kept for info in checkpoints]
+
+
+class Snapshots:
+    """The snapshots of one run, in `directory`. Use it as a context manager: leaving it waits for the save in flight.
+
+    A snapshot holds the state (host arrays) and `progress`, a JSON object of the loop's own. Two kinds
+    are kept: the latest `keep_latest`, and the one with the best validation accuracy (the later one of equals).
+    One between two evaluations, where a run was stopped, is neither: it is kept until there is a newer one.
+    """
+
+    def __init__(self, directory: Path, *, keep_latest: int):
+        self._directory = directory.absolute()
+        self._damaged = self._directory.parent / "damaged_checkpoints"
+        self._directory.mkdir(parents=True, exist_ok=True)
+        self._set_aside_torn()
+        self._manager = ocp.CheckpointManager(
+            self._directory,
+            item_names=("state", "record"),
+            options=ocp.CheckpointManagerOptions(
+                create=False,
+                # Process 0 alone opens snapshots; of several, Orbax would else wait for the others at each step.
+                multiprocessing_options=ocp.options.MultiprocessingOptions(primary_host=0, active_processes={0}),
+                best_fn=lambda metrics: metrics[_METRIC],
+                best_mode="max",
+                preservation_policy=checkpoint_managers.AnyPreservationPolicy(
+                    [
+                        _LatestEvaluated(keep_latest),
+                        checkpoint_managers.BestN(
+                            get_metric_fn=lambda metrics: metrics[_METRIC], n=1, keep_checkpoints_without_metrics=False
+                        ),
+                    ]
+                ),
+            ),
+        )
+
+    def __enter__(self):
+        return self
+
+    def __exit__(self, *exception):
+        with self._naming_a_full_disk():
+            self._manager.close()
+
+    def steps(self) -> list[int]:
+        """The steps that have a snapshot, ascending."""
+        return sorted(self._manager.all_steps())
+
+    def evaluated_steps(self) -> list[int]:
+        """The steps whose snapshot was made at an evaluation, ascending. Waits for the save in flight."""
+        self.wait()
+        return [step for step in self.steps() if _is_evaluated(self._manager.metrics(step))]
+
+    def drop_after(self, step: int):
+        """Deletes the snapshots of later steps than `step`."""
+        self.wait()
+        for later in self.steps():
+            if later > step:
+                self._manager.delete(later)
+
+    def save(self, state, *, step: int, progress: dict[str, Any], val_accuracy: float | None):
+        """Begins to save; returns once `state` may be overwritten. Raises what an earlier save failed with.
+
+        val_accuracy: None where there was no evaluation.
+        """
+        state = jax.device_get(state)  # on the CPU perhaps the device's own buffer; Orbax copies before it returns
+        evaluated = val_accuracy is not None and math.isfinite(val_accuracy)
+        metric = float(val_accuracy) if evaluated else -math.inf
+        record = seal({"progress": progress, "arrays": checksums(state), _METRIC: metric})
+        args = ocp.args.Composite(state=ocp.args.StandardSave(state), record=ocp.args.JsonSave(record))
+        with self._naming_a_full_disk():
+            saved = self._manager.save(step, args=args, metrics={_METRIC: metric})
+        if not saved:
+            raise CheckpointError(f"no snapshot was written at step {step}: {self._directory} has a newer one")
+
+    def wait(self):
+        """Waits until the last save is on disk."""
+        with self._naming_a_full_disk():
+            self._manager.wait_until_finished()
+
+    def restore_latest(self, like):
+        """`(state, progress)` of the newest sound snapshot, or None where none was ever saved.
+
+        like: a state of the same structure, of host arrays. Raises CheckpointError where all are damaged,
+        or where they are of another model.
+        """
+        return self._first_sound(like, lambda: max(self.steps()))
+
+    def restore_best(self, like):
+        """`(state, progress)` of the sound snapshot that is best on validation; else as `restore_latest`."""
+        return self._first_sound(like, lambda: self._manager.best_step() or max(self.steps()))
+
+    def restore_all(self, like) -> Iterator[tuple[Any, dict[str, Any]]]:
+        """`(state, progress)` of every sound snapshot of an evaluation, oldest first, each read when it is asked for.
+
+        Yields nothing where none was ever saved. Raises as `restore_latest`.
+        """
+        for step in self.evaluated_steps():
+            restored = self._sound(step, like)
+            if restored is not None:
+                yield restored
+        self._refuse_where_all_are_damaged()
+
+    def _first_sound(self, like, choose):
+        while self.steps():
+            restored = self._sound(choose(), like)
+            if restored is not None:
+                return restored
+        self._refuse_where_all_are_damaged()
+        return None
+
+    def _sound(self, step, like):
+        """`(state, progress)` of one snapshot, or None where it was damaged: it is then out of the way."""
+        try:
+            return self._restore(step, like)
+        except _DamagedError as error:
+            self._set_aside(step, str(error))
+            self._manager.reload()
+            return None
+
+    def _refuse_where_all_are_damaged(self):
+        if not self.steps() and self._damaged.exists():
+            raise CheckpointError(
+                f"every snapshot in {self._directory} was damaged and is now in {self._damaged}; mend and move one "
+                "back, or remove that folder to train anew"
+            )
+
+    def _restore(self, step, like):
+        """Reads one snapshot and checks every array; `like` is a state of host arrays with the same structure."""
+        record = unseal(self._read(step, record=ocp.args.JsonRestore()).record)
+        if record is None:
+            raise _DamagedError("checksum of its record does not match")
+        expected = record["arrays"]
+        saved = {(path, dtype, tuple(shape)) for path, (dtype, shape, _) in expected.items()}
+        if odd := saved ^ shapes(like):
+            raise CheckpointError(
+                f"the snapshot of step {step} in {self._directory} is of another model or optimizer "
+                f"(first difference: {min(odd)[0]}); use a new --workdir"
+            )
+        state = self._read(step, state=ocp.args.StandardRestore(like)).state
+        found = checksums(state)
+        for path in sorted(expected):
+            if found.get(path) != expected[path]:
+                raise _DamagedError(f"checksum of {path} does not match")
+        return state, record["progress"]
+
+    def _read(self, step, **items):
+        try:
+            return self._manager.restore(step, args=ocp.args.Composite(**items))
+        except (MemoryError, PermissionError):
+            raise
+        except Exception as error:  # Orbax and TensorStore raise many kinds for a damaged file
+            if is_passing(error):
+                raise CheckpointError(
+                    f"the snapshot of step {step} cannot be read now: {_first_line(error)}"
+                ) from error
+            raise _DamagedError(f"cannot be read ({_first_line(error)})") from error
+
+    @contextlib.contextmanager
+    def _naming_a_full_disk(self):
+        """Orbax tells of a full disk in many words, and in another error each time, when the save has failed."""
+        try:
+            yield
+        except (OSError, ValueError) as error:
+            if "No space left on device" not in str(error) and "Disk quota exceeded" not in str(error):
+                raise
+            raise CheckpointError(
+                f"the disk of {self._directory} is full; earlier snapshots are sound: free some space and run the same "
+                "command again"
+            ) from error
+
+    def _set_aside_torn(self):
+        """Moves away snapshots whose metrics are not what was saved.
+
+        Torn ones would stop Orbax from opening the others, and a wrong accuracy would make another snapshot the best.
+        """
+        for folder in self._directory.glob("[0-9]*"):
+            if not folder.name.isdigit():
+                continue
+            try:
+                metric = json.loads((folder / "metrics" / "metrics").read_text())[_METRIC]
+                record = json.loads((folder / "record" / "metadata").read_text())
+                if not isinstance(metric, float) or record.get(_METRIC, metric) != metric:
+                    raise ValueError(f"{_METRIC} {metric} is not what was saved")
+            except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
+                if is_passing(error):
+                    raise
+                self._set_aside(int(folder.name), f"its metrics or its record cannot be read ({_first_line(error)})")
+
+    def _set_aside(self, step, reason):
+        self._damaged.mkdir(exist_ok=True)
+        target = next(
+            path for path in (self._damaged / f"{step}-{number}" for number in itertools.count()) if not path.exists()
+        )
+        (self._directory / str(step)).rename(target)
+        logging.getLogger(__name__).warning("snapshot of step %d is damaged: %s; moved to %s", step, reason, target)
+
+
+def read_arrays(directory: Path, *, step: int) -> dict[str, np.ndarray]:
+    """{path: array} of the snapshot of `step` in `directory`, as it is on the disk, unchecked; for comparisons.
+
+    Raises CheckpointError where it cannot be read.
+    """
+    try:
+        with ocp.StandardCheckpointer() as checkpointer:
+            state = checkpointer.restore(directory.absolute() / str(step) / "state")
+    except Exception as error:
+        raise CheckpointError(
+            f"the snapshot of step {step} in {directory} cannot be read: {_first_line(error)}"
+        ) from error
+    return {
+        jax.tree_util.keystr(path, simple=True, separator="/"): np.asarray(leaf)
+        for path, leaf in jax.tree_util.tree_leaves_with_path(state)
+    }
+
+
+class NoSnapshots:
+    """`Snapshots` of a process that is not the writer: it saves nothing, and is given what the writer restores."""
+
+    def __enter__(self):
+        return self
+
+    def __exit__(self, *exception):
+        """Nothing is in flight."""
+
+    def steps(self) -> list[int]:
+        return []
+
+    def evaluated_steps(self) -> list[int]:
+        return []
+
+    def drop_after(self, step: int):
+        """Nothing is there."""
+
+    def restore_latest(self, template) -> None:
+        """For the writer to do; see `distributed.restored_by_writer`."""
+
+    restore_best = restore_latest
+
+    def save(self, state, **about):
+        """Nothing."""
+
+    def wait(self):
+        """For nothing."""
+
+
+def _first_line(error: Exception) -> str:
+    return f"{type(error).__name__}: {error}".splitlines()[0][:200]

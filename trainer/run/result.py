@@ -1,0 +1,54 @@
+"""What a finished run says of itself: `result.json`."""
+
+import hashlib
+import importlib.metadata
+import platform
+from typing import Any
+
+import jax
+import numpy as np
+
+from linseed.trainer.run.progress import Progress
+
+
+def assemble(
+    *,
+    progress: Progress,
+    best_step: int,
+    val: dict,
+    test: dict | None,
+    test_openings: int,
+    steps: int,
+    total_steps: int,
+) -> dict[str, Any]:
+    """The figures of a run; parameters' and config's hashes are the caller's to add. test: None while it is sealed."""
+    stopped = f"early stopping: {progress.stale_evaluations} evaluations without a better val accuracy"
+    lost = progress.best_step if progress.best_step != best_step else None
+    return {
+        "best_step": best_step,
+        "lost_best_step": lost,  # a better snapshot that was damaged, so that this one was judged in its place
+        "steps": steps,
+        "stop_reason": "horizon reached" if steps >= total_steps else stopped,
+        "val": val,
+        "test": test,
+        "test_openings": test_openings,
+        "seconds": progress.seconds,
+        "images_per_second": progress.timed_images / progress.timed_seconds if progress.timed_seconds else None,
+        "devices": [device.device_kind for device in jax.devices()],
+        "versions": versions(),
+    }
+
+
+def params_sha256(params) -> str:
+    """sha256 over path, dtype, shape and bytes of every parameter (host arrays)."""
+    digest = hashlib.sha256()
+    for path, leaf in jax.tree_util.tree_leaves_with_path(params):
+        digest.update(f"{jax.tree_util.keystr(path)} {leaf.dtype} {leaf.shape} ".encode())
+        digest.update(np.ascontiguousarray(leaf))
+    return digest.hexdigest()
+
+
+def versions() -> dict[str, str]:
+    """The versions of what a result depends on."""
+    names = ("linseed", "jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "numpy")
+    return {"python": platform.python_version(), **{name: importlib.metadata.version(name) for name in names}}

@@ -1,0 +1,132 @@
+"""The folder of one run: one process at a time, one config, and files that are whole or absent."""
+
+import contextlib
+import fcntl
+import json
+import os
+import shutil
+from collections.abc import Iterator
+from pathlib import Path
+
+import ml_collections
+
+from linseed.trainer.config import validate as config_lib
+from linseed.trainer.errors import WorkdirError
+
+CONFIG = "config.json"
+RESULT = "result.json"
+METRICS = "metrics.jsonl"
+ROLLBACKS = "rollbacks.jsonl"
+OPENINGS = "test_openings.jsonl"
+STATISTICS = "statistics.json"
+CHECKPOINTS = "checkpoints"
+REPORT = "report.html"
+
+_CURES = {
+    CONFIG: "train again with --on_config_change=accept to go on with the config given, or choose another --workdir",
+    RESULT: "delete it and train again by the same command: it is made anew from the snapshots",
+}
+
+
+class _DamagedFileError(WorkdirError):
+    """A file of a run that is not what was written."""
+
+
+@contextlib.contextmanager
+def lock(workdir: Path) -> Iterator[None]:
+    """Holds `workdir`, made if need be, against a second run. The lock dies with the process, however it ends."""
+    try:
+        workdir.mkdir(parents=True, exist_ok=True)
+        file = (workdir / "lock").open("a")
+    except OSError as error:
+        raise WorkdirError(f"--workdir={workdir} cannot be written ({error.strerror})") from error
+    with file:
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError as error:
+            raise WorkdirError(f"another run is using {workdir}; wait for it, or choose another --workdir") from error
+        yield
+
+
+def check_config(workdir: Path, config: ml_collections.ConfigDict, *, on_change: str) -> list[str]:
+    """The keys in which `config` differs from that of the run in `workdir`, "key: old -> new"; [] for a new folder.
+
+    Where they differ and there is something to lose, `on_change="refuse"` raises WorkdirError; "accept" lets
+    it pass, and a damaged `config.json` too. Raises WorkdirError also for a folder that holds files of these names
+    and is no run of ours.
+    """
+    holds_a_run = (workdir / RESULT).exists() or any((workdir / CHECKPOINTS).glob("[0-9]*"))
+    if not (workdir / CONFIG).exists():
+        if holds_a_run or (workdir / METRICS).exists():
+            raise WorkdirError(f"{workdir} holds files of a run and no {CONFIG}; choose another --workdir")
+        return []
+    try:
+        changed = config_lib.differences(read_config(workdir), config)
+    except _DamagedFileError:
+        if on_change == "refuse":
+            raise
+        changed = [f"{CONFIG}: damaged -> the config given"]
+    if changed and holds_a_run and on_change == "refuse":
+        shown = "; ".join(changed[:6]) + (f"; and {len(changed) - 6} more" if len(changed) > 6 else "")
+        raise WorkdirError(
+            f"{workdir} holds a run of another config ({shown}); choose another --workdir, "
+            "or continue this one with --on_config_change=accept"
+        )
+    return changed
+
+
+def write_config(workdir: Path, config: ml_collections.ConfigDict):
+    """Makes `config` the run's own; another that is there, and its result, stay under numbered names.
+
+    A kill at any moment leaves a `config.json`: the old one, which can be continued, or the new one.
+    """
+    path = workdir / CONFIG
+    if path.exists() and check_config(workdir, config, on_change="accept"):
+        number = len(list(workdir.glob("config.*.json"))) + 1
+        if (workdir / RESULT).exists():
+            (workdir / RESULT).rename(workdir / f"result.{number}.json")
+        shutil.copyfile(path, workdir / f"config.{number}.json")
+    write_whole(path, config_lib.to_json(config))
+
+
+def read_config(workdir: Path) -> ml_collections.ConfigDict:
+    """The config that ran in `workdir`. Raises WorkdirError where there is none."""
+    values = _read_json(workdir / CONFIG)
+    if values is None:
+        raise WorkdirError(f"{workdir} holds no run: there is no {CONFIG}; train first, or check --workdir")
+    if "model" not in values or "optimizer" not in values:
+        raise WorkdirError(f"{workdir / CONFIG} is not the config of a run; choose another --workdir")
+    try:
+        return ml_collections.ConfigDict(values)
+    except (ValueError, TypeError, AttributeError, RecursionError) as error:  # keys that no attribute can have
+        raise WorkdirError(
+            f"{workdir / CONFIG} is not the config of a run ({error}); choose another --workdir"
+        ) from error
+
+
+def read_result(workdir: Path) -> dict | None:
+    """The result of a finished run, or None."""
+    return _read_json(workdir / RESULT)
+
+
+def _read_json(path):
+    """The JSON object in `path`, or None where there is no such file."""
+    try:
+        values = json.loads(path.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        return None
+    except (ValueError, RecursionError) as error:
+        raise _DamagedFileError(f"{path} is damaged ({error}); {_CURES[path.name]}") from error
+    if not isinstance(values, dict):
+        raise _DamagedFileError(f"{path} is damaged (no JSON object); {_CURES[path.name]}")
+    return values
+
+
+def write_whole(path: Path, text: str):
+    """Writes `text` so that a kill or a power cut leaves the old file or the new one, never a part."""
+    temporary = path.with_name(path.name + ".tmp")
+    with temporary.open("w") as file:
+        file.write(text)
+        file.flush()
+        os.fsync(file.fileno())
+    temporary.replace(path)

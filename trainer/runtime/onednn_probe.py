@@ -1,0 +1,98 @@
+"""Whether oneDNN's convolutions work on this machine: tried once in a child process, which may crash, and remembered.
+
+The verdict goes by the version of jaxlib, the processor and `onednn.py` beside this file. It is one small JSON file
+in `$XDG_CACHE_HOME/linseed`, by default `~/.cache/linseed`; where that cannot be written, each process tries anew.
+"""
+
+import functools
+import hashlib
+import importlib.metadata
+import json
+import os
+import platform
+import signal
+import subprocess
+import sys
+import tempfile
+from pathlib import Path
+
+TIMEOUT_SECONDS = 60.0  # it takes two to four
+CRASHES = (signal.SIGSEGV, signal.SIGABRT, signal.SIGILL, signal.SIGBUS, signal.SIGFPE)
+VERDICTS = (0, 1, *(-number for number in CRASHES))  # statuses of the child; any other is Ctrl-C or the OOM killer
+CHILD = "from linseed.trainer.runtime import onednn as c; raise SystemExit(not c.largest_error() < c.TOLERANCE)"
+
+
+@functools.cache
+def proven() -> bool:
+    """True where the child process ended well: no crash, and XLA's values. The first call takes seconds, once."""
+    if sys.platform != "linux" or platform.machine() != "x86_64" or not sys.executable:
+        return False
+    subject = _subject()
+    cache = _cache(subject)
+    try:
+        return json.loads(cache.read_text())["proven"] is True
+    except (OSError, ValueError, TypeError, KeyError):
+        pass  # not tried yet, or a torn file
+    verdict = _try(CHILD)
+    if verdict is not None:
+        _remember(cache, {**subject, "proven": verdict})
+    return verdict is True
+
+
+def _subject() -> dict[str, str]:
+    """What the verdict is about."""
+    try:
+        lines = Path("/proc/cpuinfo").read_text().splitlines()
+    except OSError:
+        lines = []
+    # The name alone can be as short as "AMD EPYC"; the flags tell the generations apart.
+    about = [next((line for line in lines if line.startswith(word)), "") for word in ("model name", "flags")]
+    return {
+        "jaxlib": importlib.metadata.version("jaxlib"),
+        "processor": about[0].partition(":")[2].strip(),
+        "flags_sha256": hashlib.sha256(about[1].encode()).hexdigest(),
+        "code_sha256": hashlib.sha256((Path(__file__).parent / "onednn.py").read_bytes()).hexdigest(),
+    }
+
+
+def _cache(subject: dict[str, str]) -> Path:
+    folder = os.environ.get("XDG_CACHE_HOME") or os.path.expanduser("~/.cache")
+    digest = hashlib.sha256(json.dumps(subject, sort_keys=True).encode()).hexdigest()
+    return Path(folder) / "linseed" / f"convolution-{digest[:16]}.json"
+
+
+def _try(code: str) -> bool | None:
+    """Whether a Python that runs `code` ends with status 0; None if it took too long, did not start or was ended."""
+    try:
+        with tempfile.TemporaryDirectory(prefix="linseed-proof-") as programs:
+            child = subprocess.run(
+                [sys.executable, "-P", "-c", code],
+                env={
+                    **os.environ,
+                    "JAX_PLATFORMS": "cpu",
+                    "XLA_FLAGS": "--xla_backend_optimization_level=0",
+                    # With the cache on: to keep such programs out of it is a part of what has to work.
+                    "JAX_ENABLE_COMPILATION_CACHE": "true",
+                    "JAX_COMPILATION_CACHE_DIR": programs,
+                    "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0",
+                    "JAX_RAISE_PERSISTENT_CACHE_ERRORS": "true",
+                },
+                stdin=subprocess.DEVNULL,
+                stdout=subprocess.DEVNULL,
+                stderr=subprocess.DEVNULL,
+                timeout=TIMEOUT_SECONDS,
+            )
+    except (OSError, subprocess.TimeoutExpired):
+        return None  # the machine may be busy: not remembered
+    return child.returncode == 0 if child.returncode in VERDICTS else None
+
+
+def _remember(cache: Path, verdict: dict):
+    """Written beside and moved into place, so that a reader sees all of it or nothing."""
+    try:
+        cache.parent.mkdir(parents=True, exist_ok=True)
+        with tempfile.NamedTemporaryFile("w", dir=cache.parent, delete=False) as file:
+            json.dump(verdict, file, indent=2)
+        os.replace(file.name, cache)
+    except OSError:
+        pass  # the next process tries again

@@ -1,0 +1,39 @@
+"""Exact evaluation: every example counts once, whatever the batch size or the number of devices."""
+
+from collections.abc import Callable
+from typing import Any
+
+import jax
+
+from linseed.trainer.data import batching
+from linseed.trainer.data.splits import Split
+from linseed.trainer.runtime.data_parallel import DataParallel
+from linseed.trainer.step import metrics
+
+
+class Evaluator:
+    """Evaluates weights on splits. eval_step: compiled by `parallel`, (weights, batch) -> sums.
+
+    resident: a split whose batches stay on the devices once they are there, or None.
+    """
+
+    def __init__(self, eval_step: Callable, *, batch_size: int, parallel: DataParallel, resident: Split | None):
+        self._eval_step, self._batch_size, self._parallel = eval_step, batch_size, parallel
+        self._resident, self._on_device = resident, []
+
+    def __call__(self, weights, split: Split) -> dict[str, float]:
+        """`loss` (nats), `accuracy` (0..1) and `examples` of `weights`, replicated over the devices, on `split`."""
+        return metrics.means(jax.device_get(self.start(weights, split)))
+
+    def start(self, weights, split: Split) -> list[dict[str, Any]]:
+        """The sums of every batch, for `metrics.means`, on the device and perhaps still being computed."""
+        return [self._eval_step(weights, batch) for batch in self._batches(split)]
+
+    def _batches(self, split):
+        parallel = self._parallel
+        mine = {"shard_index": parallel.shard_index, "shard_count": parallel.shard_count}
+        batches = map(parallel.shard, batching.eval_batches(split, batch_size=self._batch_size, **mine))
+        if split is not self._resident:
+            return batches
+        self._on_device = self._on_device or list(batches)
+        return self._on_device

@@ -1,0 +1,83 @@
+"""Losses: `loss(logits, labels) -> one value per example`.
+
+logits: float32 [B, C]. labels: int32 [B], or soft targets float32 [B, C] whose rows sum to 1, as
+mixup and CutMix make them; a loss of soft targets that are one-hot is the loss of the labels. Returns float32 [B].
+"""
+
+import functools
+import inspect
+from collections.abc import Callable
+
+import jax
+import jax.numpy as jnp
+import optax
+
+from linseed.trainer.errors import ConfigError, unknown_name
+
+
+def soft_targets(labels: jax.Array, *, num_classes: int) -> jax.Array:
+    """float32 [B, num_classes]: one-hot rows for int [B], the soft targets themselves for [B, num_classes]."""
+    return labels if labels.ndim == 2 else jax.nn.one_hot(labels, num_classes)
+
+
+def softmax(logits: jax.Array, labels: jax.Array, *, label_smoothing: float) -> jax.Array:
+    """Cross-entropy of softmax(logits) against smoothed labels, in nats; log C at zero logits.
+
+    The target is `1 - label_smoothing` on the label plus `label_smoothing / C` everywhere (Szegedy et al. 2016).
+    """
+    targets = optax.smooth_labels(soft_targets(labels, num_classes=logits.shape[-1]), label_smoothing)
+    return optax.softmax_cross_entropy(logits, targets)
+
+
+def weighted_softmax(
+    logits: jax.Array, labels: jax.Array, *, label_smoothing: float, class_weights: tuple[float, ...]
+) -> jax.Array:
+    """`softmax` with each class's term of the cross-entropy times its weight, one a class.
+
+    The mean over a batch stays a mean over examples; PyTorch's divides by the sum of their weights.
+    Raises ConfigError where the number of weights is not that of the classes.
+    """
+    num_classes = logits.shape[-1]
+    if len(class_weights) != num_classes:
+        raise ConfigError(f"loss.class_weights has {len(class_weights)} numbers; give {num_classes}, one a class")
+    targets = optax.smooth_labels(soft_targets(labels, num_classes=num_classes), label_smoothing)
+    return optax.softmax_cross_entropy(logits, targets * jnp.array(class_weights, logits.dtype))
+
+
+def svm(logits: jax.Array, labels: jax.Array) -> jax.Array:
+    """Multiclass hinge loss, sum over j != y of max(0, f_j - f_y + 1); C - 1 at zero logits.
+
+    Weston and Watkins 1999. Optax's `multiclass_hinge_loss` is Crammer and Singer's, which takes the
+    largest term in place of the sum. Of soft targets: the mean over y, weighted by them, with memory B x C x C.
+    """
+    if labels.ndim == 1:
+        right = jnp.take_along_axis(logits, labels[:, None], axis=1)
+        return jnp.sum(jax.nn.relu(logits - right + 1), axis=1) - 1  # the term of y itself is 1
+    margins = jax.nn.relu(logits[:, None, :] - logits[:, :, None] + 1)
+    return jnp.sum(labels * (jnp.sum(margins, axis=2) - 1), axis=1)
+
+
+def sigmoid(logits: jax.Array, labels: jax.Array, *, label_smoothing: float) -> jax.Array:
+    """One against all: binary cross-entropy of each class's sigmoid, summed over classes, in nats.
+
+    C log 2 at zero logits. Smoothed targets as for `softmax`.
+    """
+    targets = optax.smooth_labels(soft_targets(labels, num_classes=logits.shape[-1]), label_smoothing)
+    return jnp.sum(optax.sigmoid_binary_cross_entropy(logits, targets), axis=1)
+
+
+LOSSES = {"sigmoid": sigmoid, "softmax": softmax, "svm": svm, "weighted_softmax": weighted_softmax}
+
+
+def make_loss(name: str, *, label_smoothing: float, **kwargs) -> Callable[[jax.Array, jax.Array], jax.Array]:
+    """`LOSSES[name]` with its parameters fixed.
+
+    Raises ConfigError for an unknown name, or label smoothing with a loss that has none.
+    """
+    if name not in LOSSES:
+        raise ConfigError(unknown_name("loss", name, LOSSES))
+    if "label_smoothing" in inspect.signature(LOSSES[name]).parameters:
+        kwargs["label_smoothing"] = label_smoothing
+    elif label_smoothing:
+        raise ConfigError(f"the loss '{name}' knows no label smoothing; set config.label_smoothing to 0")
+    return functools.partial(LOSSES[name], **kwargs)

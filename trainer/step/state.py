@@ -1,0 +1,74 @@
+"""The training state: arrays only, so that what you see is what is checkpointed."""
+
+from collections.abc import Callable
+from typing import Any
+
+import flax
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+
+from linseed.trainer.optim import chain
+
+
+@flax.struct.dataclass
+class TrainState:
+    """All that changes during training.
+
+    step: int32 scalar, updates made so far. params: float32 tree. model_state: the model's other
+    collections (BatchNorm statistics), {} if none. opt_state: Optax state. rng: uint32 key data of
+    the root key, never advanced. ema: {"params", "model_state"} averaged over steps, {} if off.
+    """
+
+    step: jax.Array
+    params: Any
+    model_state: Any
+    opt_state: optax.OptState
+    rng: jax.Array
+    ema: Any
+
+
+def make_init(
+    model,
+    tx: optax.GradientTransformation,
+    *,
+    image_shape: tuple[int, ...],
+    data_init: Callable = lambda params: params,
+) -> Callable:
+    """The compiled `init(root) -> (params, model_state, opt_state)`; root: a key. `image_shape` is (H, W, C).
+
+    data_init: of `whitening.make_data_init`, what the training images have to say about the parameters.
+    """
+
+    def init(root):
+        images = jnp.zeros((1, *image_shape), jnp.float32)
+        variables = model.init(jax.random.fold_in(root, 0), images, train=False)
+        model_state, params = flax.core.pop(variables, "params")
+        params = data_init(params)
+        return params, model_state, tx.init(params)
+
+    return jax.jit(init)
+
+
+def create(init: Callable, *, seed: int, ema: bool) -> TrainState:
+    """The state before the first step, as host arrays. The initial weights depend on the model and `seed` alone."""
+    root = jax.random.key(seed)
+    params, model_state, opt_state = jax.device_get(init(root))
+    average = jax.tree.map(np.array, {"params": params, "model_state": model_state}) if ema else {}
+    return TrainState(
+        step=np.zeros((), np.int32),
+        params=params,
+        model_state=model_state,
+        opt_state=opt_state,
+        rng=np.asarray(jax.random.key_data(root)),
+        ema=average,
+    )
+
+
+def evaluated_weights(state: TrainState) -> dict[str, Any]:
+    """{"params", "model_state"} that validation judges: an average, where there is one."""
+    return state.ema or {
+        "params": chain.evaluated_params(state.opt_state, state.params),
+        "model_state": state.model_state,
+    }

@@ -1,0 +1,209 @@
+"""What the curve of train says: the rate, the decay, the initial weights, and a softmax too many.
+
+Each function looks for one cause in a run that left chance, and yields nothing where it does not see it.
+"""
+
+import math
+from collections.abc import Iterator, Mapping
+from typing import Any
+
+import numpy as np
+
+from linseed.trainer.tuning.diagnosis import floors, remedies
+from linseed.trainer.tuning.diagnosis.curve import AT_CHANCE, LEARNT, POINTS, SIGMAS, STANDS_STILL, Curve, windows
+from linseed.trainer.tuning.diagnosis.findings import Finding
+
+SAME = "the curve alone cannot tell it from the one before"
+JUMP = 0.05  # of the loss at chance: small losses double and halve without meaning
+
+
+def double_softmax(curve: Curve) -> Iterator[Finding]:
+    """Probabilities taken for logits: no loss is below a floor of its own, and each image got wrong has 1 - s more."""
+    if "softmax" not in curve.config["loss"]["name"] or curve.config["data"]["mix"]["name"] != "none":
+        return
+    smoothing = curve.config["label_smoothing"]
+    floor = floors.double_softmax_loss(num_classes=curve.classes, label_smoothing=smoothing)
+    accuracy = curve.train(curve.part(2 / 3, 1.0))
+    _, before, loss = curve.thirds(curve.loss)
+    far = abs(loss - floor - (1 - smoothing) * (1 - accuracy.right)) > POINTS + SIGMAS * accuracy.error
+    below = (curve.smooth + SIGMAS * curve.noise < floor).any()
+    if below or far or accuracy.right < 0.5 or loss < STANDS_STILL * before:
+        return
+    evidence = (
+        f"train loss {loss:.3f} at {accuracy.right:.1%} train accuracy; no window is below {floor:.3f}, the least that "
+        f"a softmax of a softmax gives with {curve.classes} classes"
+    )
+    yield Finding("double_softmax", evidence, "end the network with its logits: the loss applies the softmax")
+
+
+def lr_too_high(curve: Curve) -> Iterator[Finding]:
+    """The loss rises while the rate is up, or stays near chance until the rate has come down."""
+    lower = remedies.rate(curve.config, times=1 / 3)
+    if evidence := _rise(curve):
+        yield Finding("lr_too_high", evidence, lower)
+    elif evidence := _wait_for_decay(curve):
+        yield Finding("lr_too_high", evidence, lower)
+        yield Finding("bad_init", SAME, remedies.better_start(curve.config))
+
+
+def _rise(curve):
+    """From the lowest median of three windows to that of the five ahead, since a spike is shorter; "" without one."""
+    lowest = np.minimum.accumulate(np.median(windows(curve.excess, 3), axis=1))
+    ahead = np.median(windows(curve.excess, 5), axis=1)[3:]
+    lowest = lowest[: len(ahead)]
+    # By a quarter, and by JUMP: windows of a sound run vary by less.
+    risen = ahead > lowest + np.minimum(0.25 * lowest, _above_floor(curve, JUMP)) + _above_floor(curve, JUMP)
+    # Medians of 3 and of 5 differ by 0.86 of a window's noise; the lowest of R is lower by another sqrt(2 log R).
+    sigmas = 0.86 * (SIGMAS + math.sqrt(2 * math.log(len(curve.loss))))
+    risen &= ahead > lowest + sigmas * curve.noise[3 : 3 + len(ahead)]
+    risen &= ~windows(curve.restarted, 5).any(axis=1)[3:]
+    if not risen.any():
+        return ""
+    i = int(np.argmax(risen))
+    return (
+        f"train loss rose from {lowest[i] + curve.floor:.3g} to {ahead[i] + curve.floor:.3g}, the median of steps "
+        f"{curve.step[i + 3]:.0f} to {curve.step[i + 7]:.0f}, at rate {curve.rate[i + 3]:.3g}"
+    )
+
+
+def _wait_for_decay(curve):
+    """Train loss near chance at a high rate, with weights that are replaced all the while; "" where it is not so."""
+    (high, rate), (low, decayed) = (
+        [curve.median(values, *span) for values in (curve.excess, curve.rate)] for span in ((0.1, 0.6), (0.9, 1.0))
+    )
+    if decayed >= 0.5 * rate or high <= _above_floor(curve, 0.85) or low >= 0.85 * high or curve.path <= 1:
+        return ""
+    return (
+        f"train loss stays at {high + curve.floor:.3f} while the rate is high ({curve.chance:.3f} at chance), with "
+        f"updates of {curve.median(curve.update_ratio, 0.1, 0.6):.1g} of the weights, and falls to "
+        f"{low + curve.floor:.3f} once the rate has"
+    )
+
+
+def _above_floor(curve, part):
+    return part * (curve.chance - curve.floor)
+
+
+def lr_too_low(curve: Curve) -> Iterator[Finding]:
+    """The loss falls to the end, and the weights are hardly other than at first."""
+    _, before, end = curve.thirds(curve.excess)
+    if curve.hardly_moved and LEARNT * curve.chance < end < before:
+        evidence = f"train loss is still falling, {curve.loss[-1]:.3f} in the end; {short_path(curve)}"
+        yield Finding("lr_too_low", evidence, remedies.rate(curve.config, times=10))
+        if curve.median(curve.loss, 0.0, 1 / 3) > AT_CHANCE * curve.chance:
+            yield Finding("bad_init", SAME, remedies.better_start(curve.config))
+
+
+def short_path(curve: Curve) -> str:
+    """The evidence of weights that have hardly moved."""
+    return f"all updates together are {curve.path:.2g} of the length of the weights"
+
+
+def decayed_too_early(curve: Curve) -> Iterator[Finding]:
+    """A loss falls as a power of the step at a constant rate: the exponent before the first drop, and a fifth after."""
+    if curve.config["schedule"]["name"] not in ("step", "plateau"):
+        return
+    drops = np.flatnonzero(curve.rate < 0.4 * np.maximum.accumulate(curve.rate))
+    drop = drops[0] if len(drops) else 0
+    before, after = np.arange(drop // 3, drop + 1), np.arange(drop + 1, len(curve.step))
+    if len(before) < 2 or len(after) < 4 or curve.step[-1] < 2 * curve.step[drop]:
+        return
+    log_step, log_loss = np.log(curve.step), np.log(np.maximum(curve.excess, 1e-9))
+    was, now = (-np.polyfit(log_step[part], log_loss[part], 1)[0] for part in (before, after))
+    fell = was * (log_step[drop] - log_step[before[0]])
+    if fell > 0.2 and now < 0.2 * was and np.median(curve.excess[-3:]) > LEARNT / 2 * curve.chance:
+        evidence = (
+            f"train loss fell as step^-{was:.2g} until the rate did, around step {curve.step[drop]:.0f} of "
+            f"{curve.step[-1]:.0f}, and as step^{-now:.2g} after it; it stands at {curve.loss[-1]:.3f}"
+        )
+        yield Finding("decayed_too_early", evidence, "a later schedule.at_percent, or --config.schedule.name=cosine")
+
+
+def decay_too_high(curve: Curve) -> Iterator[Finding]:
+    """Train loss stands far from its floor, and decay is most of the update."""
+    _, before, end = curve.thirds(curve.excess)
+    if end > max(LEARNT * curve.chance, 0.9 * before):
+        yield from decay_outweighs(curve, evidence=f"train loss stands at {curve.loss[-1]:.3f}")
+
+
+def decay_outweighs(curve: Curve, *, evidence: str) -> Iterator[Finding]:
+    """Decoupled decay is more than half the length of the updates; where training goes well it is a hundredth of it."""
+    optimizer = curve.config["optimizer"]
+    if optimizer["name"] not in ("adamw", "lion", "muon", "schedule_free"):  # the others put it into the gradient
+        return
+    shares = curve.rate * optimizer["weight_decay"] / np.maximum(curve.update_ratio, 1e-30)
+    share = curve.median(shares, 1 / 3, 1.0)
+    if share > 0.5:
+        told = f"{evidence}; weight decay alone would make an update {share:.2g} times as long as the updates made"
+        yield Finding("decay_too_high", told, remedies.flag("optimizer.weight_decay", 1e-4))
+
+
+def bad_init(curve: Curve) -> Iterator[Finding]:
+    """The loss starts far above chance, or stays at chance long after warm-up and then falls."""
+    if starts_high(curve):
+        yield from high_start(curve, more="")
+        return
+    left = curve.smooth < AT_CHANCE * curve.chance
+    flat = np.arange(len(curve.step)) < (np.argmax(left) if left.any() else 0)
+    flat &= curve.rate > 0.5 * curve.rate.max()  # a warm-up may be flat
+    if flat.sum() < 3 or curve.steps[flat].sum() < 100 or curve.loss.min() > 0.8 * curve.chance:
+        return
+    evidence = (
+        f"train loss stays at chance, {np.median(curve.loss[flat]):.3f}, to step {curve.step[flat][-1]:.0f} at rate "
+        f"{curve.rate[flat].max():.3g}, and then falls to {curve.loss.min():.3f}"
+    )
+    yield Finding("bad_init", evidence, remedies.better_start(curve.config))
+
+
+def starts_high(curve: Curve) -> bool:
+    """Whether the first window is at twice chance; initial weights that fit give up to 1.5 of it in the first steps."""
+    return bool(curve.loss[0] > 2 * curve.chance + SIGMAS * curve.noise[0])
+
+
+def high_start(curve: Curve, *, more: str) -> Iterator[Finding]:
+    """A first window far above chance: the rate where its updates have replaced the weights, else weights or pixels."""
+    path = curve.update_ratio[0] * curve.steps[0]
+    evidence = f"train loss is {curve.loss[0]:.3g} in the first window, {curve.chance:.3g} at chance{more}"
+    if path > 1:
+        told = f"{evidence}; the updates of that window alone are {path:.2g} times the length of the weights"
+        yield Finding("lr_too_high", told, remedies.rate(curve.config, times=0.1))
+        evidence = SAME
+    yield from bad_start(curve.config, evidence=evidence)
+
+
+def bad_start(config: Mapping[str, Any], *, evidence: str) -> Iterator[Finding]:
+    """The weights or the pixels; these first where the config gives their statistics, or leaves them as they are."""
+    normalize = remedies.flag("data.normalize", "channel_mean_std --config.data.std='()'")
+    scale = Finding("input_scale", evidence, normalize)
+    init = Finding("bad_init", evidence, remedies.better_start(config))
+    own = config["data"]["normalize"] == "none" or len(config["data"]["std"])
+    first, second = (scale, init) if own else (init, scale)
+    yield from (first, second._replace(evidence=SAME))
+
+
+def plateau(curve: Curve) -> Iterator[Finding]:
+    """The loss stands still far from its floor, at a rate that never falls."""
+    if curve.rate[-1] < 0.5 * curve.rate.max() or curve.config["data"]["mix"]["name"] != "none":
+        return
+    before, end = curve.median(curve.excess, 0.4, 0.7), curve.median(curve.excess, 0.7, 1.0)
+    if end < LEARNT * curve.chance or end < STANDS_STILL * before or curve.part(0.5, 1.0).sum() < 6:
+        return
+    loss = curve.median(curve.loss, 0.5, 1.0)
+    evidence = f"train loss {loss:.3f} over the second half, at a constant rate {curve.rate[-1]:.3g}"
+    yield Finding("plateau", evidence, "--config.schedule.name=cosine: let the rate fall")
+
+
+def spike(curve: Curve) -> Iterator[Finding]:
+    """One window far above the four before it and the three after."""
+    inside = np.arange(4, len(curve.step) - 3)
+    before = np.median(windows(curve.loss, 4), axis=1)[: len(inside)]
+    after = np.median(windows(curve.loss, 3), axis=1)[5:]
+    jump = curve.loss[inside] - np.maximum(before, after)
+    tall = (jump > 4 * JUMP * curve.chance) & (jump > 0.5 * before)
+    tall &= (jump > 2 * SIGMAS * curve.noise[inside]) & ~curve.restarted[inside]
+    for i in np.flatnonzero(tall)[:1]:
+        at = inside[i]
+        evidence = (
+            f"train loss {before[i]:.3g}, then {curve.loss[at]:.3g} at step {curve.step[at]:.0f}, then {after[i]:.3g}"
+        )
+        yield Finding("spike", evidence, f"{remedies.flag('optimizer.clip_norm', 1.0)}, or a lower rate")
