@@ -13,6 +13,7 @@ train: .venv/installed
 test: .venv/installed
 	.venv/bin/ruff check .
 	.venv/bin/ruff format --check .
+	.venv/bin/mypy -m linseed -m linseed.api -m linseed.ranges -m linseed.__main__
 	.venv/bin/python -m pytest --numprocesses=auto --dist=loadfile
 
 # The whole suite of what is committed, on each of PYTHONS, in a clone and with an environment of its own.
@@ -33,4 +34,7 @@ lock:
 		PYTHONPATH=.venv-tools $(PYTHON) -m virtualenv .venv)
 	.venv/bin/python -m pip install --quiet --require-hashes -r requirements.lock
 	.venv/bin/python -m pip install --quiet --no-deps --no-build-isolation --editable .
+	mkdir -p .venv/types/linseed
+	for name in linseed/*.py linseed/py.typed trainer models configs scripts; do \
+		ln -sfn $(CURDIR)/$$name .venv/types/linseed/$$(basename $$name); done
 	touch $@

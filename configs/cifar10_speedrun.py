@@ -14,9 +14,7 @@ Seconds on an accelerator; hours on two CPU cores, and fewer of them with `--con
 five small steps and looks at each image once; `:root=DIR` reads class folders instead of TFDS.
 """
 
-import ml_collections
-
-from linseed.configs import variants
+from linseed.configs import base, variants
 
 # The record sums the loss over a batch of 2,000 where we take the mean: a rate of SGD is 2,000 times the record's, and
 # the decay a 2,000th of it. Muon's rate stays, since its update does not depend on the gradient's size.
@@ -25,59 +23,49 @@ MUON_LR, BIAS_LR, HEAD_LR = 0.24, 0.053 * BATCH_SIZE, 0.67 * BATCH_SIZE
 # Its decay is 2e-6 BATCH_SIZE / rate, for biases and head each by its own, and that a 2,000th smaller is 2e-6 / rate.
 DECAY, BIAS_DECAY, HEAD_DECAY = 2e-6, 1 / 0.053, 1 / 0.67
 
+VARIANTS = {
+    "root": variants.folder,
+    "quick": {"precision": "float32", "eval.views": "none", "data.batch_size": 40, "horizon.epochs": 0.004},
+}
+
 
 def get_config(variant=""):
-    options = variants.parse(variant, quick=False, root="")
-    config = ml_collections.ConfigDict()
-    config.seed = 0
-    config.precision = "bfloat16"  # the record's is float16
-    config.convolution = "auto"  # oneDNN where that was proven to work here; "xla": never
-    config.parallel = dict(backend="pmap")
+    config = base.get_config()
+    # Each image is flipped in every other epoch, and shifted by up to two pixels with its border reflected.
+    config.data.source = dict(name="tfds", dataset="cifar10")
+    config.data.val_fraction = 0.002
+    config.data.batch_size = BATCH_SIZE
+    config.data.augment = "alternating_flip()|pad_crop(2, mode='reflect')"
 
-    # Data. Each image is flipped in every other epoch, and shifted by up to two pixels with its border reflected.
-    config.data = dict(
-        source=variants.tfds_or_folder("cifar10", root=options["root"], image_size=32),
-        val_fraction=0.002,
-        split_seed=0,
-        train_examples=0,  # of train, for training; 0: all
-        placement="auto",  # of the train images: on the devices where they fit, else on the host
-        batch_size=BATCH_SIZE,
-        augment="alternating_flip()|pad_crop(2, mode='reflect')",
-        mix=dict(name="none"),
-        normalize="channel_mean_std",
-        mean=(),
-        std=(),
-    )
-
-    # Model: 1,971,640 parameters. The stem's kernel is not learned: it makes 2x2 patches white, each direction twice.
+    # 1,971,640 parameters. The stem's kernel is not learned: it makes 2x2 patches white, each direction twice.
     config.model = dict(
         name="speednet",
         stem_width=24,
         stem_bias_range=12**-0.5,  # PyTorch's default: 1 / sqrt(fan_in)
         widths=(64, 256, 256),
         activation="gelu",
-        init="dirac",
+        kernel_init="dirac",
         head_init="unit_uniform",
         norm_momentum=0.6,
         norm_eps=1e-12,
         logit_scale=1 / 256,
     )
     config.data_init = dict(name="whiten", path="stem", examples=5000, eps=5e-4)
+    config.precision = "bfloat16"  # the record's is float16
+    config.label_smoothing = 0.2
 
-    # Optimiser: Muon for the blocks' convolutions, SGD for the biases and the head. Rules multiply `lr`, the peak of
-    # the schedule, and `weight_decay`.
+    # Muon for the blocks' convolutions, SGD for the biases and the head. Rules multiply `lr`, the peak of the schedule,
+    # and `weight_decay`.
     bias = f"lr={BIAS_LR / MUON_LR}, decay={BIAS_DECAY}"
     config.optimizer = dict(
         name="muon_nesterov",
         lr=MUON_LR,
         momentum=0.6,
         newton_schulz_steps=3,
-        eps=1e-7 / BATCH_SIZE,  # beside the norm of a gradient
+        eps=1e-7 / BATCH_SIZE,  # added to the norm of a gradient
         nesterov_momentum=0.85,
         nesterov_params="head/.*",
         weight_decay=DECAY,
-        clip="global_norm",
-        clip_norm=0.0,
         rules=(
             "stem/kernel: frozen",
             f"stem/bias: {bias}, until_epochs=3",
@@ -85,28 +73,10 @@ def get_config(variant=""):
             f"block[0-9]+/norm[12]/bias: {bias}",
             f"head/kernel: lr={HEAD_LR / MUON_LR}, decay={HEAD_DECAY}",
         ),
-        lr_per_batch=0,
     )
-    config.schedule = dict(name="linear", warmup_epochs=0.0)
-    config.horizon = dict(epochs=8.0)
-    config.accumulation_parts = 1
-    config.remat = "none"
-    config.loss = dict(name="softmax")
-    config.regularizer = dict(name="none")
-    config.label_smoothing = 0.2
-    config.ema_decay = 0.0
-
-    # Running.
+    config.schedule = dict(name="linear")
+    config.horizon.epochs = 8.0
     config.eval = dict(every_percent=100, batch_size=1000, views="mirror_translate")
-    config.early_stopping = dict(patience=0, min_delta=0.0)  # 0: train to the end, keep the best snapshot
-    config.checkpoint = dict(keep_latest=1)
-    config.guard = dict(on_non_finite="stop", max_times=3, lr_factor=0.5, watchdog_minutes=0.0)  # or "skip", "rollback"
     config.log_every_steps = 25
-    config.steps_per_call = 25  # in one program
-
-    if options["quick"]:
-        config.precision = "float32"
-        config.eval.views = "none"
-        config.data.batch_size = 40
-        config.horizon.epochs = 0.004
-    return config
+    config.steps_per_call = 25
+    return variants.apply(config, variant, VARIANTS)

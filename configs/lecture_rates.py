@@ -10,81 +10,31 @@ run takes 5 to 12 seconds on one CPU core.
 `:quick` trains for 50 steps.
 """
 
-import ml_collections
-
-from linseed.configs import variants
-
-OPTIMIZERS = {
-    "adam": dict(name="adam", lr=1e-3, b1=0.9, b2=0.999, eps=1e-8),
-    "momentum": dict(name="momentum", lr=0.02, momentum=0.9),
-    "sgd": dict(name="sgd", lr=0.1),
-}
+from linseed.configs import base, variants
 
 VARIANTS = {
+    "adam": {"optimizer": dict(name="adam", lr=1e-3)},
+    "sgd": {"optimizer": dict(name="sgd", lr=0.1)},
     "constant": {"schedule.name": "constant"},
     "high_rate": {"optimizer.lr": 0.15},
     "svm": {"loss.name": "svm"},
     "warmup": {"schedule.warmup_steps": 300},
+    "quick": {"horizon.steps": 50},
 }
 
 
 def get_config(variant=""):
-    options = variants.parse(variant, quick=False, **dict.fromkeys((*OPTIMIZERS, *VARIANTS), False))
-    config = ml_collections.ConfigDict()
-    config.seed = 0
-    config.precision = "float32"
-    config.convolution = "auto"  # oneDNN where that was proven to work here; "xla": never
-    config.parallel = dict(backend="pmap")
+    config = base.get_config()
+    # A large validation split: these runs are compared on it, and differ by little.
+    config.data.source = dict(name="digits", test_fraction=0.2)
+    config.data.val_fraction = 0.3
+    config.data.batch_size = 32
 
-    # Data. A large validation split: these runs are compared on it, and differ by little.
-    config.data = dict(
-        source=dict(name="digits", test_fraction=0.2, split_seed=0),
-        val_fraction=0.3,
-        split_seed=0,
-        train_examples=0,  # of train, for training; 0: all
-        placement="auto",  # of the train images: on the devices where they fit, else on the host
-        batch_size=32,
-        augment="",
-        mix=dict(name="none"),
-        normalize="channel_mean_std",
-        mean=(),
-        std=(),
-    )
+    config.model = dict(name="mlp", widths=(256, 256, 256), normalization="none", dropout=0.0)
 
-    # Model.
-    config.model = dict(
-        name="mlp", widths=(256, 256, 256), activation="relu", init="auto", normalization="none", dropout=0.0
-    )
-    config.data_init = dict(name="none")
-
-    # Optimiser: momentum without a word. Nothing that would help a bad rate: no decay, no clipping, no warm-up.
-    chosen = [name for name in OPTIMIZERS if options[name]] or ["momentum"]
-    if len(chosen) > 1:
-        raise ValueError(f"config variants {' and '.join(chosen)} are two optimisers; keep one")
-    optimizer = OPTIMIZERS[chosen[0]]
-    config.optimizer = dict(
-        **optimizer, weight_decay=0.0, clip="global_norm", clip_norm=0.0, rules=("rest:",), lr_per_batch=0
-    )
+    # Nothing that would help a bad rate: no decay, no clipping, no warm-up.
+    config.optimizer = dict(name="momentum", lr=0.02, weight_decay=0.0)
     config.schedule = dict(name="cosine", warmup_steps=0)
     config.horizon = dict(steps=600)
-    config.accumulation_parts = 1
-    config.remat = "none"
-    config.loss = dict(name="softmax")
-    config.regularizer = dict(name="none")
-    config.label_smoothing = 0.0
-    config.ema_decay = 0.0
-
-    # Running.
-    config.eval = dict(every_steps=50, batch_size=512, views="none")
-    config.early_stopping = dict(patience=0, min_delta=0.0)
-    config.checkpoint = dict(keep_latest=1)
-    config.guard = dict(on_non_finite="stop", max_times=3, lr_factor=0.5, watchdog_minutes=0.0)  # or "skip", "rollback"
-    config.log_every_steps = 50
-    config.steps_per_call = 1  # in one program; more where a step is short
-
-    for word, changes in VARIANTS.items():
-        if options[word]:
-            config.update_from_flattened_dict(changes)
-    if options["quick"]:
-        config.horizon.steps = 50
-    return config
+    config.eval = dict(every_steps=50, batch_size=512)
+    return variants.apply(config, variant, VARIANTS)

@@ -1,31 +1,43 @@
-"""The part of `--config=FILE:VARIANT` after the colon: `quick`, `root=DIR`, or both with a comma."""
+"""The part of `--config=FILE:VARIANT` after the colon: words that a page knows, `quick`, `root=DIR`, with commas.
+
+A page lists its words in one table, VARIANTS: each word with the keys that it changes, or with a function of the word's
+value that returns them. The last thing that a page's `get_config` does is `variants.apply(config, variant, VARIANTS)`.
+"""
+
+import ml_collections
 
 
-def parse(variant, **known):
-    """The values of a variant string, over the defaults in `known`.
+def apply(config, variant, words):
+    """`config` with the changes of the words in `variant`, in the order of the table `words`.
 
-    A bare word sets a flag; `key=value` sets a string. Raises ValueError for a word that is not in `known`.
+    Raises ValueError for a word that is not in the table, a value that is missing or too much, and two words that set
+    one key; `quick` and words with a value may replace what another word set.
     """
-    values = dict(known)
+    given = {}
     for part in filter(None, variant.split(",")):
-        key, _, value = part.partition("=")
-        if key not in known:
-            raise ValueError(f"unknown config variant '{key}'; known: {', '.join(sorted(known))}")
-        if isinstance(known[key], str) != bool(value):
-            raise ValueError(f"config variant '{part}': write {key}{'=VALUE' if isinstance(known[key], str) else ''}")
-        values[key] = value or True
-    return values
+        word, equals, value = part.partition("=")
+        if word not in words:
+            raise ValueError(f"unknown config variant '{word}'; known: {', '.join(sorted(words))}")
+        if callable(words[word]) != bool(value):
+            raise ValueError(f"config variant '{part}': write {word}{'=VALUE' if callable(words[word]) else ''}")
+        given[word] = value
+    owner = {}
+    for word in (word for word in words if word in given):
+        changes = words[word](given[word]) if callable(words[word]) else words[word]
+        for key, value in changes.items():
+            if owner.setdefault(key, (word, value))[1] != value and word != "quick" and not given[word]:
+                raise ValueError(f"config variants '{owner[key][0]}' and '{word}' both set {key}; keep one of them")
+            _set(config, key, value)
+    return config
 
 
-def tfds_or_folder(dataset, *, root, image_size):
-    """A source section: `dataset` from TensorFlow Datasets, or class folders where `root` is not empty."""
-    if root:
-        return dict(
-            name="folder",
-            root=root,
-            image_size=image_size,
-            test_fraction=0.2,  # where root has no test/
-            split_seed=0,
-            on_bad_image="error",
-        )
-    return dict(name="tfds", dataset=dataset, data_dir="", train_split="train", test_split="test")
+def _set(config, key, value):
+    *sections, name = key.split(".")
+    for section in sections:
+        config = config[section]
+    config[name] = ml_collections.ConfigDict(value) if isinstance(value, dict) else value
+
+
+def folder(root):
+    """The word `root=DIR` of the CIFAR-10 pages: class folders of 32x32 images in place of TFDS."""
+    return {"data.source": dict(name="folder", root=root, image_size=32)}

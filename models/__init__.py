@@ -1,74 +1,41 @@
-"""Image classifiers in Flax Linen, by name.
+"""Image classifiers in Flax Linen, by name: `MODELS["resnet18"](num_classes=10, compute=compute, stem="cifar")`.
 
-Every module is called as `module(images, train=...)`, images float32 [B, H, W, C], already normalised, and returns
-logits float32 [B, num_classes]. Parameters and batch statistics are float32; `dtype` is what is computed in.
+An entry is a subclass of `Classifier`, or a partial of one. Its fields, but for those that the partial fixes, are the
+keys of a config's `model` section.
 """
 
-from typing import Any
+from collections.abc import Callable
+from functools import partial
 
-import flax.linen as nn
-import jax.numpy as jnp
+from linseed.models.alexnet import AlexNet
+from linseed.models.cnn import Cnn
+from linseed.models.layers import Classifier
+from linseed.models.linear import Linear
+from linseed.models.mlp import Mlp
+from linseed.models.resnet import BasicBlock, BottleneckBlock, cifar_resnet, imagenet_resnet
+from linseed.models.speednet import SpeedNet
+from linseed.models.vgg import vgg
+from linseed.models.wide_resnet import PreActivationBlock, WideResNet
 
-from linseed.models.alexnet import alexnet
-from linseed.models.cnn import cnn
-from linseed.models.layers import Convolution, lookup
-from linseed.models.linear import linear
-from linseed.models.mlp import mlp
-from linseed.models.resnet import (
-    resnet18,
-    resnet20,
-    resnet32,
-    resnet34,
-    resnet44,
-    resnet50,
-    resnet56,
-    resnet101,
-    resnet110,
-    resnet152,
-)
-from linseed.models.speednet import speednet
-from linseed.models.vgg import vgg11, vgg13, vgg16, vgg19
-from linseed.models.wide_resnet import wide_resnet28_10
-
-MODELS = {
-    "alexnet": alexnet,
-    "cnn": cnn,
-    "linear": linear,
-    "mlp": mlp,
-    "resnet18": resnet18,
-    "resnet20": resnet20,
-    "resnet32": resnet32,
-    "resnet34": resnet34,
-    "resnet44": resnet44,
-    "resnet50": resnet50,
-    "resnet56": resnet56,
-    "resnet101": resnet101,
-    "resnet110": resnet110,
-    "resnet152": resnet152,
-    "speednet": speednet,
-    "vgg11": vgg11,
-    "vgg13": vgg13,
-    "vgg16": vgg16,
-    "vgg19": vgg19,
-    "wide_resnet28_10": wide_resnet28_10,
+MODELS: dict[str, Callable[..., Classifier]] = {
+    "alexnet": AlexNet,
+    "cnn": Cnn,
+    "linear": Linear,
+    "mlp": Mlp,
+    "resnet18": partial(imagenet_resnet, block=BasicBlock, stage_sizes=(2, 2, 2, 2)),
+    "resnet20": partial(cifar_resnet, stage_sizes=(3, 3, 3)),
+    "resnet32": partial(cifar_resnet, stage_sizes=(5, 5, 5)),
+    "resnet34": partial(imagenet_resnet, block=BasicBlock, stage_sizes=(3, 4, 6, 3)),
+    "resnet44": partial(cifar_resnet, stage_sizes=(7, 7, 7)),
+    "resnet50": partial(imagenet_resnet, block=BottleneckBlock, stage_sizes=(3, 4, 6, 3)),
+    "resnet56": partial(cifar_resnet, stage_sizes=(9, 9, 9)),
+    "resnet101": partial(imagenet_resnet, block=BottleneckBlock, stage_sizes=(3, 4, 23, 3)),
+    "resnet110": partial(cifar_resnet, stage_sizes=(18, 18, 18)),
+    "resnet152": partial(imagenet_resnet, block=BottleneckBlock, stage_sizes=(3, 8, 36, 3)),
+    "speednet": SpeedNet,
+    "vgg11": partial(vgg, stage_sizes=(1, 1, 2, 2, 2)),
+    "vgg13": partial(vgg, stage_sizes=(2, 2, 2, 2, 2)),
+    "vgg16": partial(vgg, stage_sizes=(2, 2, 3, 3, 3)),
+    "vgg19": partial(vgg, stage_sizes=(2, 2, 4, 4, 4)),
+    "wide_resnet28_10": partial(WideResNet, block=PreActivationBlock, stage_size=4, widths=(160, 320, 640)),
 }
-
-
-def build(
-    name: str,
-    *,
-    num_classes: int,
-    dtype: jnp.dtype,
-    axis_name: str | None,
-    convolution: Convolution,
-    **kwargs: Any,
-) -> nn.Module:
-    """The classifier `name` of MODELS; `kwargs` are its own arguments, as in a config's `model` section.
-
-    dtype: jnp.float32 or jnp.bfloat16, the compute dtype. axis_name: the mapped axis over which batch normalisation
-    takes its statistics in training, or None for a single device. convolution: what convolves, e.g.
-    `jax.lax.conv_general_dilated`; a family without convolutions leaves it aside, as it does axis_name. Raises
-    ValueError for an unknown name and TypeError for a missing or misspelt argument.
-    """
-    builder = lookup("model", name, MODELS)
-    return builder(num_classes=num_classes, dtype=dtype, axis_name=axis_name, convolution=convolution, **kwargs)

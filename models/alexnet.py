@@ -6,13 +6,14 @@ biases in place of a standard deviation of 0.01 and biases of one.
 """
 
 from functools import partial
-from typing import NamedTuple
+from typing import Annotated, NamedTuple
 
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
-from linseed.models.layers import Convolution, kaiming, lookup
+from linseed.models.layers import Classifier, Compute, kaiming
+from linseed.ranges import BelowOne, OneOf
 
 
 class Stem(NamedTuple):
@@ -32,7 +33,7 @@ STEMS = {
 
 
 def dense_head(
-    x: jax.Array, *, width: int, dropout: float, num_classes: int, train: bool, dtype: jnp.dtype
+    x: jax.Array, *, width: int, dropout: float, num_classes: int, train: bool, compute: Compute
 ) -> jax.Array:
     """Two hidden dense layers, ReLU and dropout after each, and the logits: float [B, ...] -> float32 [B, num_classes].
 
@@ -40,9 +41,9 @@ def dense_head(
     """
     x = x.reshape(len(x), -1)
     for name in ("dense1", "dense2"):
-        x = nn.relu(nn.Dense(width, dtype=dtype, kernel_init=kaiming, name=name)(x))
+        x = nn.relu(nn.Dense(width, dtype=compute.dtype, kernel_init=kaiming, name=name)(x))
         x = nn.Dropout(dropout, deterministic=not train)(x)
-    head = nn.Dense(num_classes, dtype=dtype, kernel_init=nn.initializers.normal(0.01), name="head")
+    head = nn.Dense(num_classes, dtype=compute.dtype, kernel_init=nn.initializers.normal(0.01), name="head")
     return head(x).astype(jnp.float32)
 
 
@@ -53,19 +54,19 @@ def _overlapping_max_pool(x):
     return nn.max_pool(x, (3, 3), (2, 2))
 
 
-class AlexNet(nn.Module):
-    """Five convolutions, three of them followed by max-pooling, and three dense layers."""
+class AlexNet(Classifier, kw_only=True):
+    """Five convolutions, three of them followed by max-pooling, and three dense layers.
 
-    stem: Stem
-    dropout: float
-    num_classes: int
-    dtype: jnp.dtype
-    convolution: Convolution
+    stem: by the size of the images. dropout: rate after each hidden dense layer; 0.5 is what was published.
+    """
+
+    stem: Annotated[str, OneOf(STEMS)] = "imagenet"
+    dropout: BelowOne = 0.5
 
     @nn.compact
     def __call__(self, images: jax.Array, *, train: bool) -> jax.Array:
-        conv = partial(nn.Conv, dtype=self.dtype, kernel_init=kaiming, conv_general_dilated=self.convolution)
-        stem = self.stem
+        stem, compute = STEMS[self.stem], self.compute
+        conv = partial(nn.Conv, dtype=compute.dtype, kernel_init=kaiming, conv_general_dilated=compute.convolution)
         x = conv(64, (stem.size, stem.size), stem.stride, padding=stem.padding, name="conv1")(images)
         x = _overlapping_max_pool(nn.relu(x))
         x = _overlapping_max_pool(nn.relu(conv(192, (5, 5), name="conv2")(x)))
@@ -78,15 +79,5 @@ class AlexNet(nn.Module):
             dropout=self.dropout,
             num_classes=self.num_classes,
             train=train,
-            dtype=self.dtype,
+            compute=compute,
         )
-
-
-def alexnet(
-    *, stem: str, dropout: float, num_classes: int, dtype: jnp.dtype, axis_name: str | None, convolution: Convolution
-) -> nn.Module:
-    """Builds `AlexNet`. stem: a name in STEMS.
-
-    dropout: rate after each hidden dense layer, in [0, 1); 0.5 is what was published.
-    """
-    return AlexNet(lookup("stem", stem, STEMS), dropout, num_classes, dtype, convolution)

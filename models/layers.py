@@ -1,9 +1,8 @@
-"""What the families share: activations, initialisers and normalisations by name, and the block that joins them."""
+"""What the families share: their base class, the tables of activations, initialisers and normalisations, and layers."""
 
-import difflib
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from functools import partial
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import flax.linen as nn
 import jax
@@ -11,6 +10,26 @@ import jax.numpy as jnp
 
 # `jax.lax.conv_general_dilated`, or a function of the same signature and the same values.
 Convolution = Callable[..., jax.Array]
+
+
+class Compute(NamedTuple):
+    """How a network computes. The parameters, their names and their initial values do not depend on it."""
+
+    dtype: jnp.dtype  # what is computed in, float32 or bfloat16; parameters, batch statistics and logits are float32
+    axis_name: str | None  # the mapped axis over which BatchNorm averages its statistics in training; None: one device
+    convolution: Convolution  # what convolves
+
+
+class Classifier(nn.Module, kw_only=True):
+    """A network, called as `classifier(images, train=...)`: [B, H, W, C] -> logits [B, num_classes], both float32.
+
+    The images are normalised. The fields of a subclass are its parameters in a config, each with its range and its
+    default. A name is a key of the table in its range; the config checks it. No field can be called `init`, which is a
+    method of nn.Module.
+    """
+
+    num_classes: int
+    compute: Compute
 
 
 class Activation(NamedTuple):
@@ -111,19 +130,14 @@ INITIALIZERS = {
 
 
 def initializer(name: str, *, activation: str) -> nn.initializers.Initializer:
-    """The initialiser `name` of INITIALIZERS; "auto" is the one that fits `activation`, a name in ACTIVATIONS.
-
-    Raises ValueError for unknown names.
-    """
-    fitting = INITIALIZERS[lookup("activation", activation, ACTIVATIONS).init]
-    return lookup("initializer", name, {"auto": fitting, **INITIALIZERS})
+    """The initialiser `name` of INITIALIZERS; "auto" is the one that fits `activation`, a name in ACTIVATIONS."""
+    return INITIALIZERS[ACTIVATIONS[activation].init if name == "auto" else name]
 
 
 def batch_norm(
     *,
     train: bool,
-    axis_name: str | None,
-    dtype: jnp.dtype,
+    compute: Compute,
     name: str,
     momentum: float = 0.9,
     epsilon: float = 1e-5,
@@ -132,47 +146,47 @@ def batch_norm(
 ) -> nn.BatchNorm:
     """Batch normalisation over all but the last axis (Ioffe and Szegedy 2015).
 
-    In training the statistics are those of the batch, averaged over `axis_name` where one is given, and the running
-    averages become `momentum * old + (1 - momentum) * new`; otherwise the running averages are used. Parameters,
-    statistics and their reductions are float32 whatever `dtype` is.
+    In training the statistics are those of the batch, averaged over `compute.axis_name` where there is one, and the
+    running averages become `momentum * old + (1 - momentum) * new`; otherwise the running averages are used.
+    Parameters, statistics and their reductions are float32 whatever `compute.dtype` is.
     """
     return nn.BatchNorm(
         use_running_average=not train,
-        axis_name=axis_name,
+        axis_name=compute.axis_name,
         momentum=momentum,
         epsilon=epsilon,
-        dtype=dtype,
+        dtype=compute.dtype,
         use_scale=use_scale,
         scale_init=scale_init,
         name=name,
     )
 
 
-def _batch(x, *, train, axis_name, dtype, name):
-    return batch_norm(train=train, axis_name=axis_name, dtype=dtype, name=name)(x)
+def _batch(x, *, train, compute, name):
+    return batch_norm(train=train, compute=compute, name=name)(x)
 
 
-def _layer(x, *, train, axis_name, dtype, name):
+def _layer(x, *, train, compute, name):
     # Ba et al. 2016: over all features of an example, which in a feature map are those of every place. Scale and
     # bias are one per channel, as Wu and He 2018 have it, section 3.1.
-    return nn.GroupNorm(num_groups=1, epsilon=1e-5, dtype=dtype, name=name)(x)
+    return nn.GroupNorm(num_groups=1, epsilon=1e-5, dtype=compute.dtype, name=name)(x)
 
 
-def _group(x, *, train, axis_name, dtype, name):
+def _group(x, *, train, compute, name):
     # Wu and He 2018, with 16 channels a group: narrow layers are one group, and none has a group of one channel.
     width = x.shape[-1]
     size = min(16, width)
     if width % size:
         raise ValueError(f"group normalisation takes widths up to 16 and multiples of 16, not {width}")
-    return nn.GroupNorm(num_groups=None, group_size=size, epsilon=1e-5, dtype=dtype, name=name)(x)
+    return nn.GroupNorm(num_groups=None, group_size=size, epsilon=1e-5, dtype=compute.dtype, name=name)(x)
 
 
-def _none(x, *, train, axis_name, dtype, name):
+def _none(x, *, train, compute, name):
     return x
 
 
-# Called in a compact method: float [B, ..., C] -> the same shape in `dtype`, parameters under `name`. To mean zero and
-# variance one over the stated axes, then a learned scale and bias for each channel.
+# Called in a compact method: float [B, ..., C] -> the same shape in `compute.dtype`, parameters under `name`. To mean
+# zero and variance one over the stated axes, then a learned scale and bias for each channel.
 NORMALIZATIONS = {"batch": _batch, "group": _group, "layer": _layer, "none": _none}
 
 
@@ -180,31 +194,31 @@ class Block(nn.Module):
     """Weights, normalisation, activation: float [B, ..., C] -> [B, ..., width].
 
     weights: makes the layer from its number of features, e.g. nn.Dense, with its own arguments and its name fixed. It
-    has a bias where there is no normalisation to bring one. activation, kernel_init and normalization are values of
-    ACTIVATIONS, INITIALIZERS and NORMALIZATIONS.
+    has a bias where there is no normalisation to bring one. activation, kernel_init and normalization are keys of
+    ACTIVATIONS, INITIALIZERS (or "auto") and NORMALIZATIONS.
     """
 
     weights: Callable[..., nn.Module]
     width: int
-    activation: Activation
-    kernel_init: nn.initializers.Initializer
-    normalization: Callable[..., jax.Array]
-    dtype: jnp.dtype
-    axis_name: str | None
+    activation: str
+    kernel_init: str
+    normalization: str
+    compute: Compute
 
     @nn.compact
     def __call__(self, x: jax.Array, *, train: bool) -> jax.Array:
+        activation = ACTIVATIONS[self.activation]
         layer = self.weights(
-            self.width * self.activation.pieces,
-            use_bias=self.normalization is NORMALIZATIONS["none"],
-            dtype=self.dtype,
-            kernel_init=self.kernel_init,
+            self.width * activation.pieces,
+            use_bias=self.normalization == "none",
+            dtype=self.compute.dtype,
+            kernel_init=initializer(self.kernel_init, activation=self.activation),
         )
-        x = self.normalization(layer(x), train=train, axis_name=self.axis_name, dtype=self.dtype, name="norm")
-        return self.activation.build("activation")(x)
+        x = NORMALIZATIONS[self.normalization](layer(x), train=train, compute=self.compute, name="norm")
+        return activation.build("activation")(x)
 
 
-def conv(features: int, size: int, stride: int, *, dtype: jnp.dtype, convolution: Convolution, name: str) -> nn.Conv:
+def conv(features: int, size: int, stride: int, *, compute: Compute, name: str) -> nn.Conv:
     """A convolution without bias, He's variance: [B, H, W, C] -> [B, ceil(H / stride), ceil(W / stride), features].
 
     Padded alike on both sides at any stride; "SAME" would shift strided maps by half a pixel.
@@ -215,9 +229,9 @@ def conv(features: int, size: int, stride: int, *, dtype: jnp.dtype, convolution
         stride,
         padding=size // 2,
         use_bias=False,
-        dtype=dtype,
+        dtype=compute.dtype,
         kernel_init=kaiming,
-        conv_general_dilated=convolution,
+        conv_general_dilated=compute.convolution,
         name=name,
     )
 
@@ -235,12 +249,3 @@ def max_pool_2x2(x: jax.Array) -> jax.Array:
     top, bottom = x[:, 0:height:2, :width], x[:, 1:height:2, :width]
     rows = jnp.maximum(top, bottom)
     return jnp.maximum(rows[:, :, 0::2], rows[:, :, 1::2])
-
-
-def lookup(kind: str, name: str, table: Mapping[str, Any]) -> Any:
-    """`table[name]`; a ValueError names the nearest known name, then all of them."""
-    if name in table:
-        return table[name]
-    near = difflib.get_close_matches(str(name), table, n=1, cutoff=0.5)
-    hint = f"did you mean '{near[0]}'? " if near else ""
-    raise ValueError(f"unknown {kind} '{name}'; {hint}known: {', '.join(sorted(table))}")

@@ -4,37 +4,32 @@
 train without being grown from a shallower one.
 """
 
-from collections.abc import Callable
 from functools import partial
+from typing import Annotated
 
 import flax.linen as nn
 import jax
-import jax.numpy as jnp
 
 from linseed.models.alexnet import dense_head
-from linseed.models.layers import ACTIVATIONS, NORMALIZATIONS, Block, Convolution, kaiming, lookup, max_pool_2x2
-
-WIDTHS = (64, 128, 256, 512, 512)
+from linseed.models.layers import NORMALIZATIONS, Block, Classifier, max_pool_2x2
+from linseed.ranges import BelowOne, OneOf
 
 # The width of the two hidden dense layers, all that goes by the image size: the 3x3 convolutions fit any from 32x32 on.
 STEMS = {"cifar": 512, "imagenet": 4096}
 
 
-class Vgg(nn.Module):
+class Vgg(Classifier, kw_only=True):
     """Stages of 3x3 convolutions with ReLU, each ended by 2x2 max-pooling, and three dense layers.
 
-    stage_sizes, widths: convolutions of each stage, and their channels.
+    stage_sizes, widths: convolutions of each stage, and their channels. normalization: of the convolutions. dropout:
+    rate after each hidden dense layer. "none" and 0.5 are what was published.
     """
 
     stage_sizes: tuple[int, ...]
     widths: tuple[int, ...]
-    dense_width: int
-    normalization: Callable[..., jax.Array]
-    dropout: float
-    num_classes: int
-    dtype: jnp.dtype
-    axis_name: str | None
-    convolution: Convolution
+    stem: Annotated[str, OneOf(STEMS)] = "imagenet"
+    normalization: Annotated[str, OneOf(NORMALIZATIONS)] = "none"
+    dropout: BelowOne = 0.5
 
     @nn.compact
     def __call__(self, images: jax.Array, *, train: bool) -> jax.Array:
@@ -42,58 +37,26 @@ class Vgg(nn.Module):
         for i, (size, width) in enumerate(zip(self.stage_sizes, self.widths, strict=True)):
             for j in range(size):
                 block = Block(
-                    weights=partial(nn.Conv, kernel_size=(3, 3), conv_general_dilated=self.convolution, name="conv"),
+                    weights=partial(
+                        nn.Conv, kernel_size=(3, 3), conv_general_dilated=self.compute.convolution, name="conv"
+                    ),
                     width=width,
-                    activation=ACTIVATIONS["relu"],
-                    kernel_init=kaiming,
+                    activation="relu",
+                    kernel_init="kaiming_normal",
                     normalization=self.normalization,
-                    dtype=self.dtype,
-                    axis_name=self.axis_name,
+                    compute=self.compute,
                     name=f"stage{i + 1}_block{j + 1}",
                 )
                 x = block(x, train=train)
             x = max_pool_2x2(x)
         return dense_head(
             x,
-            width=self.dense_width,
+            width=STEMS[self.stem],
             dropout=self.dropout,
             num_classes=self.num_classes,
             train=train,
-            dtype=self.dtype,
+            compute=self.compute,
         )
 
 
-def _vgg(
-    stage_sizes: tuple[int, ...],
-    /,
-    *,
-    stem: str,
-    normalization: str,
-    dropout: float,
-    num_classes: int,
-    dtype: jnp.dtype,
-    axis_name: str | None,
-    convolution: Convolution,
-) -> nn.Module:
-    """Builds `Vgg`. stem: a name in STEMS.
-
-    normalization: that of the convolutions, a name in `models.layers.NORMALIZATIONS`. dropout: rate after each hidden
-    dense layer, in [0, 1). "none" and 0.5 are what was published.
-    """
-    return Vgg(
-        stage_sizes=stage_sizes,
-        widths=WIDTHS,
-        dense_width=lookup("stem", stem, STEMS),
-        normalization=lookup("normalization", normalization, NORMALIZATIONS),
-        dropout=dropout,
-        num_classes=num_classes,
-        dtype=dtype,
-        axis_name=axis_name,
-        convolution=convolution,
-    )
-
-
-vgg11 = partial(_vgg, (1, 1, 2, 2, 2))
-vgg13 = partial(_vgg, (2, 2, 2, 2, 2))
-vgg16 = partial(_vgg, (2, 2, 3, 3, 3))
-vgg19 = partial(_vgg, (2, 2, 4, 4, 4))
+vgg = partial(Vgg, widths=(64, 128, 256, 512, 512))

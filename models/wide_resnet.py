@@ -12,10 +12,11 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
-from linseed.models.layers import Convolution, batch_norm, conv
+from linseed.models.layers import Classifier, Compute, batch_norm, conv
+from linseed.ranges import BelowOne
 
 
-class PreActivationBlock(nn.Module):
+class PreActivationBlock(nn.Module, kw_only=True):
     """norm-ReLU-conv, norm-ReLU-dropout-conv, added to x: [B, H, W, C] -> [B, ceil(H / s), ceil(W / s), width].
 
     Where the number of channels changes, the shortcut is a 1x1 convolution of the first norm-ReLU, as the authors have
@@ -25,62 +26,48 @@ class PreActivationBlock(nn.Module):
     width: int
     stride: int
     dropout: float
-    dtype: jnp.dtype
-    axis_name: str | None
-    convolution: Convolution
+    compute: Compute
 
     @nn.compact
     def __call__(self, x: jax.Array, *, train: bool) -> jax.Array:
-        norm = partial(batch_norm, train=train, axis_name=self.axis_name, dtype=self.dtype)
+        norm = partial(batch_norm, train=train, compute=self.compute)
         y = nn.relu(norm(name="norm1")(x))
         if x.shape[-1] != self.width:
-            x = conv(self.width, 1, self.stride, dtype=self.dtype, convolution=self.convolution, name="shortcut_conv")(
-                y
-            )
-        y = conv(self.width, 3, self.stride, dtype=self.dtype, convolution=self.convolution, name="conv1")(y)
+            x = conv(self.width, 1, self.stride, compute=self.compute, name="shortcut_conv")(y)
+        y = conv(self.width, 3, self.stride, compute=self.compute, name="conv1")(y)
         y = nn.relu(norm(name="norm2")(y))
         y = nn.Dropout(self.dropout, deterministic=not train)(y)
-        return x + conv(self.width, 3, 1, dtype=self.dtype, convolution=self.convolution, name="conv2")(y)
+        return x + conv(self.width, 3, 1, compute=self.compute, name="conv2")(y)
 
 
-class WideResNet(nn.Module):
+class WideResNet(Classifier, kw_only=True):
     """A 3x3 convolution, a stage of blocks for each width, norm-ReLU, global mean, dense.
 
-    The first block of each stage but the first has stride 2.
+    The first block of each stage but the first has stride 2. stage_size: blocks of a stage. dropout: rate between the
+    convolutions of a block; 0.3 is what was published.
     """
 
     block: Callable[..., nn.Module]
     stage_size: int
     widths: tuple[int, ...]
-    dropout: float
-    num_classes: int
-    dtype: jnp.dtype
-    axis_name: str | None
-    convolution: Convolution
+    dropout: BelowOne = 0.3
 
     @nn.compact
     def __call__(self, images: jax.Array, *, train: bool) -> jax.Array:
-        x = conv(16, 3, 1, dtype=self.dtype, convolution=self.convolution, name="stem")(images)
+        x = conv(16, 3, 1, compute=self.compute, name="stem")(images)
         for i, width in enumerate(self.widths):
             for j in range(self.stage_size):
                 block = self.block(
                     width=width,
                     stride=2 if i > 0 and j == 0 else 1,
                     dropout=self.dropout,
-                    dtype=self.dtype,
-                    axis_name=self.axis_name,
-                    convolution=self.convolution,
+                    compute=self.compute,
                     name=f"stage{i + 1}_block{j + 1}",
                 )
                 x = block(x, train=train)
-        x = nn.relu(batch_norm(train=train, axis_name=self.axis_name, dtype=self.dtype, name="norm")(x))
+        x = nn.relu(batch_norm(train=train, compute=self.compute, name="norm")(x))
         x = jnp.mean(x, axis=(1, 2))
-        head = nn.Dense(self.num_classes, dtype=self.dtype, kernel_init=nn.initializers.normal(0.01), name="head")
-        return head(x).astype(jnp.float32)
-
-
-def wide_resnet28_10(
-    *, dropout: float, num_classes: int, dtype: jnp.dtype, axis_name: str | None, convolution: Convolution
-) -> nn.Module:
-    """Builds `WideResNet` of 3 stages of 4 blocks, 160, 320 and 640 wide. dropout: in [0, 1); 0.3 published."""
-    return WideResNet(PreActivationBlock, 4, (160, 320, 640), dropout, num_classes, dtype, axis_name, convolution)
+        init = nn.initializers.normal(0.01)
+        return nn.Dense(self.num_classes, dtype=self.compute.dtype, kernel_init=init, name="head")(x).astype(
+            jnp.float32
+        )

@@ -17,6 +17,7 @@ from pathlib import Path
 from absl import flags
 
 from linseed.scripts.cli import command
+from linseed.trainer.config.resolve import resolve
 
 BATCH = flags.DEFINE_integer(
     "batch", None, "augment, conv, resnet50: images a batch; conv: each network's own.", lower_bound=1
@@ -43,7 +44,7 @@ IMAGES = flags.DEFINE_integer("images", None, "input, memory: images to make; 25
 TORCH_PYTHON = flags.DEFINE_string("torch_python", "", "conv: a Python with PyTorch, whose steps are set beside ours.")
 TOY = flags.DEFINE_bool("toy", False, "accelerator: at a size for two CPU cores, to see that all of it runs.")
 ROUNDS = flags.DEFINE_integer("rounds", 9, "How often each is measured, in turns; medians are given.", lower_bound=1)
-OUT = flags.DEFINE_string("out", None, "Folder that also gets the result, as NAME.json.")
+OUT = command.define_path("out", None, "Folder that also gets the result, as NAME.json.")
 MINUTES = 9  # of `accelerator`
 
 
@@ -170,8 +171,8 @@ def _speedrun_config(*, toy):
     from linseed.scripts.benchmarks.cases import synthetic
 
     if toy:
-        return synthetic(cifar10_speedrun.get_config("quick"), examples=400, image_size=32)
-    return cifar10_speedrun.get_config(f"root={ROOT.value}" if ROOT.value else "")
+        return synthetic(resolve(cifar10_speedrun.get_config("quick")), examples=400, image_size=32)
+    return resolve(cifar10_speedrun.get_config(f"root={ROOT.value}" if ROOT.value else ""))
 
 
 def _startup():
@@ -220,5 +221,9 @@ def main(console, name):
         (Path(OUT.value) / f"{name}.json").write_text(json.dumps(result, indent=2) + "\n")
 
 
-if __name__ == "__main__":
+def run():
     command.run(main, argument="NAME")
+
+
+if __name__ == "__main__":
+    run()

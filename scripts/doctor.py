@@ -9,13 +9,11 @@ from datetime import timedelta
 from pathlib import Path
 
 from absl import flags
-from ml_collections import config_flags
 
-from linseed.scripts.cli import command, compile_cache
+from linseed.scripts.cli import command, compile_cache, config_flag
 
-CONFIG = config_flags.DEFINE_config_file("config", None, "FILE.py, or FILE.py:variant.", lock_config=True)
-WORKDIR = flags.DEFINE_string("workdir", None, "Folder of the run, begun or not: what is left of it, and room on disk.")
-OUT = flags.DEFINE_string("out", None, "Folder that gets schedule.svg.")
+WORKDIR = command.define_path("workdir", None, "Folder of the run, begun or not: what is left of it, and room on disk.")
+OUT = command.define_path("out", None, "Folder that gets schedule.svg.")
 STEPS = flags.DEFINE_integer("steps", 7, "How many steps to time; the median is reported.", lower_bound=1)
 TIME_LIMIT = flags.DEFINE_float("time_limit", 30.0, "Seconds after which no further step is timed.", lower_bound=0.0)
 MEMORY = flags.DEFINE_string(
@@ -31,19 +29,20 @@ UNITS = {"": 1, "B": 1} | {
 
 def main(console):
     workdir = Path(WORKDIR.value) if WORKDIR.value else None
+    config = config_flag.load()
     compile_cache.use(workdir=workdir)
     from linseed.trainer.cost.forecast import forecast
-    from linseed.trainer.run import writers
+    from linseed.trainer.run.console import for_console
 
     with console.status("reading the data, compiling, timing"):
         found = forecast(
-            CONFIG.value,
+            config,
             workdir=workdir,
             timed_steps=STEPS.value,
             time_limit=TIME_LIMIT.value,
             memory_limit=_memory_limit(),
         )
-    say = writers.for_console(console).say
+    say = for_console(console).say
     say(found.description)
     console.print(_rules(found.assignments))
     console.print(_schedule(found.rates, steps_per_epoch=found.steps.per_epoch))
@@ -52,7 +51,7 @@ def main(console):
     console.print(_figures("compute and memory", [*_flops(found), *_memory(found.memory), *_room(found.room)]))
     console.print(_figures("time", _time(found)))
     console.print(_figures("snapshots on disk", _disk(found.disk)))
-    for line in _remarks(found):
+    for line in _remarks(found, config):
         say(line)
     if OUT.value:
         Path(OUT.value).mkdir(parents=True, exist_ok=True)
@@ -223,15 +222,15 @@ def _disk(disk):
         yield "free", _bytes(disk.free), "on the disk of the workdir"
 
 
-def _remarks(found):
+def _remarks(found, config):
     """What does not go into a figure, a line each."""
     for missing in found.flops.missing:
         yield f"FLOPs leave out {missing}"
     yield "the time leaves out saving snapshots and the test split, which stays sealed" + (
-        "; early stopping may end the run before" if CONFIG.value.early_stopping.patience else ""
+        "; early stopping may end the run before" if config.early_stopping.patience else ""
     )
     memory, disk, standing = found.memory, found.disk, found.standing
-    if found.room is None and CONFIG.value.data.batch_size:
+    if found.room is None and config.data.batch_size:
         yield "no largest batch: the device names no limit of its memory; --memory=8GiB says one"
     if memory.limit is not None and memory.peak is not None and memory.peak > memory.limit:
         yield "warning: a train step needs more memory than a device has; lower config.data.batch_size"
@@ -263,5 +262,9 @@ def _clock(seconds):
     return _unit(seconds, "s") if seconds < 60 else str(timedelta(seconds=round(seconds)))
 
 
-if __name__ == "__main__":
+def run():
     command.run(main, needs=("config",))
+
+
+if __name__ == "__main__":
+    run()

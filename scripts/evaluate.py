@@ -12,8 +12,11 @@ from absl import flags
 
 from linseed.scripts.cli import command, compile_cache
 
-WORKDIR = flags.DEFINE_multi_string(
-    "workdir", None, "Folder of the run. Given again for another run, their predictions are averaged: an ensemble."
+WORKDIR = command.define_path(
+    "workdir",
+    None,
+    "Folder of the run. Given again for another run, their predictions are averaged: an ensemble.",
+    many=True,
 )
 WHICH = flags.DEFINE_enum(
     "which",
@@ -41,5 +44,9 @@ def main(console):
     console.print_json(json.dumps(judged))
 
 
-if __name__ == "__main__":
+def run():
     command.run(main, needs=("workdir",))
+
+
+if __name__ == "__main__":
+    run()

@@ -11,12 +11,10 @@ watchdog. Several processes, on one machine or many: docs/launch.md.
 from pathlib import Path
 
 from absl import flags
-from ml_collections import config_flags
 
-from linseed.scripts.cli import command, compile_cache
+from linseed.scripts.cli import command, compile_cache, config_flag
 
-CONFIG = config_flags.DEFINE_config_file("config", None, "FILE.py, or FILE.py:variant.", lock_config=True)
-WORKDIR = flags.DEFINE_string("workdir", None, "Folder of this run: snapshots, metrics, result.")
+WORKDIR = command.define_path("workdir", None, "Folder of this run: snapshots, metrics, result.")
 ON_CONFIG_CHANGE = flags.DEFINE_enum(
     "on_config_change", "refuse", ["refuse", "accept"], "What to do where the workdir holds a run of another config."
 )
@@ -35,7 +33,7 @@ HEARTBEAT_SECONDS = flags.DEFINE_integer(
 
 
 def main(console):
-    workdir = Path(WORKDIR.value)
+    config, workdir = config_flag.load(), Path(WORKDIR.value)
     compile_cache.use(workdir=workdir)
     from linseed.trainer.runtime import join
 
@@ -46,22 +44,22 @@ def main(console):
         start_seconds=START_SECONDS.value,
         heartbeat_seconds=HEARTBEAT_SECONDS.value,
     ):
-        train_in(workdir, console)
+        train_in(workdir, config, console)
 
 
-def train_in(workdir, console):
+def train_in(workdir, config, console):
     from linseed.trainer import train
-    from linseed.trainer.run import writers
+    from linseed.trainer.run.console import Quiet, for_console, summary
     from linseed.trainer.runtime import processes, signals
 
-    writer = writers.for_console(console) if processes.is_writer() else writers.Quiet()
+    writer = for_console(console) if processes.is_writer() else Quiet()
     with signals.on_signals(command.tell) as stop:
         result = train.train_and_evaluate(
-            CONFIG.value, workdir, writer=writer, on_config_change=ON_CONFIG_CHANGE.value, stop=stop
+            config, workdir, writer=writer, on_config_change=ON_CONFIG_CHANGE.value, stop=stop
         )
     if not processes.is_writer():
         return
-    console.print(writers.summary(result))
+    console.print(summary(result))
     writer.say(
         f"best step {result['best_step']:,} of {result['steps']:,} ({result['stop_reason']}); test opened "
         f"{result['test_openings']} time(s)"
@@ -69,5 +67,9 @@ def train_in(workdir, console):
     writer.say(f"result: {workdir / 'result.json'}  report: {workdir / 'report.html'}")
 
 
-if __name__ == "__main__":
+def run():
     command.run(main, needs=("config", "workdir"))
+
+
+if __name__ == "__main__":
+    run()

@@ -9,12 +9,10 @@ In place of `all`, one step: check, overfit, lr, coarse, refine, final, curves. 
 from pathlib import Path
 
 from absl import flags
-from ml_collections import config_flags
 
-from linseed.scripts.cli import command, compile_cache
+from linseed.scripts.cli import command, compile_cache, config_flag
 
-CONFIG = config_flags.DEFINE_config_file("config", None, "FILE.py, or FILE.py:variant.", lock_config=True)
-WORKDIR = flags.DEFINE_string("workdir", None, "Folder of this study: trials, study.json, study.html, winner.py.")
+WORKDIR = command.define_path("workdir", None, "Folder of this study: trials, study.json, study.html, winner.py.")
 BUDGET = flags.DEFINE_string(
     "budget", None, "90s, 30m, 2h of wall time, or 4000steps; none: each step's natural length."
 )
@@ -30,14 +28,14 @@ SAMPLER = flags.DEFINE_enum("sampler", "tpe", ["random", "tpe"], "Who draws the 
 def main(console, step):
     workdir = Path(WORKDIR.value)
     compile_cache.use(workdir=workdir)
-    from linseed.trainer.run import writers
+    from linseed.trainer.run.console import Plain
     from linseed.trainer.runtime import signals
     from linseed.trainer.tuning import budget, tune
 
-    writer = writers.Plain(console)
+    writer = Plain(console)
     with signals.on_signals(command.tell) as stop:
         record = tune.tune(
-            CONFIG.value,
+            config_flag.load(),
             workdir,
             step=step,
             budget=budget.parse(BUDGET.value) if BUDGET.value else budget.UNLIMITED,
@@ -46,7 +44,7 @@ def main(console, step):
             sampler=SAMPLER.value,
             rates=_numbers("rates"),
             decays=_numbers("decays"),
-            name=Path(config_flags.get_config_filename(flags.FLAGS["config"]).partition(":")[0]).stem,
+            name=config_flag.page_name(),
             writer=writer,
             stop=stop,
         )
@@ -65,5 +63,9 @@ def _numbers(flag):
         raise ConfigError(f"--{flag} should be numbers with commas: {error}") from error
 
 
+def run():
+    command.run(main, needs=("config", "workdir"), argument="STEP", default="all")
+
+
 if __name__ == "__main__":
-    command.run(main, needs=("config", "workdir"), argument="STEP")
+    run()

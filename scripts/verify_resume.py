@@ -17,38 +17,35 @@ from pathlib import Path
 
 import numpy as np
 from absl import flags
-from ml_collections import config_flags
 from rich.table import Table
 
-from linseed.scripts.cli import command
+from linseed.scripts.cli import command, config_flag
+from linseed.trainer.config.changes import changed
 
-CONFIG = config_flags.DEFINE_config_file("config", None, "FILE.py, or FILE.py:variant.", lock_config=True)
 KILLS = flags.DEFINE_integer("kills", 3, "How often the second run is killed.", lower_bound=1)
 STEPS = flags.DEFINE_integer("steps", 24, "The length of both runs, schedule and all.", lower_bound=4)
-WORKDIR = flags.DEFINE_string("workdir", None, "An empty folder for the two runs, kept; without, they are deleted.")
+WORKDIR = command.define_path("workdir", None, "An empty folder for the two runs, kept; without, they are deleted.")
 
 
 def shortened(config, *, steps: int):
     """`config` in `steps` steps, evaluated and saved four times and logged eight times on the way."""
     from linseed.trainer.data import sources, splits
-    from linseed.trainer.experiment import validate
     from linseed.trainer.optim.schedules import durations_to_steps
     from linseed.trainer.tuning import trials
 
-    validate(config)
     section = config.data
     train, _ = splits.carve_validation(
         sources.load(**section.source), fraction=section.val_fraction, seed=section.split_seed
     )
     num_examples = section.train_examples or len(train.labels)
-    plain = trials.changed(config, {"data.batch_size": section.batch_size or num_examples})
+    plain = changed(config, {"data.batch_size": section.batch_size or num_examples})
     length = dict(num_examples=num_examples, batch_size=plain.data.batch_size, total_steps=None)
     total_steps = max(1, durations_to_steps("horizon", config.horizon, **length)["steps"])
     steps = min(steps, total_steps)
     short = trials.shortened(plain, steps=steps, total_steps=total_steps, num_examples=num_examples)
     evaluation = {key: value for key, value in config.eval.items() if not key.startswith("every_")}
     every = max(1, steps // 4)
-    return trials.changed(
+    return changed(
         short,
         {
             "data.batch_size": section.batch_size,
@@ -87,7 +84,7 @@ def main(console):
     from linseed.trainer.run.compare import differences
     from linseed.trainer.run.workdir import read_result
 
-    config = shortened(CONFIG.value, steps=STEPS.value)
+    config = shortened(config_flag.load(), steps=STEPS.value)
     with contextlib.ExitStack() as stack:
         folder = Path(WORKDIR.value or stack.enter_context(tempfile.TemporaryDirectory(prefix="verify_resume_")))
         if folder.exists() and any(folder.iterdir()):
@@ -128,5 +125,9 @@ def main(console):
     sys.exit(1)
 
 
-if __name__ == "__main__":
+def run():
     command.run(main, needs=("config",))
+
+
+if __name__ == "__main__":
+    run()

@@ -13,7 +13,7 @@ FILES = structure.files(ROOT)
 
 # Lowest first: a room imports those before it, and none after it. Rooms of one line do not import each other.
 ORDER = (
-    ("linseed",),
+    ("linseed/ranges",),
     ("models", "trainer/errors", "configs"),
     ("trainer/checksum", "trainer/runtime"),
     ("trainer/data/augment",),
@@ -21,7 +21,8 @@ ORDER = (
     ("trainer/data/sources", "trainer/optim"),
     ("trainer/step",),
     ("trainer/config",),
-    ("trainer/run",),
+    ("trainer/run", "trainer/plan"),
+    ("trainer/programs",),
     ("trainer/experiment",),
     ("trainer/evaluation",),
     ("trainer/resume", "trainer/ensemble"),
@@ -34,6 +35,9 @@ ORDER = (
     ("scripts/benchmarks",),
     ("scripts/faults",),
     ("scripts/bench",),
+    ("linseed/api",),
+    ("linseed",),
+    ("linseed/__main__",),
 )
 LEVEL = {room: level for level, rooms in enumerate(ORDER) for room in rooms}
 

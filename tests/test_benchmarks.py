@@ -24,6 +24,7 @@ from linseed.scripts.benchmarks import (
     startup,
     turns,
 )
+from linseed.trainer.config.resolve import resolve
 from linseed.trainer.data import sources, splits
 from linseed.trainer.errors import LinseedError
 
@@ -32,7 +33,7 @@ ROOT = Path(__file__).parent.parent
 
 @pytest.fixture
 def digits():
-    config = cases.synthetic(cases.digits.get_config(), examples=400, image_size=8)
+    config = cases.synthetic(resolve(digits.get_config()), examples=400, image_size=8)
     config.model = dict(name="linear")
     return config
 
@@ -40,7 +41,7 @@ def digits():
 @pytest.fixture
 def record(digits):
     """The speedrun's config, of a network that compiles fast."""
-    config = cases.synthetic(cifar10_speedrun.get_config("quick"), examples=400, image_size=8)
+    config = cases.synthetic(resolve(cifar10_speedrun.get_config("quick")), examples=400, image_size=8)
     config.model, config.optimizer, config.data.augment = digits.model, digits.optimizer, ""
     config.data_init = dict(name="none")
     return config

@@ -7,12 +7,14 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from linseed import models
+from linseed.models.layers import Compute
+from linseed.models.linear import Linear
+from linseed.models.mlp import Mlp
 from linseed.trainer.optim.regularizers import make_regularizer
 from linseed.trainer.runtime.data_parallel import AXIS, DataParallel
 from linseed.trainer.step import losses
 from linseed.trainer.step import state as state_lib
-from linseed.trainer.step.train_step import make_probe_step
+from linseed.trainer.step.probe_step import make_probe_step
 from linseed.trainer.tuning import checks
 from linseed.trainer.tuning.diagnosis.findings import CAUSES
 from linseed.trainer.tuning.trials import Outcome
@@ -20,7 +22,7 @@ from linseed.trainer.tuning.trials import Outcome
 CLASSES = 5
 RULES = ("rest:",)
 CHANCE = {"softmax": np.log(CLASSES), "svm": CLASSES - 1, "sigmoid": CLASSES * np.log(2)}
-MLP = dict(activation="relu", init="auto", normalization="none", dropout=0.0)
+COMPUTE = Compute(jnp.float32, axis_name=AXIS, convolution=jax.lax.conv_general_dilated)
 
 
 class Changed:
@@ -38,8 +40,7 @@ class Changed:
 
 
 def mlp(**changes):
-    fixed = dict(num_classes=CLASSES, dtype=jnp.float32, axis_name=AXIS, convolution=jax.lax.conv_general_dilated)
-    return Changed(models.build("mlp", widths=(16, 16), **MLP, **fixed), **changes)
+    return Changed(Mlp(widths=(16, 16), num_classes=CLASSES, compute=COMPUTE), **changes)
 
 
 def kernels(change):
@@ -94,9 +95,7 @@ def initial_causes(model, **kwargs):
 @pytest.mark.parametrize("loss", sorted(CHANCE))
 def test_scores_of_zero_have_the_loss_of_a_guess(loss):
     """log C for the softmax, C - 1 for the SVM, C log 2 for sigmoids; a linear classifier starts at zero scores."""
-    linear = models.build(
-        "linear", num_classes=CLASSES, dtype=jnp.float32, axis_name=AXIS, convolution=jax.lax.conv_general_dilated
-    )
+    linear = Linear(num_classes=CLASSES, compute=COMPUTE)
     findings, numbers = checks.initial_loss(*measure(linear, loss=loss))
     assert numbers["initial loss"] == pytest.approx(CHANCE[loss], rel=1e-5)
     assert numbers["expected"] == pytest.approx(CHANCE[loss], rel=1e-5)

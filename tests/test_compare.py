@@ -10,7 +10,8 @@ from linseed.scripts.benchmarks.cases import tiny
 from linseed.trainer import train
 from linseed.trainer.errors import WorkdirError
 from linseed.trainer.experiment import Shared
-from linseed.trainer.run import compare, writers
+from linseed.trainer.run import compare
+from linseed.trainer.run.console import Quiet
 
 
 @pytest.fixture(scope="module")
@@ -20,9 +21,7 @@ def runs(tmp_path_factory):
     for name, seed in (("first", 0), ("again", 0), ("other", 1)):
         config = tiny()
         config.seed = seed
-        train.train_and_evaluate(
-            config, folder / name, writer=writers.Quiet(), on_config_change="refuse", shared=shared
-        )
+        train.train_and_evaluate(config, folder / name, writer=Quiet(), on_config_change="refuse", shared=shared)
     return folder
 
 

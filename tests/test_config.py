@@ -1,66 +1,74 @@
-"""What a config may say: every wrong one is refused in one line that names the cure."""
+"""What a config may say: what it leaves out has a default, and every wrong one is refused in one line with its cure."""
 
 import importlib
 import inspect
 import json
 from pathlib import Path
+from typing import Annotated
 
 import ml_collections
 import pytest
 
-from linseed import models
-from linseed.configs import digits, variants
-from linseed.trainer.config import ranges
-from linseed.trainer.config import validate as config_lib
+from linseed import configs, ranges
+from linseed.configs import base, variants
+from linseed.ranges import Between
+from linseed.trainer import programs
+from linseed.trainer.config import canonical, sections
+from linseed.trainer.config.changes import changed, read
+from linseed.trainer.config.fields import FIELDS
+from linseed.trainer.config.pages import read_page
+from linseed.trainer.config.resolve import resolve
 from linseed.trainer.errors import ConfigError
 
-FILES = sorted(path.stem for path in Path(digits.__file__).parent.glob("*.py"))
-EXPERIMENTS = [name for name in FILES if name not in ("__init__", "replay", "variants")]
+FOLDER = Path(configs.__path__[0])
+EXPERIMENTS = sorted(
+    path.stem for path in FOLDER.glob("*.py") if path.stem not in ("__init__", "base", "replay", "variants")
+)
 
 
-def changed(**changes):
-    config = digits.get_config()
-    with config.unlocked():
-        for key, value in changes.items():
-            section, _, last = key.replace("__", ".").rpartition(".")
-            target = config
-            for part in filter(None, section.split(".")):
-                target = target[part]
-            if value is None:
-                del target[last]
-            else:
-                target[last] = value
-    return config
+def digits(**changes):
+    return changed(read_page("digits"), {key.replace("__", "."): value for key, value in changes.items()})
 
 
 def refusal(config):
     with pytest.raises(ConfigError) as caught:
-        config_lib.validate(config, models=models.MODELS)
+        resolve(config)
     message = str(caught.value)
     assert "\n" not in message
     return message
 
 
 @pytest.mark.parametrize("name", EXPERIMENTS)
-@pytest.mark.parametrize("variant", ["", "quick"])
-def test_every_config_is_valid(name, variant):
-    config = importlib.import_module(f"configs.{name}").get_config(variant)
-    config_lib.validate(config, models=models.MODELS)
+def test_every_page_with_each_of_its_words_is_valid(name):
+    page = importlib.import_module(f"linseed.configs.{name}")
+    resolve(page.get_config())
+    for word, changes in page.VARIANTS.items():
+        config = resolve(page.get_config(f"{word}=/some/where" if callable(changes) else word))
+        assert canonical.to_json(config) != canonical.to_json(resolve(page.get_config())), word
 
 
-@pytest.mark.parametrize("name", [name for name in EXPERIMENTS if name.startswith("cifar10")])
-def test_cifar_configs_read_tfds_or_a_folder(name):
-    module = importlib.import_module(f"configs.{name}")
-    assert module.get_config().data.source.name == "tfds"
-    folder = module.get_config("root=/some/where")
-    assert (folder.data.source.name, folder.data.source.root) == ("folder", "/some/where")
-    config_lib.validate(folder, models=models.MODELS)
+@pytest.mark.parametrize(
+    "name",
+    [name for name in EXPERIMENTS if "root" in inspect.getsource(importlib.import_module(f"linseed.configs.{name}"))],
+)
+def test_image_pages_read_tfds_or_a_folder(name):
+    folder = resolve(read_page(f"{name}:root=/some/where"))
+    assert folder.data.source.name.startswith("folder") and folder.data.source.root == "/some/where"
 
 
 @pytest.mark.parametrize("name", EXPERIMENTS)
-def test_a_config_file_opens_with_what_it_is_and_its_command(name):
-    doc = importlib.import_module(f"configs.{name}").__doc__
-    assert f"--config=configs/{name}.py" in doc and "Expected" in doc
+def test_a_page_opens_with_what_it_is_and_its_command_and_states_differences_alone(name):
+    page = importlib.import_module(f"linseed.configs.{name}")
+    assert f"--config=configs/{name}.py" in page.__doc__ and "Expected" in page.__doc__
+    source = inspect.getsource(page)
+    imports = [line for line in source.splitlines() if line.startswith(("import ", "from "))]
+    assert all(line.startswith("from linseed.configs import ") for line in imports)
+    assert len(source.splitlines()) < 100
+
+
+def test_the_base_page_shows_every_plain_key():
+    shown = {sections.in_steps(key) for key, _ in canonical.flatten(base.get_config())}
+    assert shown == (set(FIELDS) | {f"{section}.name" for section in sections.TABLES}) - {"optimizer.lr"}
 
 
 @pytest.mark.parametrize(
@@ -68,93 +76,196 @@ def test_a_config_file_opens_with_what_it_is_and_its_command(name):
     [
         (dict(sede=1), "unknown config key 'sede'; did you mean 'seed'?"),
         (dict(optimizer__weight_decey=0.1), "did you mean 'optimizer.weight_decay'?"),
-        (dict(model__widhts=(3,)), "did you mean 'model.widths'?"),
-        (dict(model__name="cnm"), "did you mean 'cnn'?"),
+        (dict(model__widhts=(3,)), "model 'cnn': unknown config key 'model.widhts'; did you mean 'model.widths'?"),
+        (dict(model__name="cnm"), "unknown config.model.name 'cnm'; did you mean 'cnn'?"),
         (dict(optimizer__name="adamww"), "did you mean 'adamw'?"),
         (dict(schedule__name="cosin"), "did you mean 'cosine'?"),
         (dict(loss__name="softmx"), "did you mean 'softmax'?"),
         (dict(data__source__name="digit"), "did you mean 'digits'?"),
         (dict(data__augment="flip_rl(0.5)"), "flip_lr"),
         (dict(data__augment="flip_lr(2.0)"), "probability"),
-        (dict(data__normalize="channel_std"), "'channel_mean_std'"),
+        (dict(data__normalize="channel_std"), "did you mean 'channel_mean_std'?"),
         (dict(precision="float16"), "config.precision='float16' should be one of 'float32', 'bfloat16'"),
         (dict(parallel__backend="pjit"), "should be one of"),
-        (dict(data__batch_size=-1), "config.data.batch_size=-1 should be a whole number, at least 0"),
-        (dict(optimizer__rules=()), "tuple of strings such as ('rest:',)"),
+        (dict(data__batch_size=-1), "config.data.batch_size=-1 should be a whole number in [0, 1.04858e+06]"),
+        (dict(optimizer__rules=()), "config.optimizer.rules=() should be a tuple of at least 1"),
         (dict(optimizer__rules=("head/.*: lr=x",)), "'x' should be a number, at least 0"),
         (dict(optimizer__clip="norm"), "should be one of 'adaptive', 'global_norm', 'value'"),
         (dict(regularizer__name="l3"), "unknown config.regularizer.name 'l3'; did you mean"),
-        (dict(horizon__steps=100), "config.horizon.epochs and config.horizon.steps are one duration"),
-        (dict(horizon__epochs=None), "config.horizon.steps is missing, or in another unit (epochs, examples, percent"),
-        (dict(schedule__name="step"), "config.schedule.at_steps is missing"),
         (dict(schedule__warmup_parsecs=1.0), "unknown config key 'schedule.warmup_parsecs'"),
         (dict(data__batch_size=True), "whole number"),
-        (dict(data__batch_size=10**12), "at most"),
+        (dict(data__batch_size=10**12), "in [0, "),
         (dict(horizon__epochs=1e308), "in (0, 1e+12]"),
-        (dict(optimizer__lr=-0.1), "config.optimizer.lr=-0.1 should be in (0, inf)"),
-        (dict(optimizer__lr=float("nan")), "should be a number in (0, inf)"),
-        (dict(optimizer__b1=1.0), "config.optimizer.b1=1.0 should be in [0, 1)"),
-        (dict(label_smoothing=1.0), "should be in [0, 1)"),
-        (dict(data__val_fraction=0.0), "should be in (0, 1)"),
-        (dict(model__widths=()), "tuple of whole numbers"),
-        (dict(model__dropout=1.0), "should be in [0, 1)"),
-        (dict(seed=None), "config.seed is missing"),
-        (dict(optimizer__b2=None), "config.optimizer.b2 is missing"),
-        (dict(model__name=None), "config.model.name is missing; known: alexnet, cnn"),
+        (dict(optimizer__lr=-0.1), "config.optimizer.lr=-0.1 should be a number above 0"),
+        (dict(optimizer__lr="fast"), "config.optimizer.lr='fast' should be a number above 0"),
+        (dict(optimizer__lr=float("nan")), "should be a number above 0"),
+        (dict(optimizer__b1=1.0), "config.optimizer.b1=1.0 should be a number in [0, 1)"),
+        (dict(label_smoothing=1.0), "in [0, 1)"),
+        (dict(data__val_fraction=0.0), "in (0, 1)"),
+        (dict(model__widths=()), "should be a tuple of at least 1"),
+        (dict(model__widths=(4, 0)), "a tuple whose items are each a whole number"),
+        (dict(model__dropout=1.0), "in [0, 1)"),
+        (dict(data__source={"name": "folder"}), "config.data.source.root is missing; set it, such as"),
         (dict(schedule__warmup_epochs=30.0), "config.schedule.warmup_epochs=30 is as long as the run"),
         (dict(data__mean=(0.5,)), "go together"),
         (dict(data__mean=(0.5,), data__std=(0.0,)), "should be above 0"),
         (dict(data__mean=(0.5,), data__std=(0.1,), data__normalize="none"), "need config.data.normalize"),
-        (dict(optimizer__name="sgd"), "optimizer 'sgd': unknown config key 'optimizer.b1'; "),
+        (dict(optimizer={"name": "sgd", "b1": 0.9}), "optimizer 'sgd': unknown config key 'optimizer.b1'; "),
+        (dict(plugins=("mine",)), "this config uses the plugin 'mine', which is not loaded; add --plugin=mine"),
     ],
 )
 def test_a_wrong_config_is_refused_in_one_line(changes, says):
-    assert says in refusal(changed(**changes))
+    assert says in refusal(digits(**changes))
 
 
-def test_a_whole_section_missing_is_refused():
-    config = digits.get_config()
-    with config.unlocked():
-        del config.early_stopping
-    assert "config.early_stopping.min_delta is missing" in refusal(config)
+def test_one_duration_in_two_units_is_refused():
+    config = digits()
+    config.horizon.steps = 100
+    assert "config.horizon.epochs and config.horizon.steps are one duration" in refusal(config)
 
 
-def test_json_brings_back_what_ran():
-    config = digits.get_config()
-    again = ml_collections.ConfigDict(json.loads(config_lib.to_json(config)))
-    config_lib.validate(again, models=models.MODELS)
-    assert config_lib.to_json(again) == config_lib.to_json(config)
-    assert config_lib.sha256(again) == config_lib.sha256(config)
-    assert config_lib.differences(again, config) == []
+def test_what_is_left_out_has_the_default_of_the_base_page_or_of_the_entry():
+    config = resolve({"data": {"source": {"name": "digits"}}, "optimizer": {"name": "nesterov"}})
+    assert config.horizon.epochs == base.get_config().horizon.epochs
+    assert config.optimizer.momentum == 0.9 and config.optimizer.lr > 0 and config.optimizer.clip_norm == 0.0
+    assert config.data.source.test_fraction == 0.2
+    assert canonical.to_json(resolve(config)) == canonical.to_json(config) and config.is_locked
+
+
+@pytest.mark.parametrize("section", sections.TABLES)
+def test_every_name_brings_its_own_defaults_on_any_page(section):
+    required = {"data.source": {"folder": "root", "folder_stream": "root", "npz": "path"}}
+    for name in sections.TABLES[section]:
+        changes = {f"{section}.name": name}
+        if key := required.get(section, {}).get(name):
+            changes[f"{section}.{key}"] = "/some/where"
+        if name == "weighted_softmax":
+            changes["loss.class_weights"] = (1.0,) * 10
+        if name == "lbfgs":
+            changes |= {"data.batch_size": 0, "data.augment": ""}
+        config = resolve(digits(**changes))
+        own = sections.parameters(section, name)
+        given = {sections.in_steps(key) for key, _ in canonical.flatten(config) if key.startswith(f"{section}.")}
+        assert set(own) <= given, name
+
+
+def test_another_name_takes_the_old_entrys_parameters_away_and_keeps_the_sections_own():
+    config = resolve(digits(optimizer__name="sgd", optimizer__clip_norm=2.0))
+    assert "b1" not in config.optimizer and config.optimizer.clip_norm == 2.0
+    assert config.optimizer.lr != read_page("digits").optimizer.lr  # AdamW's rate is not one of SGD
+    same = resolve(digits(optimizer__name="adamw"))
+    assert same.optimizer.lr == read_page("digits").optimizer.lr
+    assert resolve(digits(horizon__steps=20)).horizon.to_dict() == {"steps": 20}
+
+
+def test_flags_are_read_in_the_type_of_their_key():
+    texts = {
+        "optimizer.name": "lion",
+        "optimizer.b1": "0.8",
+        "model.widths": "(4, 8)",
+        "data.augment": "",
+        "horizon.steps": "20",
+        "data.source.name": "folder",
+        "data.source.root": "123",
+        "optimizer.rules": "('rest:',)",
+        "precision": "'bfloat16'",
+    }
+    config = resolve(changed(digits(), read(digits(), texts)))
+    assert (config.optimizer.name, config.optimizer.b1) == ("lion", 0.8)
+    assert config.model.widths == (4, 8) and config.data.augment == "" and config.horizon.to_dict() == {"steps": 20}
+    assert config.data.source.root == "123" and config.precision == "bfloat16"
+
+
+def test_json_brings_back_what_ran(monkeypatch):
+    config = resolve(digits())
+    again = resolve(ml_collections.ConfigDict(json.loads(canonical.to_json(config))))
+    assert canonical.to_json(again) == canonical.to_json(config)
+    assert canonical.sha256(again) == canonical.sha256(config)
+    assert canonical.differences(again, config) == []
+    # Also once a default has changed.
+    page = base.get_config
+
+    def other():
+        config = page()
+        config.eval.batch_size = 17
+        return config
+
+    monkeypatch.setattr(base, "get_config", other)
+    assert resolve(digits()).eval.batch_size == 17
+    assert canonical.to_json(resolve(again)) == canonical.to_json(config)
 
 
 def test_differences_name_the_keys_and_both_values():
-    new = changed(optimizer__lr=0.5, extra=1)
-    assert config_lib.differences(digits.get_config(), new) == ["extra: absent -> 1", "optimizer.lr: 0.003 -> 0.5"]
-    assert config_lib.sha256(new) != config_lib.sha256(digits.get_config())
+    old, new = resolve(digits()), resolve(digits(optimizer__lr=0.5, seed=7))
+    assert canonical.differences(old, new) == ["optimizer.lr: 0.003 -> 0.5", "seed: 0 -> 7"]
+    assert canonical.sha256(new) != canonical.sha256(old)
 
 
-def test_variants_are_parsed_and_unknown_ones_refused():
-    assert variants.parse("quick,root=/a/b", quick=False, root="") == {"quick": True, "root": "/a/b"}
-    assert variants.parse("", quick=False) == {"quick": False}
-    with pytest.raises(ValueError, match="unknown config variant 'quik'; known: quick, root"):
-        variants.parse("quik", quick=False, root="")
+def test_words_of_a_page_are_applied_and_wrong_ones_refused():
+    words = {
+        "few": {"a": 1},
+        "more": {"a": 2},
+        "root": lambda root: {"b.c": root},
+        "quick": {"a": 3},
+    }
+
+    def applied(variant):
+        return variants.apply(ml_collections.ConfigDict({"a": 0, "b": {"c": ""}}), variant, words).to_dict()
+
+    assert applied("") == {"a": 0, "b": {"c": ""}}
+    assert applied("root=/a/b,few") == {"a": 1, "b": {"c": "/a/b"}}
+    assert applied("quick,few")["a"] == 3
+    for wrong, says in [
+        ("quik", "unknown config variant 'quik'; known: few, more, quick, root"),
+        ("root", "write root=VALUE"),
+        ("few=1", "write few"),
+        ("few,more", "'few' and 'more' both set a; keep one"),
+    ]:
+        with pytest.raises(ValueError, match=says):
+            applied(wrong)
 
 
-def test_every_numeric_parameter_of_every_entry_has_a_range():
-    """A new entry whose parameter has no range would be checked by nobody."""
-    for section, table in {**config_lib.TABLES, "model": models.MODELS}.items():
-        for name, builder in table.items():
-            for parameter in inspect.signature(builder).parameters.values():
-                if parameter.kind is parameter.KEYWORD_ONLY and parameter.name not in config_lib.SUPPLIED.get(
-                    section, ()
-                ):
-                    assert parameter.name in ranges.PARAMETERS, f"{section} {name}: {parameter.name}"
+def test_every_parameter_of_every_entry_has_a_range_and_its_default_is_in_it():
+    for section, table in sections.TABLES.items():
+        for name in table:
+            for key, (annotation, (_, default)) in sections.parameters(section, name).items():
+                if default is not sections.REQUIRED:
+                    ranges.convert(default, annotation)
+                else:
+                    with pytest.raises(ranges.RangeError):
+                        ranges.convert(object(), annotation)
+                assert key.startswith(f"{section}.")
 
 
-def test_config_files_need_no_backend():
-    for name in EXPERIMENTS:
-        source = (Path(digits.__file__).parent / f"{name}.py").read_text()
-        imports = [line for line in source.splitlines() if line.startswith(("import ", "from "))]
-        assert set(imports) <= {"import ml_collections", "from linseed.configs import variants"}, name
-    assert isinstance(digits.get_config(), ml_collections.ConfigDict)
+def test_a_parameter_without_a_range_is_told_where_to_put_it(monkeypatch):
+    def plain(*, num_classes, compute, depth=3): ...
+
+    monkeypatch.setitem(sections.TABLES["model"], "plain", plain)
+    assert "'depth' of model 'plain' has no range; annotate it at its definition: depth: Annotated" in refusal(
+        digits(model__name="plain")
+    )
+
+    def ranged(*, num_classes, compute, depth: Annotated[int, Between(1, 9)] = 3): ...
+
+    monkeypatch.setitem(sections.TABLES["model"], "ranged", ranged)
+    assert resolve(digits(model__name="ranged")).model.depth == 3
+    assert "config.model.depth=10 should be a whole number in [1, 9]" in refusal(
+        digits(model__name="ranged", model__depth=10)
+    )
+
+
+# What changes a program. A key that is neither here nor in NOT_IN_PROGRAMS was forgotten: decide which it is.
+IN_PROGRAMS = {
+    *("accumulation_parts", "convolution", "data.augment", "data.mean", "data.normalize", "data.std", "ema_decay"),
+    *("eval.views", "guard.on_non_finite", "label_smoothing", "log_every_steps", "optimizer.clip"),
+    *("optimizer.clip_norm", "optimizer.rules", "parallel.backend", "precision", "remat", "steps_per_call"),
+}
+
+
+def test_every_key_is_known_to_change_programs_or_not_to():
+    assert {key for key in FIELDS if programs.matters(key)} == IN_PROGRAMS
+    for section in ("model", "optimizer", "loss", "regularizer", "data_init", "data.mix"):
+        for name in sections.TABLES[section]:
+            own = set(sections.parameters(section, name)) - {"optimizer.lr", "optimizer.weight_decay"}
+            assert all(map(programs.matters, own)) and programs.matters(f"{section}.name")
+    assert not programs.matters("horizon.epochs") and not programs.matters("eval.every_percent")

@@ -14,7 +14,8 @@ from jax import lax
 from jax._src import compilation_cache
 from jax.sharding import Mesh, PartitionSpec
 
-from linseed import models
+from linseed.models.layers import Compute
+from linseed.models.speednet import SpeedNet
 from linseed.trainer.runtime import onednn, onednn_probe
 
 usable = onednn.usable  # before conftest.py puts its own in place
@@ -178,21 +179,18 @@ def test_training_is_the_same_either_way():
     labels = jnp.arange(8) % 3
     trained = []
     for conv in onednn.CONVOLUTIONS.values():
-        model = models.build(
-            "speednet",
+        model = SpeedNet(
             stem_width=4,
             stem_bias_range=0.0,
             widths=(8, 8),
             activation="relu",
-            init="kaiming_normal",
+            kernel_init="kaiming_normal",
             head_init="lecun_normal",
             norm_momentum=0.6,
             norm_eps=1e-5,
             logit_scale=0.1,
             num_classes=3,
-            dtype=jnp.float32,
-            axis_name=None,
-            convolution=conv,
+            compute=Compute(jnp.float32, axis_name=None, convolution=conv),
         )
         variables = model.init(jax.random.key(0), x, train=False)
 

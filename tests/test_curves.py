@@ -18,7 +18,7 @@ def config(*, loss="softmax", smoothing=0.0, schedule="cosine", **changes):
     result = {
         "data": {"batch_size": 64, "train_examples": 0, "mix": {"name": "none"}, "augment": ""}
         | {"normalize": "channel_mean_std", "std": ()},
-        "model": {"name": "cnn", "init": "auto", "normalization": "none"},
+        "model": {"name": "cnn", "kernel_init": "auto", "normalization": "none"},
         "optimizer": {"name": "momentum", "lr": 0.02, "weight_decay": 0.0},
         "schedule": {"name": schedule},
         "horizon": {"epochs": 10.0},

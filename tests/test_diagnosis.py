@@ -8,6 +8,7 @@ import pytest
 from linseed import models
 from linseed.scripts.benchmarks import diagnosis, plants
 from linseed.trainer import experiment
+from linseed.trainer.config.changes import changed
 from linseed.trainer.data import sources
 from linseed.trainer.errors import LinseedError
 from linseed.trainer.tuning.diagnosis.findings import CAUSES
@@ -43,7 +44,7 @@ def test_each_fault_changes_a_base_that_can_run_into_another_that_can(name, tmp_
     config = diagnosis.BASES[fault.base]
     experiment.validate(config)
     with mock.patch.dict(models.MODELS, plants.MODELS):
-        experiment.validate(diagnosis.trials.changed(config, fault.changes))
+        experiment.validate(changed(config, fault.changes))
 
 
 def arrays(name, folder):

@@ -145,7 +145,7 @@ from trainer import distributed, joining, resuming
 from linseed.trainer.run.checkpoint import NoSnapshots
 from linseed.trainer.errors import ConfigError, DistributedError
 from linseed.trainer.step.state import TrainState
-from linseed.trainer.run.writers import Quiet
+from linseed.trainer.run.console import Quiet
 
 index = int(sys.argv[2])
 def refuse():

@@ -14,14 +14,17 @@ import numpy as np
 import pytest
 import scipy.special
 
-from linseed import models
 from linseed.configs import digits
+from linseed.models import MODELS
+from linseed.models.layers import Compute
 from linseed.trainer import evaluation, train
+from linseed.trainer.config.resolve import resolve
 from linseed.trainer.data import batching, sources
 from linseed.trainer.data.splits import Split
 from linseed.trainer.ensemble import AVERAGES, evaluate_ensemble, make_ensemble_step
 from linseed.trainer.errors import CheckpointError, ConfigError, DataError, WorkdirError
-from linseed.trainer.run import writers
+from linseed.trainer.run.console import Quiet
+from linseed.trainer.run.metrics_log import read_records
 from linseed.trainer.runtime.data_parallel import BACKENDS, DataParallel
 from linseed.trainer.step import losses
 from linseed.trainer.step.losses import LOSSES
@@ -32,7 +35,7 @@ EXTRA = {"weighted_softmax": dict(class_weights=(1.0, 2.0, 0.5, 1.0))}
 
 def fit(workdir, **changes):
     """A run of 12 steps and three kept snapshots."""
-    config = digits.get_config()
+    config = resolve(digits.get_config())
     with config.unlocked():
         config.data.source = dict(name="synthetic", num_examples=160, num_classes=4, image_size=8, channels=3, seed=0)
         config.model = dict(changes.pop("model", dict(name="linear")))
@@ -47,7 +50,7 @@ def fit(workdir, **changes):
         "checkpoint.keep_latest": 3,
     }
     config.update_from_flattened_dict({**flat, **changes})
-    train.train_and_evaluate(config, workdir, writer=writers.Quiet(), on_config_change="refuse")
+    train.train_and_evaluate(config, workdir, writer=Quiet(), on_config_change="refuse")
     return workdir
 
 
@@ -55,7 +58,7 @@ def fit(workdir, **changes):
 def runs(tmp_path_factory):
     """Two runs of different models, seeds and preprocessing on the same data."""
     root = tmp_path_factory.mktemp("runs")
-    cnn = dict(name="cnn", widths=(4, 8), activation="relu", init="auto", normalization="batch", dropout=0.1)
+    cnn = dict(name="cnn", widths=(4, 8), activation="relu", kernel_init="auto", normalization="batch", dropout=0.1)
     return [fit(root / "linear"), fit(root / "cnn", model=cnn, seed=1, **{"data.normalize": "mean_image"})]
 
 
@@ -148,9 +151,9 @@ def test_the_average_equals_numpys_from_the_logits_of_the_members(runs):
         axes = (0,) if config.data.normalize == "mean_image" else (0, 1, 2)
         scale = 1.0 if config.data.normalize == "mean_image" else images.std(axis=axes)
         pixels = ((experiment.val.images / 255.0 - images.mean(axis=axes)) / scale).astype(np.float32)
-        model = models.build(
-            **config.model, num_classes=4, dtype=np.float32, axis_name=None, convolution=jax.lax.conv_general_dilated
-        )
+        parameters = config.model.to_dict()
+        compute = Compute(np.float32, axis_name=None, convolution=jax.lax.conv_general_dilated)
+        model = MODELS[parameters.pop("name")](**parameters, num_classes=4, compute=compute)
         logits = model.apply({"params": weights["params"], **weights["model_state"]}, pixels, train=False)
         probabilities.append(scipy.special.softmax(np.asarray(logits, np.float64), axis=1))
     labels, mean = experiment.val.labels, np.mean(probabilities, axis=0)
@@ -188,7 +191,7 @@ def test_the_snapshots_of_a_run_are_its_members(runs):
     found = evaluate_ensemble(runs[1:], which="snapshots", split="val")
     kept = sorted(int(path.name) for path in (runs[1] / "checkpoints").iterdir() if path.name.isdigit())
     assert [member["step"] for member in found["members"]] == kept and len(kept) >= 3
-    recorded = {r["step"]: r["val_loss"] for r in writers.read_records(runs[1] / "metrics.jsonl") if "val_loss" in r}
+    recorded = {r["step"]: r["val_loss"] for r in read_records(runs[1] / "metrics.jsonl") if "val_loss" in r}
     assert [member["loss"] for member in found["members"]] == pytest.approx([recorded[step] for step in kept])
 
 

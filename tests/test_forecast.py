@@ -9,6 +9,7 @@ import pytest
 
 from linseed.configs import digits
 from linseed.trainer import train
+from linseed.trainer.config.resolve import resolve
 from linseed.trainer.cost import forecast as forecast_lib
 from linseed.trainer.cost import measure as measure_lib
 from linseed.trainer.cost.forecast import Assignment, Steps, assignments, disk, forecast, rates
@@ -17,7 +18,7 @@ from linseed.trainer.errors import ConfigError, WorkdirError
 from linseed.trainer.optim import schedules
 from linseed.trainer.optim.schedules import make_schedule
 from linseed.trainer.run import workdir as workdir_lib
-from linseed.trainer.run import writers
+from linseed.trainer.run.console import Quiet
 
 BATCH, PIXELS, WIDTH, CLASSES = 64, 8 * 8 * 3, 128, 4
 TRAIN, VAL = 256, 64
@@ -25,13 +26,13 @@ TRAIN, VAL = 256, 64
 
 def mlp(**changes):
     """A run of 18 steps, 4 an epoch, with an evaluation every 5."""
-    config = digits.get_config()
+    config = resolve(digits.get_config())
     with config.unlocked():
         config.data.source = dict(
             name="synthetic", num_examples=TRAIN + VAL, num_classes=CLASSES, image_size=8, channels=3, seed=0
         )
         config.model = dict(
-            name="mlp", widths=(WIDTH,), activation="relu", init="auto", normalization="none", dropout=0.0
+            name="mlp", widths=(WIDTH,), activation="relu", kernel_init="auto", normalization="none", dropout=0.0
         )
         config.horizon = dict(steps=18)
         config.eval = dict(every_steps=5, batch_size=32, views="none")
@@ -170,7 +171,7 @@ def files(folder):
     return {path: path.read_bytes() for path in folder.rglob("*") if path.is_file()}
 
 
-class Killer(writers.Quiet):
+class Killer(Quiet):
     """Ends the run when it hands out step 15."""
 
     def advance(self, step):
@@ -199,7 +200,7 @@ def test_a_run_under_way_has_the_rest_left_and_is_not_touched(tmp_path):
     other = foretell(mlp(**{"optimizer.lr": 0.5}), tmp_path).standing
     assert other.status == "of another config" and other.changed == ("optimizer.lr: 0.003 -> 0.5",)
 
-    train.train_and_evaluate(config, tmp_path, writer=writers.Quiet(), on_config_change="refuse")
+    train.train_and_evaluate(config, tmp_path, writer=Quiet(), on_config_change="refuse")
     openings = (tmp_path / workdir_lib.OPENINGS).read_text()
     finished = foretell(config, tmp_path).standing
     assert finished.status == "finished" and finished.step == 18

@@ -7,8 +7,8 @@ from linseed.scripts.faults import full_disk
 from linseed.trainer import train
 from linseed.trainer.errors import LinseedError
 from linseed.trainer.experiment import Shared, build
-from linseed.trainer.run import writers
 from linseed.trainer.run.checkpoint import Snapshots
+from linseed.trainer.run.console import Quiet
 
 
 @pytest.fixture
@@ -20,7 +20,7 @@ def disk(tmp_path):
         pytest.skip(f"no tmpfs can be mounted here: {error}")
 
 
-class Fills(writers.Quiet):
+class Fills(Quiet):
     """Fills the disk when the record of `step` is written, just before that step's snapshot is."""
 
     def __init__(self, filler, *, step):
@@ -35,7 +35,7 @@ class Fills(writers.Quiet):
 def test_a_run_on_a_full_disk_stops_with_a_line_and_goes_on_when_there_is_room(disk, tmp_path, step):
     shared, config = Shared(), tiny()
     straight = train.train_and_evaluate(
-        config, tmp_path / "straight", writer=writers.Quiet(), on_config_change="refuse", shared=shared
+        config, tmp_path / "straight", writer=Quiet(), on_config_change="refuse", shared=shared
     )
     filler, workdir = full_disk.Filler(disk), disk / "run"
     with pytest.raises((LinseedError, OSError)) as caught:
@@ -48,6 +48,6 @@ def test_a_run_on_a_full_disk_stops_with_a_line_and_goes_on_when_there_is_room(d
         restored = snapshots.restore_latest(build(config, tmp_path, shared=shared).state)
         # The save before may have been under way.
         assert (int(restored[0].step) if restored else 0) in (max(0, step - 8), step - 4)
-    again = train.train_and_evaluate(config, workdir, writer=writers.Quiet(), on_config_change="refuse", shared=shared)
+    again = train.train_and_evaluate(config, workdir, writer=Quiet(), on_config_change="refuse", shared=shared)
     for key in ("params_sha256", "best_params_sha256", "best_step", "val", "test"):
         assert again[key] == straight[key], key

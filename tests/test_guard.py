@@ -13,7 +13,7 @@ import pytest
 from test_stopping import SHARED, Trip
 from test_train import ROOT, Killer, Stop, records, run, tiny
 
-from linseed.trainer import experiment, resume
+from linseed.trainer import programs, resume
 from linseed.trainer.errors import ConfigError, NonFiniteError, WorkdirError
 from linseed.trainer.experiment import Shared
 from linseed.trainer.run.rollback import Rollbacks
@@ -29,7 +29,7 @@ def guarded(on_non_finite, **changes):
 @pytest.fixture
 def spoil(monkeypatch):
     """spoil(steps, above=rate): these steps come to NaN, in loss and parameters, where the rate is above `above`."""
-    make = experiment.make_train_step
+    make = programs.make_train_step
 
     def spoil(steps, *, above=0.0):
         def make_spoiled(**kwargs):
@@ -44,7 +44,7 @@ def spoil(monkeypatch):
 
             return train_step
 
-        monkeypatch.setattr(experiment, "make_train_step", make_spoiled)
+        monkeypatch.setattr(programs, "make_train_step", make_spoiled)
 
     return spoil
 
@@ -96,7 +96,7 @@ def test_too_many_skipped_in_a_row_end_the_run_across_windows_and_stops(tmp_path
     for poll in polls:
         with pytest.raises(signals.Stopped):
             run(config, tmp_path, stop=Trip(poll), shared=shared)
-    with pytest.raises(NonFiniteError, match="the loss of step 8 is not finite .*the snapshot of step 4 is sound"):
+    with pytest.raises(NonFiniteError, match="the loss of step 8 is not finite .*the checkpoint of step 4 is good"):
         run(config, tmp_path, shared=shared)
 
 
@@ -118,8 +118,8 @@ def test_a_rollback_goes_on_from_the_snapshot_at_the_lower_rate(tmp_path, twice)
     config, shared, whole, said = twice
     assert noted(tmp_path / "whole" / "rollbacks.jsonl") == [(7, 4)] * 2
     assert [line for line in said if "rollback" in line] == [
-        "rollback 1 of 3: the loss of step 7 is not finite; back to step 4, on with 0.5 times the rate",
-        "rollback 2 of 3: the loss of step 7 is not finite; back to step 4, on with 0.25 times the rate",
+        "rollback 1 of 3: the loss of step 7 is not finite; back to step 4, on with 0.5 times the learning rate",
+        "rollback 2 of 3: the loss of step 7 is not finite; back to step 4, on with 0.25 times the learning rate",
     ]
     # As if the rate had been set by hand after step 4.
     with pytest.raises(signals.Stopped):
@@ -154,7 +154,7 @@ def test_a_rollback_is_the_same_whatever_stops_or_kills_the_run(tmp_path, twice)
 def test_rollbacks_are_limited_and_a_run_may_go_back_to_its_beginning(tmp_path, spoil):
     spoil([2])
     config = guarded("rollback", **{"guard.max_times": 2})
-    with pytest.raises(NonFiniteError, match="after 2 rollbacks the loss of step 2 is not finite.*no snapshot yet"):
+    with pytest.raises(NonFiniteError, match="after 2 rollbacks the loss of step 2 is not finite.*no checkpoint yet"):
         run(config, tmp_path)
     assert noted(tmp_path / "rollbacks.jsonl") == [(2, 0), (2, 0)]
 
@@ -206,7 +206,7 @@ def test_a_rollback_that_is_not_what_was_written_is_refused(tmp_path, at):
     content[at] ^= 0x01
     path.write_bytes(content)
     for ask in (lambda: rollbacks.lr_scale(12), lambda: rollbacks.roll_back(Held(), NonFiniteError(""))):
-        with pytest.raises(WorkdirError, match="r.jsonl is damaged.*delete it to go on at the config's own rate"):
+        with pytest.raises(WorkdirError, match="r.jsonl is damaged.*delete it to go on at config.optimizer.lr"):
             ask()
 
 
@@ -297,9 +297,10 @@ def test_the_watchdog_is_set_anew_but_not_at_every_step(timers, monkeypatch):
 
 
 def test_a_hang_shows_where_and_ends_the_process():
-    code = (
-        "import time\nfrom trainer import watchdog\nwith watchdog.watched(0.002) as alive:\n    alive(); time.sleep(30)"
-    )
+    code = """import time
+from linseed.trainer.runtime import watchdog
+with watchdog.watched(0.002) as alive:
+    alive(); time.sleep(30)"""
     done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, timeout=20)
     assert done.returncode == 1
     assert "Timeout" in done.stderr and 'File "<string>", line 4' in done.stderr

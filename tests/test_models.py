@@ -1,6 +1,7 @@
 """Every model of the table: its contract, its size, and batch normalisation over devices."""
 
 import functools
+import inspect
 from functools import partial
 
 import flax.linen as nn
@@ -11,47 +12,29 @@ import optax
 import pytest
 from jax.sharding import Mesh, PartitionSpec
 
-from linseed.models import MODELS, build
-from linseed.models.alexnet import Stem
-from linseed.models.layers import ACTIVATIONS, INITIALIZERS, NORMALIZATIONS, max_pool_2x2
+from linseed import ranges
+from linseed.models import MODELS
+from linseed.models.layers import ACTIVATIONS, INITIALIZERS, NORMALIZATIONS, Block, Compute, max_pool_2x2
 from linseed.models.resnet import STEMS, BasicBlock, BottleneckBlock, PlainShortcutBlock
 from linseed.models.wide_resnet import PreActivationBlock
 
 NUM_CLASSES = 7
+FLOAT32 = Compute(jnp.float32, axis_name=None, convolution=jax.lax.conv_general_dilated)
 
-BLOCKS = dict(activation="relu", init="auto", normalization="batch")
-
-# The arguments of those models that take any.
+# What is run differs so from the defaults.
 ARGUMENTS = {
-    "alexnet": dict(stem="cifar", dropout=0.5),
-    "cnn": dict(widths=(4, 6), dropout=0.5, **BLOCKS),
-    "mlp": dict(widths=(8, 6), dropout=0.5, **BLOCKS),
+    "alexnet": dict(stem="cifar"),
+    "cnn": dict(widths=(4, 6), dropout=0.5),
+    "mlp": dict(widths=(8, 6), normalization="batch", dropout=0.5),
     "resnet18": dict(stem="cifar", drop_path=0.5),
-    "resnet34": dict(stem="cifar", drop_path=0.5),
-    "resnet50": dict(stem="imagenet", drop_path=0.5),
-    "resnet101": dict(stem="imagenet", drop_path=0.5),
-    "resnet152": dict(stem="imagenet", drop_path=0.5),
-    "speednet": dict(
-        stem_width=4,
-        stem_bias_range=0.1,
-        widths=(4, 6, 8),
-        activation="gelu",
-        init="dirac",
-        head_init="unit_uniform",
-        norm_momentum=0.6,
-        norm_eps=1e-5,
-        logit_scale=0.1,
-    ),
-    "vgg11": dict(stem="cifar", normalization="batch", dropout=0.5),
-    "vgg13": dict(stem="cifar", normalization="batch", dropout=0.5),
-    "vgg16": dict(stem="cifar", normalization="batch", dropout=0.5),
-    "vgg19": dict(stem="cifar", normalization="batch", dropout=0.5),
-    "wide_resnet28_10": dict(dropout=0.5),
+    "resnet50": dict(drop_path=0.5),
+    "speednet": dict(stem_width=4, widths=(4, 6, 8), norm_eps=1e-5, logit_scale=0.1),
+    "vgg11": dict(stem="cifar", normalization="batch"),
 }
 
 # What is run is the same network with fewer or thinner layers; None is the network as it is built.
 SMALLER = {
-    "alexnet": dict(stem=Stem(size=3, stride=1, padding=1, dense_width=6)),
+    "alexnet": None,
     "cnn": None,
     "linear": None,
     "mlp": None,
@@ -59,17 +42,16 @@ SMALLER = {
     "resnet20": dict(stage_sizes=(1, 2), width=4),
     "resnet50": dict(stage_sizes=(1, 2), width=2),
     "speednet": None,
-    "vgg11": dict(stage_sizes=(1, 2), widths=(4, 6), dense_width=8),
+    "vgg11": dict(stage_sizes=(1, 2), widths=(4, 6)),
     "wide_resnet28_10": dict(stage_size=1, widths=(16, 8)),
 }
 # The same parts as one of those, only more: their shapes and sizes are checked, and they are not run.
 DEEPER_TWINS = {"resnet32", "resnet34", "resnet44", "resnet56", "resnet101", "resnet110", "resnet152"}
 DEEPER_TWINS |= {"vgg13", "vgg16", "vgg19"}
-STOCHASTIC = [name for name in SMALLER if {"dropout", "drop_path"} & set(ARGUMENTS.get(name, {}))]
 NORMALIZED = sorted(set(SMALLER) - {"alexnet", "linear"})
 
 # Shape of the images, classes and parameters, as published or exact from the layer shapes in the papers, of the network
-# with the arguments in VARIANTS.
+# by its defaults; mlp by LENET.
 PUBLISHED = {
     "alexnet": ((224, 224, 3), 1000, 61_100_840),
     "linear": ((32, 32, 3), 10, 3_072 * 10 + 10),
@@ -90,27 +72,25 @@ PUBLISHED = {
     "vgg19": ((224, 224, 3), 1000, 143_667_240),
     "wide_resnet28_10": ((32, 32, 3), 10, 36_479_194),
 }
-VARIANTS = {
-    "alexnet": dict(stem="imagenet"),
-    "mlp": dict(widths=(300, 100), normalization="none"),
-    **{f"resnet{depth}": dict(stem="imagenet") for depth in (18, 34, 50, 101, 152)},
-    **{f"vgg{depth}": dict(stem="imagenet", normalization="none") for depth in (11, 13, 16, 19)},
-}
+LENET = dict(widths=(300, 100))
 # Millions of parameters: He et al. 2015, table 6; Simonyan and Zisserman 2014, table 2; Zagoruyko and Komodakis 2016.
 ROUNDED = {"resnet20": 0.27, "resnet32": 0.46, "resnet44": 0.66, "resnet56": 0.85, "resnet110": 1.7}
 ROUNDED |= {"vgg11": 133, "vgg13": 133, "vgg16": 138, "vgg19": 144, "wide_resnet28_10": 36.5}
 
 
-def _model(name, *, num_classes=NUM_CLASSES, dtype=jnp.float32, axis_name=None, **kwargs):
-    kwargs = ARGUMENTS.get(name, {}) | kwargs
-    return build(
-        name,
-        num_classes=num_classes,
-        dtype=dtype,
-        axis_name=axis_name,
-        convolution=jax.lax.conv_general_dilated,
-        **kwargs,
-    )
+def _parameters(name):
+    """The parameters of a model in a config: the fields of its class that the entry does not fix."""
+    entry = MODELS[name]
+    others = {"num_classes", "compute", "parent", "name", *getattr(entry, "keywords", ())}
+    return {key: value for key, value in inspect.signature(entry).parameters.items() if key not in others}
+
+
+STOCHASTIC = [name for name in SMALLER if {"dropout", "drop_path"} & set(_parameters(name))]
+
+
+def _model(name, *, dtype=jnp.float32, axis_name=None, **kwargs):
+    compute = FLOAT32._replace(dtype=dtype, axis_name=axis_name)
+    return MODELS[name](num_classes=NUM_CLASSES, compute=compute, **ARGUMENTS.get(name, {}) | kwargs)
 
 
 def _small(name, **kwargs):
@@ -138,13 +118,19 @@ def _any_variables(model, images):
     return jax.tree.map(lambda leaf: fill(leaf.shape), shapes)
 
 
+def _by_default(name):
+    """The network as published, computed in bfloat16."""
+    num_classes = PUBLISHED[name][1] if name in PUBLISHED else 10
+    compute = FLOAT32._replace(dtype=jnp.bfloat16)
+    return MODELS[name](num_classes=num_classes, compute=compute, **(LENET if name == "mlp" else {}))
+
+
 @functools.cache
 def _published(name):
-    """Shapes of (logits, variables) of the network as published, computed in bfloat16, for four images."""
-    shape, num_classes, _ = PUBLISHED.get(name, ((32, 32, 3), 10, None))
-    model = _model(name, num_classes=num_classes, dtype=jnp.bfloat16, **VARIANTS.get(name, {}))
+    """Shapes of (logits, variables) of that network for four images."""
+    shape = PUBLISHED[name][0] if name in PUBLISHED else (32, 32, 3)
     images = jax.ShapeDtypeStruct((4, *shape), jnp.float32)
-    return jax.eval_shape(partial(model.init_with_output, train=False), jax.random.key(0), images)
+    return jax.eval_shape(partial(_by_default(name).init_with_output, train=False), jax.random.key(0), images)
 
 
 def _count(tree):
@@ -157,12 +143,38 @@ def test_every_model_is_run_or_is_the_deeper_twin_of_one_that_is():
 
 
 @pytest.mark.parametrize("name", sorted(MODELS))
+def test_every_parameter_has_a_range_and_a_default_within_it(name):
+    for key, parameter in _parameters(name).items():
+        assert parameter.kind is parameter.KEYWORD_ONLY
+        assert ranges.convert(parameter.default, parameter.annotation) == parameter.default, key
+
+
+@pytest.mark.parametrize(
+    ("name", "parameter", "names"),
+    [
+        *((name, "activation", set(ACTIVATIONS)) for name in ("cnn", "mlp", "speednet")),
+        *((name, "kernel_init", {"auto", *INITIALIZERS}) for name in ("cnn", "mlp", "speednet")),
+        ("speednet", "head_init", {"auto", *INITIALIZERS}),
+        *((name, "normalization", set(NORMALIZATIONS)) for name in ("cnn", "mlp", "vgg16")),
+        *((name, "stem", {"cifar", "imagenet"}) for name in ("alexnet", "resnet18", "vgg16")),
+    ],
+)
+def test_a_parameter_may_have_the_names_of_its_table(name, parameter, names):
+    annotation = _parameters(name)[parameter].annotation
+    assert all(ranges.convert(each, annotation) == each for each in names)
+    with pytest.raises(ranges.RangeError) as error:
+        ranges.convert("xyz", annotation)
+    assert all(repr(each) in str(error.value) for each in names)
+    assert str(error.value).count("'") == 2 * len(names)
+
+
+@pytest.mark.parametrize("name", sorted(MODELS))
 def test_logits_and_variables_are_float32_in_bfloat16_computation(name):
     logits, variables = _published(name)
     assert logits.shape == (4, PUBLISHED[name][1] if name in PUBLISHED else 10)
     assert logits.dtype == jnp.float32
     assert {leaf.dtype for leaf in jax.tree.leaves(variables)} == {jnp.dtype("float32")}
-    normalized = name not in ("alexnet", "linear") and VARIANTS.get(name, {}).get("normalization") != "none"
+    normalized = name not in ("alexnet", "linear") and getattr(_by_default(name), "normalization", "batch") != "none"
     assert set(variables) == ({"params", "batch_stats"} if normalized else {"params"})
     assert "head" in variables["params"]
 
@@ -224,16 +236,15 @@ def test_parameter_count_is_the_published_one(name):
 def test_a_residual_block_starts_as_the_identity(block):
     x = nn.relu(jax.random.normal(jax.random.key(0), (2, 6, 6, 8)))
     width = 8 if block is BasicBlock else 2
-    y, _ = block(width, 1, 0.0, jnp.float32, None, jax.lax.conv_general_dilated).init_with_output(
-        jax.random.key(1), x, train=False
-    )
+    block = block(width=width, stride=1, drop_rate=0.0, compute=FLOAT32)
+    y, _ = block.init_with_output(jax.random.key(1), x, train=False)
     np.testing.assert_array_equal(y, x)
 
 
 @pytest.mark.parametrize("size", [6, 7])
 def test_a_plain_shortcut_drops_pixels_and_adds_zero_channels(size):
     x = nn.relu(jax.random.normal(jax.random.key(0), (2, size, size, 4)))
-    block = PlainShortcutBlock(6, 2, 0.0, jnp.float32, None, jax.lax.conv_general_dilated)
+    block = PlainShortcutBlock(width=6, stride=2, drop_rate=0.0, compute=FLOAT32)
     variables = _any_variables(block, x)
     # With its last scale and bias at zero a block is its shortcut.
     variables["params"]["norm2"] = jax.tree.map(np.zeros_like, variables["params"]["norm2"])
@@ -269,8 +280,7 @@ def test_strides_come_from_the_stem_and_the_first_block_of_each_later_stage(stem
     ],
 )
 def test_feature_maps_have_the_published_sizes(name, size, layers, sizes):
-    model = _model(name, **VARIANTS.get(name, {}))
-    apply = partial(model.init_with_output, train=False, capture_intermediates=True, mutable=True)
+    apply = partial(_by_default(name).init_with_output, train=False, capture_intermediates=True, mutable=True)
     images = jax.ShapeDtypeStruct((1, size, size, 3), jnp.float32)
     outputs = jax.eval_shape(apply, jax.random.key(0), images)[1]["intermediates"]
     assert [outputs[layer]["__call__"][0].shape[1] for layer in layers] == sizes
@@ -305,7 +315,7 @@ CIFAR10_SMALL = dict(
     stem_bias_range=0.0,
     widths=(8, 16),
     activation="relu",
-    init="kaiming_normal",
+    kernel_init="kaiming_normal",
     head_init="lecun_normal",
     norm_momentum=0.6,
     norm_eps=1e-5,
@@ -326,8 +336,7 @@ def test_speednet_with_the_arguments_of_cifar10_small_is_the_network_written_out
 
 
 def test_speednet_of_the_record_has_its_number_of_parameters():
-    model = _model("speednet", stem_width=24, widths=(64, 256, 256), num_classes=10)
-    shapes = jax.eval_shape(partial(model.init, train=False), jax.random.key(0), _images(count=1, size=32))
+    _, shapes = _published("speednet")
     convs = 24 * 64 + 64 * 64 + 64 * 256 + 3 * 256 * 256
     biases = 24 + 2 * (64 + 256 + 256)  # the stem's and the normalisations', whose scales are fixed at one
     assert sum(leaf.size for leaf in jax.tree.leaves(shapes["params"])) == 12 * 24 + 9 * convs + biases + 256 * 10
@@ -376,7 +385,7 @@ def test_training_draws_by_the_key_and_at_rate_zero_asks_for_none(name):
 
     assert np.array_equal(logits(0), logits(0))
     assert not np.array_equal(logits(0), logits(1))
-    rate = "drop_path" if "drop_path" in ARGUMENTS[name] else "dropout"
+    rate = "drop_path" if "drop_path" in _parameters(name) else "dropout"
     train = partial(model.clone(**{rate: 0.0}).apply, train=True, mutable=["batch_stats"])
     jax.eval_shape(train, variables, images)
 
@@ -396,7 +405,7 @@ def test_drop_path_rises_linearly_to_the_rate_of_the_last_block():
 
 def test_drop_path_drops_the_whole_branch_of_an_example_or_scales_it_up():
     x = nn.relu(_images(count=64, size=4))
-    block = BasicBlock(3, 1, 0.25, jnp.float32, None, jax.lax.conv_general_dilated)
+    block = BasicBlock(width=3, stride=1, drop_rate=0.25, compute=FLOAT32)
     variables = _any_variables(block, x)
 
     def run(rate):
@@ -418,7 +427,7 @@ def test_a_pre_activation_block_adds_to_x_or_to_a_projection(width):
     x = _images(count=2, size=7)
     x = jnp.concatenate([x, x[..., :1]], axis=-1)
     stride = 1 if width == 4 else 2
-    block = PreActivationBlock(width, stride, 0.0, jnp.float32, None, jax.lax.conv_general_dilated)
+    block = PreActivationBlock(width=width, stride=stride, dropout=0.0, compute=FLOAT32)
     variables = _any_variables(block, x)
     assert ("shortcut_conv" in variables["params"]) == (width != 4)
     variables["params"]["conv2"]["kernel"] *= 0.0
@@ -455,14 +464,18 @@ def test_cnn_names_its_parameters_by_block():
 
 
 @pytest.mark.parametrize("name", ["cnn", "mlp"])
-def test_activation_initialiser_and_normalisation_are_chosen_by_name(name):
-    for activation in ACTIVATIONS:
-        assert _model(name, activation=activation).activation is ACTIVATIONS[activation]
-    for init in INITIALIZERS:
-        assert _model(name, init=init).kernel_init is INITIALIZERS[init]
-    assert _model(name, activation="tanh").kernel_init is INITIALIZERS["xavier_uniform"]
-    for normalization in NORMALIZATIONS:
-        assert _model(name, normalization=normalization).normalization is NORMALIZATIONS[normalization]
+def test_every_block_has_the_names_that_were_chosen(name):
+    chosen = dict(activation="tanh", kernel_init="orthogonal", normalization="layer")
+    blocks = []
+
+    def spy(call, args, kwargs, context):
+        if isinstance(context.module, Block):
+            blocks.append({key: getattr(context.module, key) for key in chosen})
+        return call(*args, **kwargs)
+
+    with nn.intercept_methods(spy):
+        jax.eval_shape(partial(_model(name, **chosen).init, train=False), jax.random.key(0), _images())
+    assert blocks == [chosen, chosen]
 
 
 @pytest.mark.parametrize("name", ["cnn", "mlp"])
@@ -476,10 +489,14 @@ def test_any_block_choice_builds_a_network(name, activation, normalization):
     assert set(variables) == ({"params", "batch_stats"} if normalization == "batch" else {"params"})
 
 
-def test_a_list_of_widths_is_as_good_as_a_tuple():
-    assert _model("cnn", widths=[4, 6]) == _model("cnn", widths=(4, 6))
-    assert _model("mlp", widths=[4, 6]) == _model("mlp", widths=(4, 6))
-    assert _model("speednet", widths=[4, 6]) == _model("speednet", widths=(4, 6))
+@pytest.mark.parametrize("name", ["cnn", "mlp", "speednet"])
+def test_a_list_of_widths_is_as_good_as_a_tuple(name):
+    """As JSON has it."""
+    as_list, as_tuple = (
+        jax.eval_shape(partial(_model(name, widths=widths).init, train=False), jax.random.key(0), _images())
+        for widths in ([4, 6], (4, 6))
+    )
+    assert as_list == as_tuple
 
 
 @pytest.mark.parametrize("size", [6, 7])
@@ -499,28 +516,10 @@ def test_images_too_small_for_the_network_say_so():
         _any_variables(_model("alexnet", stem="imagenet"), _images(size=62))
 
 
-@pytest.mark.parametrize("name", ["cnn", "mlp"])
+@pytest.mark.parametrize("name", ["cnn", "mlp", "speednet"])
 def test_no_widths_are_refused(name):
-    with pytest.raises(ValueError, match=f"{name} needs at least one width"):
-        _model(name, widths=())
-
-
-def test_unknown_names_list_the_known_and_the_nearest():
-    with pytest.raises(ValueError, match="did you mean 'resnet18'.*speednet"):
-        _model("resnet81")
-    with pytest.raises(ValueError, match="unknown stem 'cifra'; did you mean 'cifar'.*imagenet"):
-        _model("resnet18", stem="cifra")
-    for name in ("alexnet", "vgg16"):
-        with pytest.raises(ValueError, match="unknown stem 'imagnet'; did you mean 'imagenet'"):
-            _model(name, stem="imagnet")
-    for name in ("cnn", "mlp"):
-        with pytest.raises(ValueError, match="unknown activation 'rely'; did you mean 'relu'"):
-            _model(name, activation="rely")
-        with pytest.raises(ValueError, match="unknown initializer 'atuo'; did you mean 'auto'"):
-            _model(name, init="atuo")
-    for name in ("cnn", "mlp", "vgg16"):
-        with pytest.raises(ValueError, match="unknown normalization 'bach'; did you mean 'batch'"):
-            _model(name, normalization="bach")
+    with pytest.raises(ranges.RangeError, match="a tuple of at least 1"):
+        ranges.convert((), _parameters(name)["widths"].annotation)
 
 
 def test_a_misspelt_argument_is_an_error():

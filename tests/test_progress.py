@@ -33,5 +33,5 @@ def test_best_is_the_later_of_equals_and_staleness_counts_evaluations(accuracies
 
 
 def test_json_brings_it_back():
-    progress = after([0.1, 0.5, 0.2]).timed(images=100, seconds=2.0).at(seconds=9.0)
+    progress = after([0.1, 0.5, 0.2]).timed(images=100, seconds=2.0).replace(seconds=9.0)
     assert Progress(**progress.to_json()) == progress

@@ -6,7 +6,6 @@ import numpy as np
 import optax
 import pytest
 
-from linseed.trainer.errors import ConfigError
 from linseed.trainer.optim.chain import make_tx
 from linseed.trainer.optim.regularizers import REGULARIZERS, make_regularizer
 from linseed.trainer.optim.rules import DEFAULT_RULES
@@ -60,8 +59,3 @@ def test_l2_is_twice_its_strength_of_weight_decay():
     updates, _ = tx.update(optax.tree.zeros_like(params), tx.init(params), params)
     for decay, gradient in zip(jax.tree.leaves(updates), jax.tree.leaves(jax.grad(l2)(params)), strict=True):
         np.testing.assert_allclose(-decay, gradient, rtol=1e-6)
-
-
-def test_an_unknown_regularizer_names_the_nearest():
-    with pytest.raises(ConfigError, match="did you mean 'elastic_net'"):
-        make_regularizer("elasticnet", rules=DEFAULT_RULES, strength=0.1)

@@ -8,42 +8,42 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from linseed import models
-from linseed.models.resnet import CifarStem, PlainShortcutBlock, ResNet
+from linseed.models.cnn import Cnn
+from linseed.models.layers import Compute
+from linseed.models.resnet import PlainShortcutBlock, ResNet
 from linseed.models.wide_resnet import PreActivationBlock, WideResNet
 from linseed.trainer.errors import ConfigError
 from linseed.trainer.runtime.data_parallel import AXIS, BACKENDS, DataParallel
 from linseed.trainer.step.remat import REMAT
 
+COMPUTE = Compute(jnp.float32, axis_name=AXIS, convolution=jax.lax.conv_general_dilated)
+
 
 def resnet(*, stage_sizes):
     return ResNet(
-        stem=CifarStem,
+        stem="cifar",
         block=PlainShortcutBlock,
         stage_sizes=stage_sizes,
         width=8,
-        drop_path=0.0,
         head_init=jax.nn.initializers.normal(0.1),
         num_classes=3,
-        **DTYPE,
+        compute=COMPUTE,
     )
 
 
-DTYPE = dict(dtype=jnp.float32, axis_name=AXIS, convolution=jax.lax.conv_general_dilated)
+def wide_resnet():
+    return WideResNet(block=PreActivationBlock, stage_size=1, widths=(8, 16), num_classes=3, compute=COMPUTE)
+
+
+def cnn():
+    return Cnn(widths=(8, 16), activation="gelu", dropout=0.3, num_classes=3, compute=COMPUTE)
+
+
 MODELS = {
     "resnet": lambda: resnet(stage_sizes=(1, 1)),
     "deep": lambda: resnet(stage_sizes=(4,)),
-    "wide_resnet": lambda: WideResNet(PreActivationBlock, 1, (8, 16), 0.3, 3, **DTYPE),
-    "cnn": lambda: models.build(
-        "cnn",
-        widths=(8, 16),
-        activation="gelu",
-        init="auto",
-        normalization="batch",
-        dropout=0.3,
-        num_classes=3,
-        **DTYPE,
-    ),
+    "wide_resnet": wide_resnet,
+    "cnn": cnn,
 }
 
 
@@ -104,7 +104,7 @@ def test_parameters_keep_their_names_and_values():
 
 def kept_bytes(remat):
     """What the forward pass of a small network, on one device, hands to its backward pass."""
-    chosen, model = REMAT[remat], MODELS["deep"]().clone(axis_name=None)
+    chosen, model = REMAT[remat], MODELS["deep"]().clone(compute=COMPUTE._replace(axis_name=None))
     trained = chosen.model(model)
     images = jnp.zeros((8, 16, 16, 3))
     variables = jax.eval_shape(lambda: model.init(jax.random.key(0), images, train=False))

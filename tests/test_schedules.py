@@ -8,7 +8,14 @@ import numpy as np
 import pytest
 
 from linseed.trainer.errors import ConfigError
-from linseed.trainer.optim.schedules import SCHEDULES, durations_to_steps, epochs_to_steps, make_schedule, scaled_lr
+from linseed.trainer.optim.schedules import (
+    DEFAULT_DURATIONS,
+    SCHEDULES,
+    durations_to_steps,
+    epochs_to_steps,
+    make_schedule,
+    scaled_lr,
+)
 
 LR, TOTAL = 0.4, 50
 
@@ -109,7 +116,6 @@ def test_plateau_warms_up_and_watches_afterwards():
 @pytest.mark.parametrize(
     ("name", "parameters", "message"),
     [
-        ("step", dict(at_steps=(), factor=0.1), "none"),
         ("step", dict(at_steps=(20, 20), factor=0.1), "should rise"),
         ("step", dict(at_steps=(30, 20), factor=0.1), "should rise"),
         ("step", dict(at_steps=(10,), factor=0.1), "after the warm-up"),
@@ -119,7 +125,6 @@ def test_plateau_warms_up_and_watches_afterwards():
         ("sgdr", dict(cycle_steps=0, cycle_factor=2), "schedule.cycle should be at least a step"),
         ("plateau", {**PLATEAU, "window_steps": 0}, "schedule.window should be at least a step"),
         ("inverse_sqrt", dict(timescale_steps=0), "schedule.timescale should be at least a step"),
-        ("cosin", {}, "did you mean 'cosine'"),
     ],
 )
 def test_what_cannot_be_scheduled_is_refused_in_one_line(name, parameters, message):
@@ -192,6 +197,22 @@ def test_every_parameter_that_is_a_duration_ends_in_its_unit():
     for name, entry in SCHEDULES.items():
         for parameter in inspect.signature(entry).parameters:
             assert "epochs" not in parameter and "percent" not in parameter, f"{name}: {parameter}"
+
+
+def test_every_duration_has_a_default():
+    for name, entry in SCHEDULES.items():
+        parameters = inspect.signature(entry).parameters.values()
+        bare = {p.name for p in parameters if p.default is p.empty} - {"lr", "warmup_steps", "decay_steps"}
+        assert converted(DEFAULT_DURATIONS.get(name, {})).keys() == bare, name
+
+
+@pytest.mark.parametrize("total", [20, 1003])
+@pytest.mark.parametrize("name", sorted(SCHEDULES))
+def test_the_defaults_suit_runs_of_any_length(name, total):
+    durations = converted(DEFAULT_DURATIONS.get(name, {}), total_steps=total)
+    schedule = make_schedule(name, lr=LR, warmup_steps=0, total_steps=total, **durations)
+    if name not in ("constant", "plateau"):
+        assert schedule(total - 1) < 0.3 * LR  # no restart just before the end
 
 
 def test_the_rate_grows_with_the_batch():

@@ -11,6 +11,7 @@ from PIL import Image
 
 from linseed.configs import digits
 from linseed.scripts.benchmarks.grid import one_program
+from linseed.trainer.config.resolve import resolve
 from linseed.trainer.data.augment import OPS
 
 ROOT = Path(__file__).parent.parent
@@ -131,7 +132,7 @@ def test_the_benchmark_of_a_grid_measures_every_way():
 def test_trials_in_one_program_end_where_they_end_alone(tmp_path):
     configs = []
     for lr, seed in ((3e-3, 0), (1e-3, 1)):
-        config = digits.get_config()
+        config = resolve(digits.get_config())
         config.model = {"name": "linear"}
         config.schedule = {"name": "constant", "warmup_steps": 0}
         config.optimizer.lr, config.seed = lr, seed

@@ -5,24 +5,15 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from linseed import models
+from linseed.models.cnn import Cnn
+from linseed.models.layers import Compute
 from linseed.trainer.optim import chain
 from linseed.trainer.step import state
 
 
 def create(*, seed=0, ema=False):
-    model = models.build(
-        "cnn",
-        widths=(4,),
-        activation="relu",
-        init="auto",
-        normalization="batch",
-        dropout=0.1,
-        num_classes=3,
-        dtype=jnp.float32,
-        axis_name="batch",
-        convolution=jax.lax.conv_general_dilated,
-    )
+    compute = Compute(jnp.float32, axis_name="batch", convolution=jax.lax.conv_general_dilated)
+    model = Cnn(widths=(4,), dropout=0.1, num_classes=3, compute=compute)
     tx = chain.make_tx("adamw", schedule=lambda _: 0.1, clip_norm=0.0, b1=0.9, b2=0.9, eps=1e-8, weight_decay=0.0)
     return state.create(state.make_init(model, tx, image_shape=(8, 8, 1)), seed=seed, ema=ema)
 

@@ -6,7 +6,9 @@ import numpy as np
 import optax
 import pytest
 
-from linseed import models
+from linseed.models.cnn import Cnn
+from linseed.models.layers import Compute
+from linseed.models.linear import Linear
 from linseed.trainer.data.augment import make_augment
 from linseed.trainer.data.augment.mixing import make_mix
 from linseed.trainer.optim import chain, schedules
@@ -14,25 +16,17 @@ from linseed.trainer.optim.regularizers import make_regularizer
 from linseed.trainer.runtime.data_parallel import AXIS, BACKENDS, DataParallel
 from linseed.trainer.step import losses
 from linseed.trainer.step import state as state_lib
-from linseed.trainer.step.train_step import image_keys, make_eval_step, make_logits, make_train_step, moving_average
+from linseed.trainer.step.eval_step import make_eval_step, make_logits
+from linseed.trainer.step.train_step import image_keys, make_train_step, moving_average
 from linseed.trainer.step.tta import VIEWS
 
 BATCH, CLASSES, SHAPE = 16, 3, (8, 8, 3)
-CNN = dict(activation="relu", init="auto", normalization="batch")
+COMPUTE = Compute(jnp.float32, axis_name=AXIS, convolution=jax.lax.conv_general_dilated)
 
 
 @pytest.fixture(scope="module")
 def model():
-    return models.build(
-        "cnn",
-        **CNN,
-        widths=(4, 8),
-        dropout=0.0,
-        num_classes=CLASSES,
-        dtype=jnp.float32,
-        axis_name=AXIS,
-        convolution=jax.lax.conv_general_dilated,
-    )
+    return Cnn(widths=(4, 8), num_classes=CLASSES, compute=COMPUTE)
 
 
 @pytest.fixture(scope="module")
@@ -231,16 +225,7 @@ def test_evaluation_does_not_count_padding(model, tx, devices):
 
 def test_bfloat16_computes_low_and_keeps_state_high(tx):
     def metrics_of(dtype):
-        model = models.build(
-            "cnn",
-            **CNN,
-            widths=(4,),
-            dropout=0.0,
-            num_classes=CLASSES,
-            dtype=dtype,
-            axis_name=AXIS,
-            convolution=jax.lax.conv_general_dilated,
-        )
+        model = Cnn(widths=(4,), num_classes=CLASSES, compute=COMPUTE._replace(dtype=dtype))
         state, metrics, _, _ = run_steps(model, tx, backend="pmap", devices=2)
         assert {leaf.dtype for leaf in jax.tree.leaves((state.params, state.model_state))} == {np.dtype("float32")}
         return metrics["loss"] / metrics["examples"]
@@ -250,8 +235,6 @@ def test_bfloat16_computes_low_and_keeps_state_high(tx):
 
 
 def test_a_model_that_starts_at_zero_has_finite_metrics(tx):
-    model = models.build(
-        "linear", num_classes=CLASSES, dtype=jnp.float32, axis_name=AXIS, convolution=jax.lax.conv_general_dilated
-    )
+    model = Linear(num_classes=CLASSES, compute=COMPUTE)
     _, metrics, _, _ = run_steps(model, tx, backend="pmap", devices=2, steps=1)
     assert all(np.isfinite(value) for value in metrics.values())

@@ -47,8 +47,8 @@ def steps_saved(workdir):
 
 
 def ours(caplog):
-    """What the project itself warns of; Orbax finds a busy machine slow."""
-    return [record.getMessage() for record in caplog.records if record.name.startswith("trainer")]
+    """The warnings of this project. Orbax has its own, such as of a slow machine."""
+    return [record.getMessage() for record in caplog.records if record.name.startswith("linseed")]
 
 
 # The log closes a window every 3 steps, an evaluation every 4: before the first step; in a window; where one closed at
@@ -189,10 +189,10 @@ def test_a_second_signal_ends_the_process_while_the_main_thread_is_deep_in_c():
     """As in a compiler: no handler of Python's would run there."""
     code = """
 import ctypes, sys
-from trainer import stopping
+from linseed.trainer.runtime import signals
 def tell(line):
     print(line, flush=True)
-with stopping.on_signals(tell):
+with signals.on_signals(tell):
     print("ready", flush=True)
     while True:
         ctypes.CDLL(None).poll(None, 0, 60_000)

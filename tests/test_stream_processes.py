@@ -17,7 +17,7 @@ CONFIG = """
 from configs import digits
 
 def get_config():
-    config = digits.get_config("quick")
+    config = resolve(digits.get_config("quick"))
     with config.unlocked():
         config.data.source = dict(
             name="folder_stream", root={root!r}, image_size=8, resize=8, train_crop="random_resized_crop",
@@ -118,6 +118,7 @@ def test_workers_are_deaf_before_they_have_started(tmp_path):
     code = """
 import subprocess, sys
 from linseed.trainer.data.grain_stream import _stops_held_back
+from linseed.trainer.config.resolve import resolve
 child = [sys.executable, "-c", "import os, signal; os.kill(os.getpid(), signal.SIGTERM); print('alive')"]
 with _stops_held_back():
     print(subprocess.run(child, capture_output=True, text=True).stdout.strip())

@@ -18,12 +18,14 @@ import pytest
 
 from linseed.configs import digits
 from linseed.trainer import evaluation, train
+from linseed.trainer.config.resolve import resolve
 from linseed.trainer.data import batching, sources
 from linseed.trainer.errors import CheckpointError, ConfigError, DataError, NonFiniteError, WorkdirError
 from linseed.trainer.experiment import Shared, build
 from linseed.trainer.run import workdir as workdir_lib
-from linseed.trainer.run import writers
 from linseed.trainer.run.checkpoint import Snapshots
+from linseed.trainer.run.console import Quiet
+from linseed.trainer.run.metrics_log import MetricsLog, read_records
 from linseed.trainer.runtime.data_parallel import DataParallel
 from linseed.trainer.step import losses
 from linseed.trainer.step.evaluator import Evaluator
@@ -33,7 +35,7 @@ ROOT = Path(__file__).parent.parent
 
 def tiny(**changes) -> ml_collections.ConfigDict:
     """A run of 24 steps with 6 evaluations, on everything that has state: dropout, augmentation, norm, EMA."""
-    config = digits.get_config()
+    config = resolve(digits.get_config())
     with config.unlocked():
         config.data.source = dict(name="synthetic", num_examples=160, num_classes=4, image_size=8, channels=3, seed=0)
     flat = {
@@ -56,7 +58,7 @@ class Stop(Exception):
     """A kill, as far as the loop can tell."""
 
 
-class Killer(writers.Quiet):
+class Killer(Quiet):
     """Ends the run when it hands out step `step`, with what was saved `train.AHEAD` steps before."""
 
     def __init__(self, step):
@@ -73,13 +75,13 @@ class Killer(writers.Quiet):
 
 def run(config, workdir, *, writer=None, on_config_change="refuse", **options):
     return train.train_and_evaluate(
-        config, workdir, writer=writer or writers.Quiet(), on_config_change=on_config_change, **options
+        config, workdir, writer=writer or Quiet(), on_config_change=on_config_change, **options
     )
 
 
 def records(workdir):
     """The metrics, without what a clock measured."""
-    found = writers.read_records(workdir / "metrics.jsonl")
+    found = read_records(workdir / "metrics.jsonl")
     return [{key: value for key, value in record.items() if key != "images_per_second"} for record in found]
 
 
@@ -122,7 +124,7 @@ def test_the_compilation_of_an_evaluation_is_no_training_time(tmp_path, monkeypa
     monkeypatch.setattr(Evaluator, "start", compiles)
     monkeypatch.setattr(train.time, "monotonic", lambda: time.perf_counter() + late[0])
     run(tiny(**{"horizon.epochs": 2.0}), tmp_path)
-    found = {record["step"]: record for record in writers.read_records(tmp_path / "metrics.jsonl")}
+    found = {record["step"]: record for record in read_records(tmp_path / "metrics.jsonl")}
     assert "val_accuracy" in found[4] and min(found[step]["images_per_second"] for step in (4, 6)) > 1
 
 
@@ -207,7 +209,7 @@ def test_a_run_whose_output_nobody_reads_is_finished(tmp_path):
     assert workdir_lib.read_result(tmp_path)["stop_reason"] == "horizon reached"
 
 
-class Breaks(writers.Quiet):
+class Breaks(Quiet):
     """A writer that fails at the record of step `step`."""
 
     def __init__(self, step):
@@ -227,17 +229,17 @@ def test_a_writer_that_breaks_costs_no_snapshot(tmp_path):
 
 def test_records_are_on_the_disk_before_the_snapshot_that_stands_on_them(tmp_path, monkeypatch):
     events = []
-    sync, save = writers.JsonLines.sync, Snapshots.save
+    sync, save = MetricsLog.sync, Snapshots.save
 
     def synced(self):
         sync(self)
-        events.append(("synced", writers.read_records(tmp_path / "metrics.jsonl")[-1]["step"]))
+        events.append(("synced", read_records(tmp_path / "metrics.jsonl")[-1]["step"]))
 
     def saved(self, state, *, step, **about):
         events.append(("saved", step))
         save(self, state, step=step, **about)
 
-    monkeypatch.setattr(writers.JsonLines, "sync", synced)
+    monkeypatch.setattr(MetricsLog, "sync", synced)
     monkeypatch.setattr(Snapshots, "save", saved)
     run(tiny(), tmp_path)
     assert events == [(what, step) for step in range(4, 25, 4) for what in ("synced", "saved")]
@@ -391,10 +393,10 @@ def test_validation_and_test_are_measured_without_label_smoothing(tmp_path, monk
 @pytest.mark.parametrize(
     ("bad_step", "window", "kept"),
     [
-        (2, "steps 1 to 3", "there is no snapshot yet"),
-        (4, "steps 4 to 4", "there is no snapshot yet"),  # the window that an evaluation closes
-        (8, "steps 7 to 8", "the snapshot of step 4 is sound"),
-        (9, "steps 9 to 9", "the snapshot of step 8 is sound"),
+        (2, "steps 1 to 3", "there is no checkpoint yet"),
+        (4, "steps 4 to 4", "there is no checkpoint yet"),  # the window that an evaluation closes
+        (8, "steps 7 to 8", "the checkpoint of step 4 is good"),
+        (9, "steps 9 to 9", "the checkpoint of step 8 is good"),
     ],
 )
 def test_a_non_finite_loss_stops_the_run_and_names_the_window(tmp_path, monkeypatch, bad_step, window, kept):
@@ -422,7 +424,7 @@ def test_a_non_finite_loss_stops_the_run_and_names_the_window(tmp_path, monkeypa
 def test_parameters_that_blew_up_are_neither_saved_nor_called_a_result(tmp_path):
     """One step, whose loss and gradient are finite and whose parameters are not of this world."""
     config = tiny(**{"optimizer.lr": 1e30, "horizon.epochs": 0.25, "schedule.warmup_epochs": 0.0})
-    with pytest.raises(NonFiniteError, match="there is no snapshot yet. .*lower config.optimizer.lr"):
+    with pytest.raises(NonFiniteError, match="there is no checkpoint yet. .*lower config.optimizer.lr"):
         run(config, tmp_path)
     assert not (tmp_path / "result.json").exists()
 

@@ -9,7 +9,8 @@ import optax
 import pytest
 from optimizer_formulas import FORMULAS
 
-from linseed import models
+from linseed.models.cnn import Cnn
+from linseed.models.layers import Compute
 from linseed.trainer.data import batching, sources
 from linseed.trainer.data.augment import make_augment
 from linseed.trainer.data.augment.mixing import MIXING, make_mix
@@ -99,10 +100,8 @@ def test_every_optimizer_learns_with_every_schedule(name, digits):
 def run(*, backend="pmap", devices=2, steps=12, batch=None, dropout=0.0, normalization="none", **parts):
     """`steps` steps through the real, compiled train step; returns the state and each step's mean loss."""
     train = sources.load("synthetic", num_examples=96, num_classes=3, image_size=8, channels=3, seed=0).train
-    kwargs = dict(widths=(8,), activation="relu", init="auto", normalization=normalization, dropout=dropout)
-    model = models.build(
-        "cnn", **kwargs, num_classes=3, dtype=jnp.float32, axis_name=AXIS, convolution=jax.lax.conv_general_dilated
-    )
+    compute = Compute(jnp.float32, axis_name=AXIS, convolution=jax.lax.conv_general_dilated)
+    model = Cnn(widths=(8,), normalization=normalization, dropout=dropout, num_classes=3, compute=compute)
     tx = parts.pop("tx", None) or make_tx("sgd", schedule=optax.constant_schedule(0.1), clip_norm=0.0, weight_decay=0.0)
     defaults = dict(
         loss=losses.make_loss("softmax", label_smoothing=0.0),

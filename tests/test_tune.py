@@ -10,19 +10,20 @@ import pytest
 
 from linseed.configs import digits
 from linseed.trainer import experiment
-from linseed.trainer.config import validate as config_lib
+from linseed.trainer.config import canonical
+from linseed.trainer.config.resolve import resolve
 from linseed.trainer.errors import ConfigError, WorkdirError
-from linseed.trainer.run import writers
+from linseed.trainer.run.console import Quiet
 from linseed.trainer.tuning import budget, search, trials, tune
 
 BUDGET = "2600steps"
 
 
 def tiny(**changes) -> ml_collections.ConfigDict:
-    config = digits.get_config()
+    config = resolve(digits.get_config())
     with config.unlocked():
         config.data.source = dict(name="synthetic", num_examples=400, num_classes=4, image_size=8, channels=1, seed=0)
-        config.model = dict(name="mlp", widths=(16,), activation="relu", init="auto", normalization="none", dropout=0.0)
+        config.model = dict(name="mlp", widths=(16,), normalization="none", dropout=0.0)
     flat = {
         "data.augment": "",
         "data.val_fraction": 0.2,
@@ -38,7 +39,7 @@ def tiny(**changes) -> ml_collections.ConfigDict:
     return config
 
 
-class Lines(writers.Quiet):
+class Lines(Quiet):
     def __init__(self):
         self.lines = []
 
@@ -47,10 +48,7 @@ class Lines(writers.Quiet):
 
 
 def run(workdir, *, config=None, step="all", spend=BUDGET, **options):
-    keys = (
-        dict(storage="", study="study", sampler="tpe", rates=(), decays=(), name="tiny", writer=writers.Quiet())
-        | options
-    )
+    keys = dict(storage="", study="study", sampler="tpe", rates=(), decays=(), name="tiny", writer=Quiet()) | options
     limit = budget.parse(spend) if spend else budget.UNLIMITED
     return tune.tune(config or tiny(), workdir, step=step, budget=limit, **keys)
 
@@ -95,7 +93,7 @@ def test_the_winner_is_a_config_that_runs_and_differs_as_it_says(straight):
     spec.loader.exec_module(module)
     config = module.get_config()
     experiment.validate(config)
-    assert config_lib.differences(tiny(), config) == record["winner"]["differences"]
+    assert canonical.differences(tiny(), config) == record["winner"]["differences"]
     assert config.optimizer.lr == record["winner"]["lr"]
 
 

@@ -17,6 +17,7 @@ from linseed.configs import digits
 from linseed.scripts.benchmarks.child import in_child
 from linseed.scripts.faults import mutations
 from linseed.scripts.faults.mutations import try_inputs
+from linseed.trainer.config.resolve import resolve
 from linseed.trainer.data import sources, stats
 from linseed.trainer.data.decode import decode_as_it_is, decode_image
 from linseed.trainer.data.sources import cifar_archive, tfds_stream, tfds_trust
@@ -300,7 +301,7 @@ def test_a_config_json_with_keys_that_no_config_has_is_one_line(tmp_path, text):
 
 def test_a_damaged_config_json_gives_way_to_the_config_given_when_told_to(tmp_path):
     (tmp_path / "config.json").write_text('{"seed": ')
-    config = digits.get_config()
+    config = resolve(digits.get_config())
     with pytest.raises(WorkdirError, match="is damaged .*--on_config_change=accept"):
         workdir_lib.check_config(tmp_path, config, on_change="refuse")
     assert workdir_lib.check_config(tmp_path, config, on_change="accept")

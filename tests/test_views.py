@@ -5,7 +5,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from linseed.trainer.step.train_step import make_logits
+from linseed.trainer.step.eval_step import make_logits
 from linseed.trainer.step.tta import VIEWS
 
 IMAGES = np.random.default_rng(0).integers(0, 256, (3, 5, 7, 2), dtype=np.uint8)

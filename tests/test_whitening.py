@@ -77,5 +77,3 @@ def test_a_model_that_does_not_suit_is_refused_in_one_line(images):
         data_init(images, path="stm")(params_of())
     with pytest.raises(ConfigError, match="stem has 16 features; it needs 24, two for each number of a 2x2x3 patch"):
         data_init(images)(params_of(16))
-    with pytest.raises(ConfigError, match="did you mean 'whiten'"):
-        whitening.make_data_init("whitn", images=source(images))

@@ -6,6 +6,7 @@ import sys
 import pytest
 
 from linseed.configs import digits
+from linseed.trainer.config.resolve import resolve
 from linseed.trainer.errors import WorkdirError
 from linseed.trainer.run import workdir as workdir_lib
 
@@ -42,7 +43,7 @@ def test_a_workdir_that_cannot_be_made_is_one_line(tmp_path):
 
 def begun(workdir, *, snapshot=True):
     """A workdir with the digits config, and perhaps a snapshot."""
-    config = digits.get_config()
+    config = resolve(digits.get_config())
     workdir_lib.write_config(workdir, config)
     if snapshot:
         (workdir / "checkpoints" / "4").mkdir(parents=True)
@@ -50,7 +51,7 @@ def begun(workdir, *, snapshot=True):
 
 
 def test_a_new_folder_and_the_same_config_pass(tmp_path):
-    assert workdir_lib.check_config(tmp_path, digits.get_config(), on_change="refuse") == []
+    assert workdir_lib.check_config(tmp_path, resolve(digits.get_config()), on_change="refuse") == []
     config = begun(tmp_path)
     assert workdir_lib.check_config(tmp_path, config, on_change="refuse") == []
 
@@ -102,7 +103,7 @@ def test_a_kill_while_the_config_is_replaced_leaves_the_old_one(tmp_path, monkey
 def test_files_of_a_run_without_its_config_are_not_taken_over(tmp_path, name):
     (tmp_path / name).write_text("{}")
     with pytest.raises(WorkdirError, match="holds files of a run and no config.json; choose another --workdir"):
-        workdir_lib.check_config(tmp_path, digits.get_config(), on_change="accept")
+        workdir_lib.check_config(tmp_path, resolve(digits.get_config()), on_change="accept")
 
 
 @pytest.mark.parametrize("text", [None, '{"seed": ', "[]", '{"somebody": "else"}', "\x00"])

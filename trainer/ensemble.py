@@ -14,7 +14,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from linseed.trainer import evaluation
-from linseed.trainer.config import validate as config_lib
+from linseed.trainer.config import canonical
 from linseed.trainer.data import batching
 from linseed.trainer.data.splits import SealedTest
 from linseed.trainer.errors import ConfigError, DataError, WorkdirError
@@ -151,13 +151,13 @@ def _check_workdirs(workdirs):
 
 
 def _check_same_sections(config, first_config, *, workdir, first, split):
-    changed = config_lib.differences(first_config.loss, config.loss)
+    changed = canonical.differences(first_config.loss, config.loss)
     if changed:
         raise ConfigError(
             f"{workdir} has another config.loss than {first} ({'; '.join(changed)}): what they predict has no common "
             "average; choose runs of one loss"
         )
-    changed = config_lib.differences(first_config.data.source, config.data.source)
+    changed = canonical.differences(first_config.data.source, config.data.source)
     if changed and split == "test":  # no fingerprint covers it, and it is opened for all of them at once
         raise DataError(
             f"{workdir} has another config.data.source than {first} ({'; '.join(changed)}): their test splits may "

@@ -10,12 +10,13 @@ from typing import Any
 import jax
 import ml_collections
 
+from linseed.trainer.config.resolve import resolve
 from linseed.trainer.errors import CheckpointError, ConfigError, DataError
-from linseed.trainer.experiment import Experiment, Shared, build, validate
+from linseed.trainer.experiment import Experiment, Shared, build
 from linseed.trainer.run import result as result_lib
 from linseed.trainer.run import workdir as workdir_lib
-from linseed.trainer.run import writers
 from linseed.trainer.run.checkpoint import Snapshots
+from linseed.trainer.run.console import Quiet
 from linseed.trainer.run.progress import Progress
 from linseed.trainer.runtime import processes
 from linseed.trainer.step import state as state_lib
@@ -36,7 +37,7 @@ def evaluate_best(
     state,
     progress: Progress,
     judge: Sequence[str],
-    writer: writers.Quiet,
+    writer: Quiet,
 ) -> dict[str, Any]:
     """The end of a run: the best snapshot restored, the test split opened for it if it is to be judged, the result.
 
@@ -82,9 +83,7 @@ def evaluate_snapshot(workdir: Path, *, which: str, split: str) -> dict[str, Any
 
 def read_run(workdir: Path) -> ml_collections.ConfigDict:
     """The config that ran in `workdir`. Raises WorkdirError where there is none, ConfigError where it is not valid."""
-    config = workdir_lib.read_config(workdir)
-    validate(config)
-    return config
+    return resolve(workdir_lib.read_config(workdir))
 
 
 def restore_weights(

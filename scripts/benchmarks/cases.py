@@ -3,6 +3,7 @@
 import ml_collections
 
 from linseed.configs import cifar10_resnet18, cifar10_small, digits
+from linseed.trainer.config.resolve import resolve
 
 
 def synthetic(config: ml_collections.ConfigDict, *, examples: int, image_size: int) -> ml_collections.ConfigDict:
@@ -18,10 +19,12 @@ def tiny() -> ml_collections.ConfigDict:
 
     The rate rises to one that destroys the network, so that the best snapshot, of step 8, is an early one.
     """
-    config = digits.get_config()
+    config = resolve(digits.get_config())
     config.convolution = "xla"  # whose programs are kept for the next start
     config.data.batch_size = 64
-    config.model = dict(name="mlp", widths=(32,), activation="relu", init="auto", normalization="none", dropout=0.2)
+    config.model = dict(
+        name="mlp", widths=(32,), activation="relu", kernel_init="auto", normalization="none", dropout=0.2
+    )
     config.schedule = dict(name="one_cycle", rise_steps=22, div_factor=300.0, final_div_factor=1.0, warmup_steps=0)
     config.optimizer.lr = 1.0
     config.horizon = dict(steps=24)
@@ -34,7 +37,7 @@ def tiny() -> ml_collections.ConfigDict:
 
 # What one trains: name -> config. `small` for two CPU cores, the others for an accelerator.
 CASES = {
-    "digits": lambda: synthetic(digits.get_config(), examples=2000, image_size=8),
-    "small": lambda: synthetic(cifar10_small.get_config(), examples=4000, image_size=32),
-    "resnet18": lambda: synthetic(cifar10_resnet18.get_config(), examples=20000, image_size=32),
+    "digits": lambda: synthetic(resolve(digits.get_config()), examples=2000, image_size=8),
+    "small": lambda: synthetic(resolve(cifar10_small.get_config()), examples=4000, image_size=32),
+    "resnet18": lambda: synthetic(resolve(cifar10_resnet18.get_config()), examples=20000, image_size=32),
 }

@@ -8,11 +8,12 @@ from pathlib import Path
 import ml_collections
 
 from linseed.scripts.benchmarks.turns import ratio
+from linseed.trainer.config.changes import changed
 from linseed.trainer.errors import LinseedError
 from linseed.trainer.experiment import Shared
-from linseed.trainer.run.writers import Quiet
+from linseed.trainer.run.console import Quiet
 from linseed.trainer.train import train_and_evaluate
-from linseed.trainer.tuning.trials import at_constant_rate, changed
+from linseed.trainer.tuning.trials import at_constant_rate
 
 _EVALUATED = 80  # images: eight of each of ten classes, and what divides over 1, 2, 4, 5, 8, 10 or 16 devices
 

@@ -17,11 +17,12 @@ import numpy as np
 from linseed.configs import cifar10_resnet20, cifar10_speedrun
 from linseed.scripts.benchmarks.cases import synthetic
 from linseed.scripts.benchmarks.turns import in_turns, ratio, stepper
+from linseed.trainer.config.changes import changed
 from linseed.trainer.errors import LinseedError
 from linseed.trainer.experiment import Shared, build
 from linseed.trainer.runtime.onednn import CONVOLUTIONS
 from linseed.trainer.runtime.onednn_probe import proven
-from linseed.trainer.tuning.trials import at_constant_rate, changed
+from linseed.trainer.tuning.trials import at_constant_rate
 
 # Height and width, channels, features, kernel, stride, padding: those of the networks below.
 SHAPES = (

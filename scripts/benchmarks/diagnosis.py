@@ -18,13 +18,16 @@ import ml_collections
 from linseed import models
 from linseed.configs import digits
 from linseed.scripts.benchmarks import plants
-from linseed.trainer.config import validate as config_lib
+from linseed.trainer.config import canonical
+from linseed.trainer.config.changes import changed
+from linseed.trainer.config.resolve import resolve
 from linseed.trainer.data import sources
 from linseed.trainer.errors import LinseedError, NonFiniteError, unknown_name
 from linseed.trainer.run import workdir as workdir_lib
-from linseed.trainer.run import writers
+from linseed.trainer.run.console import Quiet
+from linseed.trainer.run.metrics_log import read_records
 from linseed.trainer.train import train_and_evaluate
-from linseed.trainer.tuning import trials, tune
+from linseed.trainer.tuning import tune
 from linseed.trainer.tuning.budget import UNLIMITED
 from linseed.trainer.tuning.diagnosis import curves
 
@@ -33,14 +36,14 @@ STEPS = ("check", "overfit", "lr")
 
 def _base(model, optimizer, **changes):
     """Digits, with nothing that a small network does not need."""
-    config = digits.get_config()
-    config.model = dict(activation="relu", init="auto", dropout=0.0, **model)
+    config = resolve(digits.get_config())
+    config.model = dict(activation="relu", kernel_init="auto", dropout=0.0, **model)
     config.optimizer = dict(clip="global_norm", clip_norm=1.0, rules=("rest:",), lr_per_batch=0, **optimizer)
     config.label_smoothing, config.ema_decay = 0.0, 0.0
     config.schedule.warmup_epochs = 1.0
     config.horizon.epochs = 12.0
     config.log_every_steps = 10
-    return trials.changed(config, changes)
+    return changed(config, changes)
 
 
 _ADAMW = dict(name="adamw", lr=1e-2, b1=0.9, b2=0.999, eps=1e-8, weight_decay=1e-2)
@@ -119,7 +122,7 @@ def measure(*, faults: Sequence[str], seeds: int, epochs: float) -> dict[str, An
         table = [_planted(name, FAULTS[name], folder, more=more) for name in faults]
         clean = []
         for seed, base in zip(range(seeds), itertools.cycle(BASES), strict=False):
-            said = examine(trials.changed(BASES[base], {"seed": seed, **more}), folder)
+            said = examine(changed(BASES[base], {"seed": seed, **more}), folder)
             clean.append({"base": base, "seed": seed, **said.entry()})
     silent = [entry for entry in clean if not entry["first_said"]]
     named = sum(entry["named"] for entry in table)
@@ -140,8 +143,8 @@ def _planted(name, fault, folder, *, more):
     config = BASES[fault.base]
     if fault.source:
         kwargs = {key: value for key, value in config.data.source.items() if key != "name"}
-        config = trials.changed(config, {"data.source": plants.source(fault.source, folder, **kwargs)})
-    said = examine(trials.changed(config, {**fault.changes, **more}), folder)
+        config = changed(config, {"data.source": plants.source(fault.source, folder, **kwargs)})
+    said = examine(changed(config, {**fault.changes, **more}), folder)
     entry = said.entry()
     return {
         "planted": name,
@@ -159,19 +162,19 @@ def examine(config: ml_collections.ConfigDict, folder: Path) -> Said:
     findings = []
     for step in STEPS:
         options = dict(storage="", study="study", sampler="tpe", rates=(), decays=(), name="case")
-        record = tune.tune(config, workdir / "study", step=step, budget=UNLIMITED, writer=writers.Quiet(), **options)
+        record = tune.tune(config, workdir / "study", step=step, budget=UNLIMITED, writer=Quiet(), **options)
         found = next(entry for entry in record["steps"] if entry["name"] == step)
         findings += [(step, finding) for finding in found["findings"]]
     run, val_accuracy, stopped = workdir / "run", None, ""
     try:
-        result = train_and_evaluate(config, run, writer=writers.Quiet(), on_config_change="refuse", judge=("val",))
+        result = train_and_evaluate(config, run, writer=Quiet(), on_config_change="refuse", judge=("val",))
         val_accuracy = round(result["val"]["accuracy"], 4)
     except NonFiniteError as error:
         stopped = str(error)
     diagnosis = curves.diagnose(
-        writers.read_records(run / workdir_lib.METRICS),
+        read_records(run / workdir_lib.METRICS),
         num_classes=len(sources.load(**config.data.source).class_names),
-        config=json.loads(config_lib.to_json(config)),
+        config=json.loads(canonical.to_json(config)),
         stopped=stopped,
     )
     findings += [("curves", finding._asdict()) for finding in diagnosis]

@@ -28,10 +28,11 @@ from linseed.configs import cifar10_small, digits, lecture_rates, replay
 from linseed.scripts.benchmarks.cases import synthetic
 from linseed.scripts.benchmarks.child import in_child
 from linseed.scripts.benchmarks.turns import in_turns, ratio, stepper
-from linseed.trainer.config import validate as config_lib
+from linseed.trainer.config import canonical
+from linseed.trainer.config.resolve import resolve
 from linseed.trainer.errors import LinseedError, unknown_name
 from linseed.trainer.experiment import Shared, build
-from linseed.trainer.run.writers import Quiet
+from linseed.trainer.run.console import Quiet
 from linseed.trainer.runtime.data_parallel import DataParallel
 from linseed.trainer.train import train_and_evaluate
 
@@ -47,13 +48,13 @@ class Case(NamedTuple):
 
 
 def _linear(root):
-    config = digits.get_config()
+    config = resolve(digits.get_config())
     config.model = dict(name="linear")
     return config
 
 
 def _speednet(root):
-    config = cifar10_small.get_config(f"root={root}" if root else "")
+    config = resolve(cifar10_small.get_config(f"root={root}" if root else ""))
     if not root:
         synthetic(config, examples=2500, image_size=32)
     config.data.val_fraction, config.data.train_examples = 0.02, 2000
@@ -63,8 +64,8 @@ def _speednet(root):
 
 CASES = {
     "linear": Case(_linear, most=12, share=1.0, turn=20),
-    "mlp": Case(lambda root: lecture_rates.get_config(), most=12, share=1.0, turn=20),
-    "cnn": Case(lambda root: digits.get_config(), most=12, share=1.0, turn=4),
+    "mlp": Case(lambda root: resolve(lecture_rates.get_config()), most=12, share=1.0, turn=20),
+    "cnn": Case(lambda root: resolve(digits.get_config()), most=12, share=1.0, turn=4),
     "speednet": Case(_speednet, most=3, share=0.1, turn=1),
 }
 
@@ -252,7 +253,7 @@ def _train_command(config, folder):
         return np.array([time.monotonic(), usage.ru_utime + usage.ru_stime])
 
     path = folder.with_suffix(".json")
-    path.write_text(config_lib.to_json(config))
+    path.write_text(canonical.to_json(config))
     began = spent()
     train = [sys.executable, "-m", "scripts.train", f"--config={replay.__file__}:{path}", f"--workdir={folder}"]
     environment = {name: value for name, value in os.environ.items() if name != "JAX_COMPILATION_CACHE_DIR"}

@@ -8,7 +8,7 @@ from pathlib import Path
 import jax
 
 from linseed.trainer.experiment import Shared, build
-from linseed.trainer.run.writers import Quiet
+from linseed.trainer.run.console import Quiet
 from linseed.trainer.train import train_and_evaluate
 from linseed.trainer.tuning.trials import at_constant_rate
 

@@ -19,8 +19,9 @@ from linseed.configs import cifar10_small
 from linseed.scripts.benchmarks.cases import synthetic
 from linseed.scripts.benchmarks.child import in_child
 from linseed.scripts.benchmarks.input import write_photographs
+from linseed.trainer.config.resolve import resolve
 from linseed.trainer.errors import LinseedError
-from linseed.trainer.run.writers import Quiet
+from linseed.trainer.run.console import Quiet
 from linseed.trainer.train import train_and_evaluate
 
 MIB = 2**20
@@ -30,14 +31,14 @@ _ROLLUP = "smaps_rollup"
 
 
 def _resident(root, *, images):
-    config = synthetic(cifar10_small.get_config(), examples=images, image_size=32)
+    config = synthetic(resolve(cifar10_small.get_config()), examples=images, image_size=32)
     config.data.placement, config.data.batch_size = "device", BATCH
     return config
 
 
 def _stream(root, *, images, workers):
     write_photographs(Path(root), images)
-    config = cifar10_small.get_config()
+    config = resolve(cifar10_small.get_config())
     config.model = dict(name="linear")
     config.data.source = dict(
         name="folder_stream",

@@ -10,6 +10,7 @@ import ml_collections
 from linseed.configs import imagenet_resnet50
 from linseed.scripts.benchmarks.cases import synthetic
 from linseed.scripts.benchmarks.turns import in_turns, stepper
+from linseed.trainer.config.resolve import resolve
 from linseed.trainer.experiment import Shared, build
 from linseed.trainer.tuning.trials import at_constant_rate
 
@@ -35,7 +36,7 @@ FORWARD_MULTIPLY_ADDS_224 = 4.09e9
 
 def measure(*, batch: int, image_size: int, turn: int, rounds: int) -> dict:
     """batch: images a step. image_size: pixels. turn: steps of a turn. On generated images, resident on the devices."""
-    config = ml_collections.ConfigDict(imagenet_resnet50.get_config())
+    config = ml_collections.ConfigDict(resolve(imagenet_resnet50.get_config()))
     config = synthetic(config, examples=max(2 * batch, 40), image_size=image_size)
     config.data.batch_size = batch
     config = at_constant_rate(config, steps=1, eval_every_steps=1, log_every_steps=1)

@@ -16,7 +16,7 @@ from linseed.scripts.benchmarks.turns import in_turns
 from linseed.trainer.data import stats
 from linseed.trainer.experiment import Shared, build
 from linseed.trainer.run import workdir as workdir_lib
-from linseed.trainer.run.writers import Quiet
+from linseed.trainer.run.console import Quiet
 from linseed.trainer.step import data_init
 from linseed.trainer.step.state import evaluated_weights
 from linseed.trainer.train import train_and_evaluate

@@ -19,7 +19,8 @@ import ml_collections
 from linseed.configs import cifar10_resnet20, digits
 from linseed.scripts.benchmarks.cases import synthetic
 from linseed.scripts.benchmarks.turns import Times, ratio
-from linseed.trainer.config import validate as config_lib
+from linseed.trainer.config import canonical
+from linseed.trainer.config.resolve import resolve
 from linseed.trainer.errors import LinseedError
 from linseed.trainer.run import workdir as workdir_lib
 
@@ -27,7 +28,7 @@ POLL_SECONDS = 0.005
 
 
 def _resnet20(convolution="auto"):
-    config = synthetic(cifar10_resnet20.get_config(), examples=2560, image_size=32)
+    config = synthetic(resolve(cifar10_resnet20.get_config()), examples=2560, image_size=32)
     config.convolution = convolution
     return config
 
@@ -77,7 +78,7 @@ def first_step(config: ml_collections.ConfigDict, workdir: Path) -> tuple[float,
     """
     config.log_every_steps = 1
     given = workdir.with_suffix(".json")
-    given.write_text(config_lib.to_json(config))
+    given.write_text(canonical.to_json(config))
     command = [sys.executable, "-m", "scripts.train", f"--config=configs/replay.py:{given}", f"--workdir={workdir}"]
     environment = {name: value for name, value in os.environ.items() if name != "JAX_COMPILATION_CACHE_DIR"}
     began = time.perf_counter()

@@ -7,49 +7,80 @@
 import contextlib
 import errno
 import logging
-import re
+import os
 import sys
+import textwrap
 from collections.abc import Callable
 
 from absl import app, flags
 
-from linseed.scripts.cli import heap
+from linseed.scripts.cli import config_flag, heap
 from linseed.scripts.cli.console import Console
 from linseed.trainer.errors import LinseedError
 from linseed.trainer.runtime import xla_flags
 from linseed.trainer.runtime.signals import Stopped
 
 DEBUG = flags.DEFINE_bool("debug", False, "Show the traceback of an error that is otherwise one line.")
+PLUGIN = flags.DEFINE_multi_string(
+    "plugin", [], "A module, or a FILE.py, with models, optimisers, ops ... of your own; may be given several times."
+)
 
 
-def run(main: Callable[..., None], *, needs: tuple[str, ...] = (), argument: str = ""):
+flags.disclaim_key_flags()  # what `define_path` defines belongs to the module that calls it
+
+
+class _Path(flags.ArgumentParser):
+    def parse(self, argument):
+        return os.path.expanduser(argument)
+
+
+def define_path(name: str, default: str | None, help_text: str, *, many: bool = False):
+    """A flag that holds a path, or several; `~` is the home folder."""
+    if many:
+        return flags.DEFINE_multi(_Path(), flags.ArgumentSerializer(), name, default, help_text)
+    return flags.DEFINE(_Path(), name, default, help_text, serializer=flags.ArgumentSerializer())
+
+
+def run(main: Callable[..., None], *, needs: tuple[str, ...] = (), argument: str = "", default: str | None = None):
     """Parses the flags, refuses to go on without those in `needs`, and runs `main(console)`.
 
-    argument: what the one argument without a flag is called, handed to `main` too; "" for none.
+    argument: what the one argument without a flag is called, handed to `main` too; "" for none. default: what stands
+    for it where it is not given; None: it has to be given. A command that needs `config` gets what the flag names by
+    `config_flag.load`.
     """
+    module = sys.modules[main.__module__]
     usage = _usage(needs, argument)
 
     def parse(argv):
+        if {"--help", "-h", "-help"} & set(argv[1:]):
+            print(_help(module, usage))
+            sys.exit(0)
         try:
-            rest = flags.FLAGS(argv)
-            for need in needs:
-                hasattr(flags.FLAGS[need].value, "to_dict")  # a config file that failed to load says so when first used
-        except Exception as error:  # absl's own errors, and whatever a config file raises
-            _fail(_flag_error(error), error)
+            rest = flags.FLAGS(config_flag.take(argv) if "config" in needs else argv)
+        except (flags.Error, LinseedError) as error:
+            _fail(str(error), error)
         missing = [name for name in needs if flags.FLAGS[name].value in (None, "")]
+        if config_flag.PRINT.value and "config" in needs and "config" not in missing:
+            missing = []
         if missing:
             _fail(f"--{missing[0]} is missing; the command is {usage}")
-        if argument and len(rest) < 2:
+        if argument and len(rest) < 2 and default is None:
             _fail(f"{argument} is missing; the command is {usage}")
         if len(rest) > (2 if argument else 1):
             _fail(f"unexpected argument '{rest[-1]}'; the command is {usage}")
-        return rest
+        return [*rest, default] if argument and len(rest) < 2 else rest
 
     def guarded(rest):
         _show_our_warnings_alone()
         heap.keep()
         xla_flags.use()
         try:
+            _load_plugins()
+            if config_flag.PRINT.value and "config" in needs:
+                from linseed.trainer.config.canonical import flatten
+
+                print(*(f"{key} = {value!r}" for key, value in flatten(config_flag.load())), sep="\n")
+                return
             main(Console(), *rest[1:])
         except LinseedError as error:
             _fail(str(error), error, status=error.status)
@@ -61,10 +92,37 @@ def run(main: Callable[..., None], *, needs: tuple[str, ...] = (), argument: str
             tell(str(stopped))
             sys.exit(stopped.status)
         except KeyboardInterrupt:
-            print("interrupted; run the same command again to go on from the last snapshot", file=sys.stderr)
+            print("interrupted; run the same command again to go on from the last checkpoint", file=sys.stderr)
             sys.exit(130)
 
     app.run(guarded, flags_parser=parse)
+
+
+def _load_plugins():
+    import importlib.metadata
+
+    installed = importlib.metadata.entry_points(group="linseed.plugins")
+    if not installed and not PLUGIN.value:
+        return  # without the seconds that importing the tables takes
+    from linseed.trainer.config import plugins
+
+    plugins.load_installed()
+    for plugin in PLUGIN.value:
+        plugins.load(plugin)
+
+
+def _help(module, usage) -> str:
+    """What a command is for and its flags, those of the command first."""
+    own = flags.FLAGS.flags_by_module_dict()
+    lines = [(module.__doc__ or "").strip(), "", f"usage: {usage} [flags]", ""]
+    for owner in (module.__name__, *(name for name in own if name.startswith("linseed.scripts.cli."))):
+        for flag in own.get(owner, ()):
+            if owner == config_flag.__name__ and flag.name in ("config", "print_config") and "--config" not in usage:
+                continue
+            shown = "" if flag.default in (None, "", []) else f" (default: {flag.default})"
+            text = f"--{flag.name}  {flag.help.partition(';     repeat this')[0]}{shown}"
+            lines.append(textwrap.fill(text, 100, subsequent_indent=" " * 6))
+    return "\n".join(lines)
 
 
 def tell(line: str):
@@ -74,31 +132,22 @@ def tell(line: str):
 
 
 def _usage(needs, argument):
-    name = sys.modules["__main__"].__spec__.name
-    return " ".join([f"python -m {name}", *filter(None, [argument]), *(f"--{need}={need.upper()}" for need in needs)])
+    return " ".join([program(), *filter(None, [argument]), *(f"--{need}={need.upper()}" for need in needs)])
 
 
-def _flag_error(error):
-    """What a flag parser's error comes down to. ml_collections wraps the config file's own in a traceback or a repr."""
-    text = str(error.args[0] if isinstance(error, KeyError) else error).strip()
-    missing = re.search(r"No such file or directory:\s+'(.*)'", text)
-    near = re.search(r'Did you mean "(.*)" instead of "(.*)"\?', text)
-    if missing:
-        return f"no config file at {missing[1]}; look into configs/, or check --config"
-    if "Traceback" in text:
-        last = text.splitlines()[-1]
-        return last.partition("Error: ")[2] or f"the config file fails with {last}; look into it, or check --config"
-    if near:
-        return f"unknown config key '{near[2]}'; did you mean '{near[1]}'?"
-    if isinstance(error, (AttributeError, KeyError)):
-        return f"unknown config key {text}"
-    return text
+def program() -> str:
+    """How this command was called: `linseed train`, or `python -m scripts.train` in a clone."""
+    spec = sys.modules["__main__"].__spec__
+    name = spec.name if spec else ""
+    return f"python -m {name}" if name.startswith(("scripts.", "linseed.scripts.")) else " ".join(sys.argv[:1])
 
 
 def _one_line(error):
     if error.errno in (errno.ENOSPC, errno.EDQUOT):
         place = f" ({error.filename})" if error.filename else ""
-        return f"the disk is full{place}; free some space and run the same command again, earlier snapshots are intact"
+        return (
+            f"the disk is full{place}; free some space and run the same command again, earlier checkpoints are intact"
+        )
     return str(error)
 
 

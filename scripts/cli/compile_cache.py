@@ -16,11 +16,9 @@ import sys
 import warnings
 from pathlib import Path
 
-from absl import flags
-
 from linseed.scripts.cli import command
 
-COMPILE_CACHE = flags.DEFINE_string(
+COMPILE_CACHE = command.define_path(
     "compile_cache",
     None,
     "Folder of compiled programs, for the runs after this one; '' for none; .jax_cache beside --workdir unless given.",

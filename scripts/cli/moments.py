@@ -14,10 +14,10 @@ import ml_collections
 import numpy as np
 
 from linseed import configs
-from linseed.trainer.config import validate as config_lib
+from linseed.trainer.config import canonical
 from linseed.trainer.errors import LinseedError
 from linseed.trainer.run import workdir as workdir_lib
-from linseed.trainer.run import writers
+from linseed.trainer.run.metrics_log import read_records
 
 _LOOK = 0.0005  # seconds between two looks at the files
 _LATEST = 600.0  # seconds after which a run that shows nothing has failed
@@ -56,8 +56,8 @@ class Run:
         environment: Mapping[str, str] | None = None,
     ):
         workdir.parent.mkdir(parents=True, exist_ok=True)
-        path = workdir.parent / f"{config_lib.sha256(config)[:16]}.json"
-        workdir_lib.write_whole(path, config_lib.to_json(config))
+        path = workdir.parent / f"{canonical.sha256(config)[:16]}.json"
+        workdir_lib.write_whole(path, canonical.to_json(config))
         replay = Path(next(iter(configs.__path__))) / "replay.py"
         self.workdir = workdir
         self._log = workdir.parent / f"{workdir.name}.log"
@@ -119,7 +119,7 @@ class Run:
 
     def records(self) -> list[dict]:
         """What this start of the run has logged so far, and kept of earlier ones."""
-        return writers.read_records(self.workdir / workdir_lib.METRICS) if self._is_new(workdir_lib.METRICS) else []
+        return read_records(self.workdir / workdir_lib.METRICS) if self._is_new(workdir_lib.METRICS) else []
 
     def started(self) -> bool:
         """Whether the config of this start has been written: the state is there, and compiling comes next."""

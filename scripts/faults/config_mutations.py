@@ -8,13 +8,14 @@ from typing import Any
 import ml_collections
 import numpy as np
 
-from linseed.models import MODELS
-from linseed.trainer.config import validate as config_lib
+from linseed.trainer.config import canonical
+from linseed.trainer.config.changes import changed
+from linseed.trainer.config.resolve import resolve
+from linseed.trainer.config.sections import TABLES
 from linseed.trainer.errors import LinseedError
-from linseed.trainer.experiment import Shared, build, validate
-from linseed.trainer.run import writers
+from linseed.trainer.experiment import Shared, build
+from linseed.trainer.run.console import Quiet
 from linseed.trainer.train import train_and_evaluate
-from linseed.trainer.tuning.trials import changed
 
 # What somebody may write, or a program: right types out of range, wrong types, names of other things.
 VALUES: tuple[Any, ...] = (
@@ -30,7 +31,7 @@ VALUES: tuple[Any, ...] = (
 
 def keys(config: ml_collections.ConfigDict) -> list[str]:
     """What can be changed: every field, every section, and keys that no config has."""
-    fields = [key for key, _ in config_lib.flatten(config)]
+    fields = [key for key, _ in canonical.flatten(config)]
     sections = {key.rpartition(".")[0] for key in fields} - {""}
     new = ["nothing", "data.nothing", "model.depth", "schedule.warmup_steps", "horizon.steps", "horizon.percent"]
     return sorted({*fields, *sections, *new})
@@ -38,13 +39,12 @@ def keys(config: ml_collections.ConfigDict) -> list[str]:
 
 def names(key: str) -> tuple[str, ...]:
     """The names that a section's `name` may have, () for another key."""
-    tables = {**config_lib.TABLES, "model": MODELS}
-    return tuple(tables.get(key.removesuffix(".name"), ())) if key.endswith(".name") else ()
+    return tuple(TABLES.get(key.removesuffix(".name"), ())) if key.endswith(".name") else ()
 
 
 def values(key: str, config: ml_collections.ConfigDict) -> tuple[Any, ...]:
     """What `key` may be changed to; half of it of the type that it has, so that some of it can run."""
-    present = dict(config_lib.flatten(config)).get(key)
+    present = dict(canonical.flatten(config)).get(key)
     kind = (int, float) if isinstance(present, (int, float)) else type(present)
     alike = [value for value in VALUES if isinstance(value, kind) and not isinstance(value, bool)]
     alike = [*names(key), *alike[: len(names(key))]] if names(key) else alike
@@ -81,7 +81,7 @@ def apply(config: ml_collections.ConfigDict, changes: dict[str, Any]) -> ml_coll
 def outcome(config: ml_collections.ConfigDict, workdir: Path, *, shared: Shared) -> str:
     """ "invalid", "refused" (while it was built) or "built". Raises what is neither, and for a message of two lines."""
     try:
-        validate(config)
+        resolve(config)
     except LinseedError as error:
         _check_line(error)
         return "invalid"
@@ -97,7 +97,7 @@ def train(config: ml_collections.ConfigDict, workdir: Path, *, shared: Shared) -
     """ "trained" or, by a LinseedError, "stopped", after two steps of `config`. Raises what is neither."""
     short = changed(config, {"horizon": {"steps": 2}, "schedule": {"name": "constant", "warmup_steps": 0}})
     try:
-        train_and_evaluate(short, workdir, writer=writers.Quiet(), on_config_change="refuse", shared=shared)
+        train_and_evaluate(short, workdir, writer=Quiet(), on_config_change="refuse", shared=shared)
     except LinseedError as error:
         _check_line(error)
         return "stopped"

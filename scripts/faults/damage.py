@@ -15,9 +15,10 @@ from pathlib import Path
 from linseed.trainer.errors import LinseedError, NonFiniteError
 from linseed.trainer.experiment import Shared, build
 from linseed.trainer.run import workdir as workdir_lib
-from linseed.trainer.run import writers
 from linseed.trainer.run.checkpoint import NoSnapshots, Snapshots
 from linseed.trainer.run.compare import CLOCK
+from linseed.trainer.run.console import Quiet
+from linseed.trainer.run.metrics_log import read_records
 from linseed.trainer.run.result import params_sha256
 from linseed.trainer.run.rollback import Rollbacks
 from linseed.trainer.train import train_and_evaluate
@@ -168,7 +169,7 @@ class Bench:
     def go_on(self, workdir: Path, *, on_config_change: str = "refuse") -> dict:
         """The result of training to the end."""
         return train_and_evaluate(
-            self.config, workdir, writer=writers.Quiet(), on_config_change=on_config_change, shared=self._shared
+            self.config, workdir, writer=Quiet(), on_config_change=on_config_change, shared=self._shared
         )
 
     def snapshot(self, name: str, *, of: str, finish: bool) -> str:
@@ -296,7 +297,7 @@ def contents(folder: Path) -> dict[str, int]:
 
 
 def _records(workdir):
-    found = writers.read_records(workdir / workdir_lib.METRICS)
+    found = read_records(workdir / workdir_lib.METRICS)
     return [{key: value for key, value in record.items() if key not in CLOCK} for record in found]
 
 

@@ -19,11 +19,11 @@ from linseed.scripts.benchmarks.cases import tiny
 from linseed.scripts.benchmarks.child import in_child
 from linseed.scripts.cli import moments
 from linseed.scripts.faults import config_mutations, damage, faulty, full_disk, mutations, two_processes
+from linseed.trainer.config.changes import changed
 from linseed.trainer.errors import LinseedError, unknown_name
 from linseed.trainer.experiment import Shared
 from linseed.trainer.run import workdir as workdir_lib
 from linseed.trainer.run.compare import differences
-from linseed.trainer.tuning.trials import changed
 
 TERMINATED = 143  # the status of a run that SIGTERM ended: 128 + 15
 CONFIGS, INPUTS = 200, 500

@@ -14,10 +14,10 @@ import numpy as np
 from linseed.scripts.benchmarks.cases import tiny
 from linseed.scripts.cli import moments
 from linseed.scripts.faults import faulty
+from linseed.trainer.config.changes import changed
 from linseed.trainer.errors import LostError
 from linseed.trainer.run import workdir as workdir_lib
-from linseed.trainer.run import writers
-from linseed.trainer.tuning.trials import changed
+from linseed.trainer.run.metrics_log import read_records
 
 WITHIN = 60.0  # seconds, for the others to end
 WATCHDOG_MINUTES = 0.5
@@ -145,7 +145,7 @@ def _same_parameters(straight, workdir):
 
 
 def _same_losses(straight, workdir):
-    ours, theirs = (writers.read_records(folder / workdir_lib.METRICS) for folder in (straight, workdir))
+    ours, theirs = (read_records(folder / workdir_lib.METRICS) for folder in (straight, workdir))
     if [record["step"] for record in ours] != [record["step"] for record in theirs]:
         return "its records are not of the same steps"
     apart = [abs(one["train_loss"] / other["train_loss"] - 1) for one, other in zip(ours, theirs, strict=True)]

@@ -5,11 +5,9 @@ python -m scripts.gallery --out=runs/gallery
 
 from pathlib import Path
 
-from absl import flags
-
 from linseed.scripts.cli import command
 
-OUT = flags.DEFINE_string("out", None, "Folder for the pictures and index.html.")
+OUT = command.define_path("out", None, "Folder for the pictures and index.html.")
 
 
 def main(console):
@@ -19,5 +17,9 @@ def main(console):
     console.print(f"gallery: {page.write(Path(OUT.value), ACTIVATIONS)}", soft_wrap=True)
 
 
-if __name__ == "__main__":
+def run():
     command.run(main, needs=("out",))
+
+
+if __name__ == "__main__":
+    run()

@@ -17,10 +17,11 @@ import jax.numpy as jnp
 import ml_collections
 import numpy as np
 
+from linseed.trainer.config.resolve import resolve
 from linseed.trainer.cost.batch_size import Room, find_room
 from linseed.trainer.cost.measure import Flops, Memory, Seconds, measure
 from linseed.trainer.errors import WorkdirError
-from linseed.trainer.experiment import Shared, build, validate
+from linseed.trainer.experiment import Shared, build
 from linseed.trainer.optim import rules as rules_lib
 from linseed.trainer.optim import schedules
 from linseed.trainer.run import workdir as workdir_lib
@@ -136,7 +137,7 @@ def forecast(
     memory_limit: bytes of a device to find the largest batch for; None: what the device itself says.
     Raises a LinseedError, whose message is one line, for all that would also stop the run.
     """
-    validate(config)
+    config = resolve(config)
     found = standing(workdir, config)
     began = time.perf_counter()
     with tempfile.TemporaryDirectory(prefix="linseed-forecast-") as folder:

@@ -22,7 +22,7 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 
-from linseed.trainer.errors import ConfigError, unknown_name
+from linseed.trainer.errors import ConfigError
 from linseed.trainer.optim import rules as rules_lib
 from linseed.trainer.optim import transforms
 from linseed.trainer.optim.optimizers import OPTIMIZERS
@@ -52,12 +52,8 @@ def make_tx(
     threshold of `CLIPS[clip]`; 0 does not clip. rules: per-parameter rules (`trainer.optim.rules`), whose fit to the
     parameters is checked by `init`; a frozen parameter adds nothing to the gradient's norm. total_steps: the
     length of the run, for a rule that ends before it. kwargs: the entry's.
-    Raises ConfigError for an unknown name and for what cannot be combined.
+    Raises ConfigError for what cannot be combined.
     """
-    if name not in OPTIMIZERS:
-        raise ConfigError(unknown_name("optimizer", name, OPTIMIZERS))
-    if clip not in CLIPS:
-        raise ConfigError(unknown_name("clip", clip, CLIPS))
     if name == "lbfgs" and (clip_norm or rules_lib.any_lr(rules)):
         raise ConfigError(
             "'lbfgs' needs the gradient as it is; set config.optimizer.clip_norm to 0 and no lr in the rules"

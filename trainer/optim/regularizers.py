@@ -11,7 +11,7 @@ from collections.abc import Callable, Sequence
 import jax
 import jax.numpy as jnp
 
-from linseed.trainer.errors import ConfigError, unknown_name
+from linseed.ranges import NonNegative
 from linseed.trainer.optim import rules as rules_lib
 
 
@@ -19,17 +19,17 @@ def _none():
     return None
 
 
-def _l2(*, strength):
+def _l2(*, strength: NonNegative = 1e-4):
     # strength * sum of W^2
     return lambda leaf: strength * jnp.sum(leaf**2)
 
 
-def _l1(*, strength):
+def _l1(*, strength: NonNegative = 1e-5):
     # strength * sum of |W|
     return lambda leaf: strength * jnp.sum(jnp.abs(leaf))
 
 
-def _elastic_net(*, strength, beta):
+def _elastic_net(*, strength: NonNegative = 1e-5, beta: NonNegative = 1.0):
     # strength * sum of beta W^2 + |W|: Zou and Hastie 2005, in the lecture's form.
     return lambda leaf: strength * jnp.sum(beta * leaf**2 + jnp.abs(leaf))
 
@@ -40,11 +40,9 @@ REGULARIZERS = {"elastic_net": _elastic_net, "l1": _l1, "l2": _l2, "none": _none
 def make_regularizer(name: str, *, rules: Sequence[str], **kwargs) -> Callable[..., jax.Array]:
     """`params -> float32 scalar`, the sum of `REGULARIZERS[name]` over the parameters that decay.
 
-    rules: those of the optimiser. kwargs: the entry's. Raises ConfigError for an unknown name and, when
-    called, for rules that do not fit the parameters.
+    rules: those of the optimiser. kwargs: the entry's. When called it raises ConfigError for rules that do not fit the
+    parameters.
     """
-    if name not in REGULARIZERS:
-        raise ConfigError(unknown_name("regularizer", name, REGULARIZERS))
     term = REGULARIZERS[name](**kwargs)
     if term is None:
         return lambda params: jnp.float32(0)

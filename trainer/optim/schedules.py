@@ -8,14 +8,15 @@ warm-up. `make_schedule` puts a linear warm-up from zero before it.
 import inspect
 import math
 from collections.abc import Mapping
-from typing import Any, NamedTuple
+from typing import Annotated, Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
 
-from linseed.trainer.errors import ConfigError, unknown_name
+from linseed.ranges import Between, Count, Duration, Inside, Length, Positive, PositiveDuration
+from linseed.trainer.errors import ConfigError
 
 UNITS = ("epochs", "examples", "percent", "steps")
 
@@ -90,13 +91,13 @@ def _constant(*, lr):
     return optax.constant_schedule(lr)
 
 
-def _step(*, lr, warmup_steps, decay_steps, at_steps, factor):
+def _step(*, lr, warmup_steps, decay_steps, at_steps: Annotated[tuple[Duration, ...], Length(1)], factor: Inside = 0.1):
     # lr * factor^(milestones passed). Milestones count from the start of the run, warm-up included.
     total = warmup_steps + decay_steps
     rising = all(a < b for a, b in zip(at_steps, at_steps[1:], strict=False))
-    if not at_steps or not rising or at_steps[0] <= warmup_steps or at_steps[-1] >= total:
+    if not rising or at_steps[0] <= warmup_steps or at_steps[-1] >= total:
         raise ConfigError(
-            f"the milestones of the schedule 'step' ({', '.join(map(str, at_steps)) or 'none'}) should rise, after the "
+            f"the milestones of the schedule 'step' ({', '.join(map(str, at_steps))}) should rise, after the "
             f"warm-up ({warmup_steps} steps) and within the run ({total} steps); schedule.at_percent fits any length"
         )
     return optax.piecewise_constant_schedule(lr, {at - warmup_steps: factor for at in at_steps})
@@ -112,14 +113,16 @@ def _linear(*, lr, decay_steps):
     return optax.linear_schedule(lr, 0.0, decay_steps)
 
 
-def _inverse_sqrt(*, lr, timescale_steps):
+def _inverse_sqrt(*, lr, timescale_steps: PositiveDuration):
     # lr * sqrt(s / (t + s)), t from the end of warm-up, so that it starts at lr. s = 1 is the lecture's lr / sqrt(t),
     # t counted from 1; s = the length of the warm-up is that of Vaswani et al. 2017.
     _at_least_one_step("schedule.timescale", timescale_steps)
     return lambda step: lr * jnp.sqrt(timescale_steps / (jnp.maximum(step, 0) + timescale_steps))
 
 
-def _one_cycle(*, lr, decay_steps, rise_steps, div_factor, final_div_factor):
+def _one_cycle(
+    *, lr, decay_steps, rise_steps: PositiveDuration, div_factor: Positive = 25.0, final_div_factor: Positive = 1e4
+):
     # Half a cosine from lr / div_factor up to lr, another down to lr / (div_factor * final_div_factor) at the end:
     # Smith and Topin 2018, with the cosine of fast.ai. A warm-up before it ends at lr / div_factor, not at the peak.
     if not 0 < rise_steps < decay_steps:
@@ -131,7 +134,7 @@ def _one_cycle(*, lr, decay_steps, rise_steps, div_factor, final_div_factor):
     return optax.piecewise_interpolate_schedule("cosine", lr / div_factor, scales)
 
 
-def _sgdr(*, lr, decay_steps, cycle_steps, cycle_factor):
+def _sgdr(*, lr, decay_steps, cycle_steps: PositiveDuration, cycle_factor: Annotated[float, Between(1)] = 2.0):
     # A cosine over cycle_steps, started again and again, each cycle_factor times as long as the one before
     # (Loshchilov and Hutter 2017). The end of the run cuts the last one.
     _at_least_one_step("schedule.cycle", cycle_steps)
@@ -165,7 +168,16 @@ class Plateau(optax.schedules.StatefulSchedule):
     `inject_hyperparams` drives; the state is part of the optimiser's and is checkpointed with it.
     """
 
-    def __init__(self, *, lr: float, warmup_steps: int, factor: float, patience: int, rtol: float, window_steps: int):
+    def __init__(
+        self,
+        *,
+        lr,
+        warmup_steps,
+        window_steps: PositiveDuration,
+        factor: Inside = 0.1,
+        patience: Count = 10,
+        rtol: Positive = 1e-4,
+    ):
         _at_least_one_step("schedule.window", window_steps)
         self._lr, self._warmup_steps = lr, warmup_steps
         self._link = optax.contrib.reduce_on_plateau(factor, patience, rtol, accumulation_size=window_steps)
@@ -195,6 +207,15 @@ SCHEDULES = {
     "step": _step,
 }
 
+# The durations above that a config may leave out, in a unit that suits a run of any length.
+DEFAULT_DURATIONS = {
+    "inverse_sqrt": {"timescale_percent": 5},
+    "one_cycle": {"rise_percent": 30},
+    "plateau": {"window_epochs": 1},
+    "sgdr": {"cycle_percent": 15},  # with cycle_factor 2 three cycles, of which the end of the run cuts a little
+    "step": {"at_percent": (50, 75)},
+}
+
 
 def _at_least_one_step(key, steps):
     if steps < 1:
@@ -208,10 +229,8 @@ def make_schedule(
 
     Goyal et al. 2017, "Accurate, Large Minibatch SGD", for the warm-up. With `warmup_steps > 0` the first step has
     rate 0; without, the first value of the schedule, which is `lr` for all but `one_cycle`. `plateau` alone
-    is stateful (`Plateau`). Raises ConfigError for an unknown name or a warm-up as long as the run.
+    is stateful (`Plateau`). Raises ConfigError for a warm-up as long as the run.
     """
-    if name not in SCHEDULES:
-        raise ConfigError(unknown_name("schedule", name, SCHEDULES))
     if warmup_steps >= total_steps:
         raise ConfigError(
             f"the warm-up ({warmup_steps} steps) is as long as the run ({total_steps} steps); "

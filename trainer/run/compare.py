@@ -9,7 +9,7 @@ import numpy as np
 from linseed.trainer.errors import WorkdirError
 from linseed.trainer.run import workdir as workdir_lib
 from linseed.trainer.run.checkpoint import read_arrays
-from linseed.trainer.run.writers import read_records
+from linseed.trainer.run.metrics_log import read_records
 
 CLOCK = ("images_per_second",)  # what a clock measured, in a record
 RESULT = ("params_sha256", "best_params_sha256", "best_step", "steps", "stop_reason", "val", "test")

@@ -8,7 +8,7 @@ from pathlib import Path
 import jinja2
 
 from linseed.trainer.run import workdir as workdir_lib
-from linseed.trainer.run import writers
+from linseed.trainer.run.metrics_log import read_records
 
 STYLE = """\
   body { font: 16px/1.5 system-ui, sans-serif; max-width: 60rem; margin: 2rem auto; padding: 0 1rem; color: #1a1a1a; }
@@ -100,7 +100,7 @@ def svg(figure, *, alt: str) -> str:
 def write(workdir: Path):
     """Writes `report.html` of a finished run."""
     result = workdir_lib.read_result(workdir)
-    records = writers.read_records(workdir / workdir_lib.METRICS)
+    records = read_records(workdir / workdir_lib.METRICS)
     config = (workdir / workdir_lib.CONFIG).read_text()
     curves = draw_curves(records, best_step=result["best_step"])
     speed = result["images_per_second"]

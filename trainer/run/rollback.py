@@ -1,4 +1,4 @@
-"""How often a run went back to a snapshot because something was not finite, and the rate that it went on with."""
+"""Rollbacks: a run goes back to a checkpoint after NaN or Inf and goes on at a lower learning rate."""
 
 import json
 from pathlib import Path
@@ -10,32 +10,31 @@ from linseed.trainer.run.checkpoint import Snapshots
 
 
 class Rollbacks:
-    """How often a run went back, in `path`: one JSON object a rollback, `step` (not finite) and `to` (gone on from).
+    """The rollbacks of a run, in `path`: a JSON object a line, with `step` (not finite) and `to` (the checkpoint's).
 
-    A rollback belongs to the run from the step that it went to: what is noted of later ones is dropped when a run
-    starts before them. Each line has a checksum over itself, and where one does not match all raise WorkdirError: the
-    rate would be another.
+    A run that starts at a step forgets the rollbacks to later ones. Each line has a checksum. Where one does not match,
+    the methods raise WorkdirError, because the learning rate would be wrong.
     """
 
     def __init__(self, path: Path, *, on_non_finite: str, max_times: int, lr_factor: float):
-        """As in the config's section `guard`; only "rollback" goes back, the rate of earlier rollbacks stays."""
+        """As in `config.guard`. Only "rollback" goes back; the others keep the learning rate of earlier rollbacks."""
         self._path, self._max_times, self._lr_factor = path, max_times, lr_factor
         self._rolls = on_non_finite == "rollback"
 
     def lr_scale(self, step: int) -> float:
-        """What the rate is multiplied by in a run that goes on after `step`. Forgets the rollbacks to later steps."""
+        """The factor on the learning rate of a run that goes on after `step`. Forgets the rollbacks to later steps."""
         lines = self._read()
-        kept = [line for line in lines if line["to"] <= step]
-        if len(kept) < len(lines):
-            self._write(kept)
-        return self._lr_factor ** len(kept)
+        past = [line for line in lines if line["to"] <= step]
+        if len(past) < len(lines):
+            self._write(past)
+        return self._lr_factor ** len(past)
 
     def forget(self):
-        """For a run that begins anew."""
+        """Forgets all rollbacks, for a run that starts anew."""
         self._path.unlink(missing_ok=True)
 
-    def roll_back(self, snapshots: Snapshots, error: NonFiniteError) -> str:
-        """Goes back to the last evaluated snapshot, or to the beginning, and notes it; returns a line that says so.
+    def roll_back(self, checkpoints: Snapshots, error: NonFiniteError) -> str:
+        """Drops the checkpoints after the last evaluated one, records the rollback, and returns a line that says so.
 
         Raises `error` where the run may not go back, or not once more.
         """
@@ -44,14 +43,14 @@ class Rollbacks:
             raise error
         if len(lines) >= self._max_times:
             raise NonFiniteError(f"after {len(lines)} rollbacks {error}", what=error.what, step=error.step) from error
-        to = max(snapshots.evaluated_steps(), default=0)
-        snapshots.drop_after(to)  # first: killed here, the run comes to the same error again
+        to = max(checkpoints.evaluated_steps(), default=0)
+        checkpoints.drop_after(to)  # first, so that a run killed here comes to the same error again
         lines = [*lines, {"step": error.step, "to": to}]
         self._write(lines)
         scale = self._lr_factor ** len(lines)
         return (
             f"rollback {len(lines)} of {self._max_times}: {error.what} is not finite; back to step {to:,}, on with "
-            f"{scale:g} times the rate"
+            f"{scale:g} times the learning rate"
         )
 
     def _read(self):
@@ -59,8 +58,8 @@ class Rollbacks:
         lines = [checksum.loads(line) for line in (text or "").splitlines()]
         if text is not None and (not lines or None in lines):
             raise WorkdirError(
-                f"{self._path} is damaged, so that the rate to go on with is not known; put back a copy, or delete it "
-                "to go on at the config's own rate"
+                f"{self._path} is damaged, and the learning rate depends on it; put back a copy, or delete it to go on "
+                "at config.optimizer.lr"
             )
         return lines
 

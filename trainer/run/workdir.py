@@ -10,8 +10,9 @@ from pathlib import Path
 
 import ml_collections
 
-from linseed.trainer.config import validate as config_lib
-from linseed.trainer.errors import WorkdirError
+from linseed.trainer.config import canonical
+from linseed.trainer.config.resolve import resolve
+from linseed.trainer.errors import ConfigError, WorkdirError
 
 CONFIG = "config.json"
 RESULT = "result.json"
@@ -26,6 +27,10 @@ _CURES = {
     CONFIG: "train again with --on_config_change=accept to go on with the config given, or choose another --workdir",
     RESULT: "delete it and train again by the same command: it is made anew from the snapshots",
 }
+
+
+# Keys that runs of earlier versions have: section, old name, new name.
+_RENAMED = [("model", "init", "kernel_init")]
 
 
 class _DamagedFileError(WorkdirError):
@@ -61,7 +66,7 @@ def check_config(workdir: Path, config: ml_collections.ConfigDict, *, on_change:
             raise WorkdirError(f"{workdir} holds files of a run and no {CONFIG}; choose another --workdir")
         return []
     try:
-        changed = config_lib.differences(read_config(workdir), config)
+        changed = canonical.differences(_with_defaults(read_config(workdir)), config)
     except _DamagedFileError:
         if on_change == "refuse":
             raise
@@ -75,6 +80,14 @@ def check_config(workdir: Path, config: ml_collections.ConfigDict, *, on_change:
     return changed
 
 
+def _with_defaults(config):
+    """The config of a run of an earlier version with the keys that are new; as it is where it cannot be completed."""
+    try:
+        return resolve(config)
+    except ConfigError:
+        return config
+
+
 def write_config(workdir: Path, config: ml_collections.ConfigDict):
     """Makes `config` the run's own; another that is there, and its result, stay under numbered names.
 
@@ -86,7 +99,7 @@ def write_config(workdir: Path, config: ml_collections.ConfigDict):
         if (workdir / RESULT).exists():
             (workdir / RESULT).rename(workdir / f"result.{number}.json")
         shutil.copyfile(path, workdir / f"config.{number}.json")
-    write_whole(path, config_lib.to_json(config))
+    write_whole(path, canonical.to_json(config))
 
 
 def read_config(workdir: Path) -> ml_collections.ConfigDict:
@@ -96,6 +109,9 @@ def read_config(workdir: Path) -> ml_collections.ConfigDict:
         raise WorkdirError(f"{workdir} holds no run: there is no {CONFIG}; train first, or check --workdir")
     if "model" not in values or "optimizer" not in values:
         raise WorkdirError(f"{workdir / CONFIG} is not the config of a run; choose another --workdir")
+    for section, old, new in _RENAMED:
+        if isinstance(values.get(section), dict) and old in values[section]:
+            values[section][new] = values[section].pop(old)
     try:
         return ml_collections.ConfigDict(values)
     except (ValueError, TypeError, AttributeError, RecursionError) as error:  # keys that no attribute can have

@@ -1,6 +1,6 @@
 """Initial weights that are taken from the training images: `DATA_INITS`.
 
-    data_init = make_data_init("whiten", images=images, path="stem", examples=5000, eps=5e-4)
+    data_init = make_data_init("whiten", images=images, path="stem")
     params = data_init(params)
 
 Part of a model's initialisation, so that the optimiser's state starts from it too. What is whitened need not be frozen;
@@ -14,6 +14,7 @@ import flax
 import jax.numpy as jnp
 import numpy as np
 
+from linseed.ranges import Count, Positive
 from linseed.trainer.errors import ConfigError, unknown_name
 
 _IMAGES_AT_ONCE = 250
@@ -23,8 +24,9 @@ def _none(images):
     return lambda params: params
 
 
-def _whiten(images, *, path, examples, eps):
+def _whiten(images, *, path: str = "stem", examples: Count = 5000, eps: Positive = 5e-4):
     # The kernel of the convolution at `path` becomes `whitening_kernel` of `examples` train images, evenly spaced.
+    # Jordan 2024's values.
     @functools.cache
     def kernel(height, width):
         return whitening_kernel(images(examples), height=height, width=width, eps=eps)
@@ -54,10 +56,8 @@ DATA_INITS = {"none": _none, "whiten": _whiten}
 def make_data_init(name: str, *, images: Callable[[int], Iterator[np.ndarray]], **kwargs) -> Callable:
     """`data_init(params) -> params`, pure and traceable. images, kwargs: see `DATA_INITS`.
 
-    Raises ConfigError for an unknown name; `data_init` itself where the params do not suit.
+    `data_init` raises ConfigError where the params do not suit.
     """
-    if name not in DATA_INITS:
-        raise ConfigError(unknown_name("config.data_init.name", name, DATA_INITS))
     return DATA_INITS[name](images, **kwargs)
 
 

@@ -7,12 +7,14 @@ mixup and CutMix make them; a loss of soft targets that are one-hot is the loss 
 import functools
 import inspect
 from collections.abc import Callable
+from typing import Annotated
 
 import jax
 import jax.numpy as jnp
 import optax
 
-from linseed.trainer.errors import ConfigError, unknown_name
+from linseed.ranges import Length, NonNegative
+from linseed.trainer.errors import ConfigError
 
 
 def soft_targets(labels: jax.Array, *, num_classes: int) -> jax.Array:
@@ -30,7 +32,11 @@ def softmax(logits: jax.Array, labels: jax.Array, *, label_smoothing: float) -> 
 
 
 def weighted_softmax(
-    logits: jax.Array, labels: jax.Array, *, label_smoothing: float, class_weights: tuple[float, ...]
+    logits: jax.Array,
+    labels: jax.Array,
+    *,
+    label_smoothing: float,
+    class_weights: Annotated[tuple[NonNegative, ...], Length(1)],
 ) -> jax.Array:
     """`softmax` with each class's term of the cross-entropy times its weight, one a class.
 
@@ -72,10 +78,8 @@ LOSSES = {"sigmoid": sigmoid, "softmax": softmax, "svm": svm, "weighted_softmax"
 def make_loss(name: str, *, label_smoothing: float, **kwargs) -> Callable[[jax.Array, jax.Array], jax.Array]:
     """`LOSSES[name]` with its parameters fixed.
 
-    Raises ConfigError for an unknown name, or label smoothing with a loss that has none.
+    Raises ConfigError for label smoothing with a loss that has none.
     """
-    if name not in LOSSES:
-        raise ConfigError(unknown_name("loss", name, LOSSES))
     if "label_smoothing" in inspect.signature(LOSSES[name]).parameters:
         kwargs["label_smoothing"] = label_smoothing
     elif label_smoothing:

@@ -74,7 +74,7 @@ def initial_loss(measured: Mapping[str, Any], params) -> tuple[list[Finding], di
             Finding(
                 "bad_init",
                 f"the loss at initialisation is {loss:.3g}; that of a network with no opinion is {expected:.3g}",
-                "choose --config.model.init=auto, a normalisation, or check the last layer's initial scale",
+                "choose --config.model.kernel_init=auto, a normalisation, or check the last layer's initial scale",
             )
         )
     return findings, numbers
@@ -105,7 +105,7 @@ def _weights(measured, params):
     zero = [name for name, weight, grad, _ in kernels if not np.any(weight) and not np.any(grad)]
     if zero:
         said = f"{zero[0]} is all zeros and so is its gradient ({len(zero)} of {len(kernels)} kernels)"
-        return [Finding("zero_weights", said, "initialise at random: --config.model.init=auto")]
+        return [Finding("zero_weights", said, "initialise at random: --config.model.kernel_init=auto")]
     shares = {name: 1 - np.mean(np.any(grad, axis=tuple(range(grad.ndim - 1)))) for name, _, _, grad in kernels}
     worst = max(shares, key=shares.get, default=None)
     if worst is None or shares[worst] <= DEAD_SHARE:
@@ -138,7 +138,8 @@ def overfit(tries: Mapping[float, Outcome], *, own_lr: float, num_classes: int) 
     all_said += f"{best:g}, reaches {reached:.0%}"
     if _knows(reached, num_classes=num_classes):
         return [Finding("too_small", all_said, "a wider or deeper network")]
-    return [Finding("bad_init", all_said, "choose --config.model.init=auto or a normalisation, or another activation")]
+    cure = "choose --config.model.kernel_init=auto or a normalisation, or another activation"
+    return [Finding("bad_init", all_said, cure)]
 
 
 def _knows(accuracy: float, *, num_classes: int) -> bool:
@@ -199,7 +200,7 @@ def _no_rate(outcomes, *, start, plain, overfits, num_classes):
     best = max((outcome.train_accuracy for outcome in sound), default=0.0)
     if _knows(best, num_classes=num_classes):  # labels of other images could not be told
         said += f", though {best:.0%} of the images are right: the scores are far too large"
-        return [Finding("bad_init", said, "choose --config.model.init=auto or a normalisation")]
+        return [Finding("bad_init", said, "choose --config.model.kernel_init=auto or a normalisation")]
     said += ", with or without augmentation, and yet a few batches are learned by heart"
     return [Finding("shuffled_labels", said, "look at images beside their labels, and at how they are paired")]
 

@@ -10,10 +10,11 @@ import math
 from collections.abc import Callable
 from typing import Any
 
+from linseed.trainer.config.changes import changed
 from linseed.trainer.errors import ConfigError, LinseedError
 from linseed.trainer.experiment import Experiment, Shared
 from linseed.trainer.run import workdir as workdir_lib
-from linseed.trainer.run import writers
+from linseed.trainer.run.console import Quiet
 from linseed.trainer.runtime import signals
 from linseed.trainer.tuning import checks, search, trials
 from linseed.trainer.tuning.budget import LEAST_STEPS, UNLIMITED, Budget, Ledger
@@ -60,7 +61,7 @@ class Procedure:
         rates: tuple[float, ...],
         decays: tuple[float, ...],
         shared: Shared,
-        writer: writers.Quiet,
+        writer: Quiet,
         stop: Callable[[], int] = signals.never,
     ):
         self.study, self.experiment, self.writer = study, experiment, writer
@@ -98,11 +99,11 @@ class Procedure:
         )
 
     def _short_config(self, trial, steps):
-        return trials.changed(self._constant_config(trial, steps), {"log_every_steps": WINDOW})
+        return changed(self._constant_config(trial, steps), {"log_every_steps": WINDOW})
 
     def _sample_config(self, trial, steps):
         config = trials.sample(self._short_config(trial, steps), examples=self._sample_size)
-        return trials.changed(config, {"eval.every_steps": max(SAMPLE_STEPS)})
+        return changed(config, {"eval.every_steps": max(SAMPLE_STEPS)})
 
     def _final_config(self, trial, steps):
         return trials.shortened(

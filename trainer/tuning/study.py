@@ -10,7 +10,7 @@ from typing import Any
 
 import ml_collections
 
-from linseed.trainer.config import validate as config_lib
+from linseed.trainer.config import canonical
 from linseed.trainer.errors import WorkdirError
 from linseed.trainer.run import workdir as workdir_lib
 from linseed.trainer.tuning.search import Phase
@@ -55,7 +55,7 @@ class Study:
         """Opens the study in `workdir`, or begins it. Raises WorkdirError where it is of another config or search."""
         self.workdir, self.config = workdir, config
         self._path = workdir / STUDY
-        sha256 = config_lib.sha256(config)
+        sha256 = canonical.sha256(config)
         if self._path.exists():
             try:
                 self.record = json.loads(self._path.read_text())
@@ -63,7 +63,7 @@ class Study:
             except (ValueError, KeyError, TypeError) as error:
                 raise WorkdirError(f"{self._path} is damaged; restore it, or choose another --workdir") from error
             if self.record["config_sha256"] != sha256:
-                changed = config_lib.differences(ml_collections.ConfigDict(known), config)
+                changed = canonical.differences(ml_collections.ConfigDict(known), config)
                 raise WorkdirError(
                     f"{workdir} holds the study of another config ({'; '.join(changed[:6])}); choose another --workdir"
                 )
@@ -76,7 +76,7 @@ class Study:
             self.record = {
                 "search_space": search_space,
                 "config_name": name,
-                "config": json.loads(config_lib.to_json(config)),
+                "config": json.loads(canonical.to_json(config)),
                 "config_sha256": sha256,
                 "worker": uuid.uuid4().hex,
                 "seconds_used": 0.0,  # of all parts of the study
@@ -137,7 +137,7 @@ class Study:
 
     def write_winner(self, config: ml_collections.ConfigDict, *, figures: str) -> list[str]:
         """Writes `config` as a config file; returns what differs from the study's own."""
-        differences = config_lib.differences(self.config, config)
+        differences = canonical.differences(self.config, config)
         literal = pprint.pformat(config.to_dict(), width=110, sort_dicts=False)
         text = _WINNER.format(
             of=f" of {self.record['config_name']}",

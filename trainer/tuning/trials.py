@@ -3,15 +3,17 @@
 import math
 from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import ml_collections
 
+from linseed.trainer.config.changes import changed
 from linseed.trainer.errors import NonFiniteError
 from linseed.trainer.experiment import Shared
 from linseed.trainer.optim.schedules import durations_to_steps
 from linseed.trainer.run import workdir as workdir_lib
-from linseed.trainer.run import writers
+from linseed.trainer.run.console import Quiet
+from linseed.trainer.run.metrics_log import read_records
 from linseed.trainer.runtime import signals
 from linseed.trainer.train import train_and_evaluate
 
@@ -35,18 +37,6 @@ class Outcome(NamedTuple):
     def learned(self) -> bool:
         """Whether every image of a logged window was right."""
         return self.best_train_accuracy == 1.0
-
-
-def changed(config: ml_collections.ConfigDict, changes: Mapping[str, Any]) -> ml_collections.ConfigDict:
-    """A copy of `config` with the dotted keys of `changes` set; a section is replaced as a whole."""
-    copy = ml_collections.ConfigDict(config.to_dict())
-    for key, value in changes.items():
-        section, _, name = key.rpartition(".")
-        owner = copy
-        for part in filter(None, section.split(".")):
-            owner = owner[part]
-        owner[name] = ml_collections.ConfigDict(value) if isinstance(value, Mapping) else value
-    return copy
 
 
 def at_point(config: ml_collections.ConfigDict, point: Mapping[str, float]) -> ml_collections.ConfigDict:
@@ -114,7 +104,7 @@ def run(
         result = train_and_evaluate(
             changed(config, {"guard.on_non_finite": "stop"}),
             workdir,
-            writer=writers.Quiet(),
+            writer=Quiet(),
             on_config_change="accept",
             judge=("val",),
             shared=shared,
@@ -141,4 +131,4 @@ def run(
 
 def records(workdir: Path) -> list[dict]:
     """The logged steps of the trial in `workdir`."""
-    return writers.read_records(workdir / workdir_lib.METRICS)
+    return read_records(workdir / workdir_lib.METRICS)

@@ -8,10 +8,11 @@ from pathlib import Path
 import ml_collections
 
 from linseed.trainer import experiment as experiment_lib
+from linseed.trainer.config.resolve import resolve
 from linseed.trainer.errors import ConfigError, unknown_name
 from linseed.trainer.optim import optimizers
 from linseed.trainer.run import workdir as workdir_lib
-from linseed.trainer.run import writers
+from linseed.trainer.run.console import Quiet
 from linseed.trainer.runtime import signals
 from linseed.trainer.tuning import search, trials
 from linseed.trainer.tuning import study as study_lib
@@ -46,7 +47,7 @@ def tune(
     rates: tuple[float, ...],
     decays: tuple[float, ...],
     name: str,
-    writer: writers.Quiet,
+    writer: Quiet,
     stop: Callable[[], int] = signals.never,
 ) -> dict:
     """Takes `config` through one step of `STEPS`, or "all" of them; returns what `study.json` holds.
@@ -61,7 +62,7 @@ def tune(
         raise ConfigError(unknown_name("step", step, (*STEPS, "all")))
     if sampler not in search.SAMPLERS:
         raise ConfigError(unknown_name("--sampler", sampler, search.SAMPLERS))
-    experiment_lib.validate(config)
+    config = resolve(config)
     if "weight_decay" not in config.optimizer:
         raise ConfigError(
             f"'{config.optimizer.name}' has no rate and decay to search for; choose another config.optimizer.name"

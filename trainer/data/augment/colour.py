@@ -7,18 +7,14 @@ which clip and round to 8 bits after every op. A grey image has no saturation an
 hue: `adjust_saturation` and `adjust_hue` are the identity on it.
 """
 
-import math
 from typing import Annotated
 
 import jax
 import jax.numpy as jnp
 
-from linseed.trainer.data.augment.parse import Between
+from linseed.ranges import Between, Fraction, NonNegative
 from linseed.trainer.errors import DataError
 
-Probability = Annotated[float, Between(0.0, 1.0)]
-Strength = Annotated[float, Between(0.0, math.inf)]
-Grey = Annotated[float, Between(0.0, 1.0)]
 Turns = Annotated[float, Between(0.0, 0.5)]
 
 
@@ -143,22 +139,22 @@ def equalize(image):
     return jnp.where(step > 0, jnp.minimum(flat, 255.0) / 255.0, image)
 
 
-def random_brightness(key, image, *, strength: Strength):
+def random_brightness(key, image, *, strength: NonNegative):
     """Applies `adjust_brightness` with a factor drawn from [max(0, 1 - strength), 1 + strength]."""
     return adjust_brightness(image, _draw_factor(key, image, strength))
 
 
-def random_contrast(key, image, *, strength: Strength):
+def random_contrast(key, image, *, strength: NonNegative):
     """Applies `adjust_contrast` with a factor drawn from [max(0, 1 - strength), 1 + strength]."""
     return adjust_contrast(image, _draw_factor(key, image, strength))
 
 
-def random_saturation(key, image, *, strength: Strength):
+def random_saturation(key, image, *, strength: NonNegative):
     """Applies `adjust_saturation` with a factor drawn from [max(0, 1 - strength), 1 + strength]."""
     return adjust_saturation(image, _draw_factor(key, image, strength))
 
 
-def random_sharpness(key, image, *, strength: Strength):
+def random_sharpness(key, image, *, strength: NonNegative):
     """Applies `adjust_sharpness` with a factor drawn from [max(0, 1 - strength), 1 + strength]."""
     return adjust_sharpness(image, _draw_factor(key, image, strength))
 
@@ -169,7 +165,7 @@ def random_hue(key, image, *, strength: Turns):
 
 
 def random_color_jitter(
-    key, image, *, brightness: Strength, contrast: Strength, saturation: Strength, hue: Turns = 0.0
+    key, image, *, brightness: NonNegative, contrast: NonNegative, saturation: NonNegative, hue: Turns = 0.0
 ):
     """Applies random brightness, contrast, saturation and hue, in this order, each with its own draw.
 
@@ -185,32 +181,32 @@ def random_color_jitter(
     return random_hue(keys[3], image, strength=hue) if hue else image
 
 
-def random_grayscale(key, image, *, probability: Probability):
+def random_grayscale(key, image, *, probability: Fraction):
     """Applies `grayscale` with the given probability; 0 never, 1 always."""
     return _sometimes(key, image, grayscale(image), probability)
 
 
-def random_invert(key, image, *, probability: Probability):
+def random_invert(key, image, *, probability: Fraction):
     """Applies `invert` with the given probability; 0 never, 1 always."""
     return _sometimes(key, image, invert(image), probability)
 
 
-def random_solarize(key, image, *, probability: Probability, threshold: Grey = 0.5):
+def random_solarize(key, image, *, probability: Fraction, threshold: Fraction = 0.5):
     """Applies `solarize` with the given probability; 0 never, 1 always."""
     return _sometimes(key, image, solarize(image, threshold), probability)
 
 
-def random_posterize(key, image, *, probability: Probability, bits: Annotated[int, Between(1, 8)]):
+def random_posterize(key, image, *, probability: Fraction, bits: Annotated[int, Between(1, 8)]):
     """Applies `posterize` with the given probability; 0 never, 1 always."""
     return _sometimes(key, image, posterize(image, bits), probability)
 
 
-def random_autocontrast(key, image, *, probability: Probability):
+def random_autocontrast(key, image, *, probability: Fraction):
     """Applies `autocontrast` with the given probability; 0 never, 1 always."""
     return _sometimes(key, image, autocontrast(image), probability)
 
 
-def random_equalize(key, image, *, probability: Probability):
+def random_equalize(key, image, *, probability: Fraction):
     """Applies `equalize` with the given probability; 0 never, 1 always."""
     return _sometimes(key, image, equalize(image), probability)
 

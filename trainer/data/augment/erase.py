@@ -5,9 +5,8 @@ from typing import Annotated, Literal
 import jax
 import jax.numpy as jnp
 
-from linseed.trainer.data.augment.geometry import Aspect, Pixels, Probability, draw_box
-from linseed.trainer.data.augment.parse import Between
-from linseed.trainer.data.augment.warp import Grey
+from linseed.ranges import Between, Fraction
+from linseed.trainer.data.augment.geometry import Aspect, Pixels, draw_box
 
 
 def box_mask(top, left, height, width, *, shape):
@@ -16,7 +15,7 @@ def box_mask(top, left, height, width, *, shape):
     return (rows >= top) & (rows < top + height) & (columns >= left) & (columns < left + width)
 
 
-def random_cutout(key, image, *, size: Pixels, fill: Grey = 0.0):
+def random_cutout(key, image, *, size: Pixels, fill: Fraction = 0.0):
     """Hides a square of `size` pixels a side, centred on a pixel drawn from the whole image.
 
     DeVries and Taylor 2017 (arXiv:1708.04552): at the border only a part of the square
@@ -32,10 +31,10 @@ def random_erasing(
     key,
     image,
     *,
-    probability: Probability,
+    probability: Fraction,
     max_area: Annotated[float, Between(0.02, 1.0)] = 0.4,
     max_aspect: Aspect = 10 / 3,
-    fill: Grey | Literal["noise"] = "noise",
+    fill: Fraction | Literal["noise"] = "noise",
 ):
     """Hides a rectangle with the given probability, under a grey level or under noise, even in [0, 1].
 

@@ -15,7 +15,7 @@ from typing import Annotated, Literal
 import jax
 import jax.numpy as jnp
 
-from linseed.trainer.data.augment.parse import Between
+from linseed.ranges import Between, Fraction, NonNegative
 from linseed.trainer.data.augment.warp import (
     Fill,
     cropping,
@@ -29,11 +29,8 @@ from linseed.trainer.data.augment.warp import (
 )
 from linseed.trainer.errors import ConfigError
 
-Probability = Annotated[float, Between(0.0, 1.0)]
-Fraction = Annotated[float, Between(0.0, 1.0)]
-Strength = Annotated[float, Between(0.0, math.inf)]
-Aspect = Annotated[float, Between(1.0, math.inf)]
-Pixels = Annotated[int, Between(0, math.inf)]
+Aspect = Annotated[float, Between(1)]
+Pixels = Annotated[int, Between(0)]
 
 
 def _resampled(draw):
@@ -65,21 +62,21 @@ def random_translate(key, shape, *, fraction: Fraction):
 
 
 @_resampled
-def random_scale(key, shape, *, strength: Strength):
+def random_scale(key, shape, *, strength: NonNegative):
     """Scales by a factor drawn from [1 / (1 + strength), 1 + strength], evenly in its logarithm."""
     factor = jnp.exp(_signed(key, math.log1p(strength)))
     return scaling(factor, factor)
 
 
 @_resampled
-def random_stretch(key, shape, *, strength: Strength):
+def random_stretch(key, shape, *, strength: NonNegative):
     """Changes width : height by a factor drawn as in `random_scale`, and keeps the area."""
     factor = jnp.exp(_signed(key, math.log1p(strength) / 2))
     return scaling(factor, 1.0 / factor)
 
 
 @_resampled
-def random_shear(key, shape, *, strength: Strength):
+def random_shear(key, shape, *, strength: NonNegative):
     """Shears along both axes, each by a slope drawn from [-strength, strength]."""
     return shearing(*_signed(key, strength, (2,)))
 
@@ -136,7 +133,7 @@ def flip_lr(image):
     return image[:, ::-1]
 
 
-def random_flip_lr(key, image, *, probability: Probability):
+def random_flip_lr(key, image, *, probability: Fraction):
     """Applies `flip_lr` with the given probability; 0 never, 1 always."""
     return jnp.where(jax.random.bernoulli(key, probability), flip_lr(image), image)
 
@@ -146,7 +143,7 @@ def flip_ud(image):
     return image[::-1]
 
 
-def random_flip_ud(key, image, *, probability: Probability):
+def random_flip_ud(key, image, *, probability: Fraction):
     """Applies `flip_ud` with the given probability; 0 never, 1 always."""
     return jnp.where(jax.random.bernoulli(key, probability), flip_ud(image), image)
 

@@ -14,8 +14,8 @@ from collections.abc import Callable
 import jax
 import jax.numpy as jnp
 
+from linseed.ranges import Positive
 from linseed.trainer.data.augment.erase import box_mask
-from linseed.trainer.errors import ConfigError, unknown_name
 
 
 def unmixed(key, images, targets):
@@ -23,10 +23,10 @@ def unmixed(key, images, targets):
     return images, targets
 
 
-def mixup(key, images, targets, *, alpha):
+def mixup(key, images, targets, *, alpha: Positive = 0.2):
     """lambda * own + (1 - lambda) * partner, images and targets alike, with lambda from Beta(alpha, alpha).
 
-    Zhang et al. 2018 (arXiv:1710.09412); alpha > 0, 0.2 there for ImageNet and 1 for CIFAR-10.
+    Zhang et al. 2018 (arXiv:1710.09412); alpha is 0.2 there for ImageNet and 1 for CIFAR-10.
     """
     lambda_key, partner_key = jax.random.split(key)
     own = jax.random.beta(lambda_key, alpha, alpha, dtype=images.dtype)
@@ -36,10 +36,10 @@ def mixup(key, images, targets, *, alpha):
     )
 
 
-def cutmix(key, images, targets, *, alpha):
+def cutmix(key, images, targets, *, alpha: Positive = 1.0):
     """Pastes a box of each image's partner: 1 - lambda of the area, with lambda from Beta(alpha, alpha).
 
-    Yun et al. 2019 (arXiv:1905.04899); alpha > 0, 1 there. The box has the image's
+    Yun et al. 2019 (arXiv:1905.04899); alpha is 1 there. The box has the image's
     shape. Its centre is drawn from the whole image and what lies outside is cut off:
     targets are mixed by the share of the pixels that were in fact pasted. One box for
     the batch, as in their code.
@@ -63,11 +63,8 @@ MIXING = {"cutmix": cutmix, "mixup": mixup, "none": unmixed}
 def make_mix(name: str, *, num_classes: int, **kwargs) -> Callable:
     """`mix(key, images, labels) -> images, targets`: `MIXING[name]` on one-hot labels.
 
-    labels: int32 [B]; targets: float32 [B, num_classes], but for "none" the labels themselves. Raises ConfigError
-    for an unknown name.
+    labels: int32 [B]; targets: float32 [B, num_classes], but for "none" the labels themselves.
     """
-    if name not in MIXING:
-        raise ConfigError(unknown_name("data.mix", name, MIXING))
     if name == "none":
         return MIXING[name]
     return lambda key, images, labels: MIXING[name](key, images, jax.nn.one_hot(labels, num_classes), **kwargs)

@@ -2,8 +2,7 @@
 
 The grammar is Python's own, cut down to calls with literal arguments, joined by
 `|`. What an op accepts is read from its signature: parameters after `key` and
-`image` are its arguments, and each is annotated with a `Literal`, with an
-`Annotated` number that carries its range, or with a union of these.
+`image` are its arguments, each annotated with its range (`linseed.ranges`).
 
     def random_hue(key, image, *, strength: Annotated[float, Between(0.0, 0.5)]): ...
 
@@ -12,22 +11,12 @@ Nothing here knows an op by name, and nothing here uses JAX.
 
 import ast
 import inspect
-import math
 import re
-import sys
-import types
-import typing
 from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple
 
+from linseed.ranges import RangeError, convert
 from linseed.trainer.errors import ConfigError, unknown_name
-
-
-class Between(NamedTuple):
-    """The closed range of a numeric argument; `high` may be infinite, the argument itself may not."""
-
-    low: float
-    high: float
 
 
 class Op(NamedTuple):
@@ -114,8 +103,8 @@ def _read_op(call: ast.expr, spec: str, ops: Mapping[str, Callable]) -> Op:
         node = bound.arguments[parameter.name]
         written = spec[node.col_offset : node.end_col_offset]
         try:
-            arguments[parameter.name] = _convert(_literal(node), parameter.annotation)
-        except ConfigError as error:
+            arguments[parameter.name] = convert(_literal(node), parameter.annotation)
+        except RangeError as error:
             raise ConfigError(f"augment: {name}: {parameter.name} must be {error}; got {written}; {how}") from None
     return Op(name, arguments)
 
@@ -126,30 +115,6 @@ def _literal(node: ast.expr) -> Any:
         return ast.literal_eval(node)
     except (ValueError, TypeError):
         return node
-
-
-def _convert(value: Any, annotation: Any) -> Any:
-    """`value` as the argument type that the annotation names; ConfigError says what would fit."""
-    if typing.get_origin(annotation) in (typing.Union, types.UnionType):
-        wanted = []
-        for choice in typing.get_args(annotation):
-            try:
-                return _convert(value, choice)
-            except ConfigError as error:
-                wanted.append(str(error))
-        raise ConfigError(" or ".join(wanted))
-    if typing.get_origin(annotation) is typing.Literal:
-        choices = typing.get_args(annotation)
-        if not any(value == choice and type(value) is type(choice) for choice in choices):
-            raise ConfigError(f"one of {', '.join(map(repr, choices))}")
-        return value
-    kind, (low, high) = typing.get_args(annotation)
-    accepted = (int,) if kind is int else (int, float)
-    # `type(...) in`, not isinstance: True is an int. No literal is NaN, but 1e999 is infinite.
-    if type(value) not in accepted or not low <= value <= min(high, sys.float_info.max):
-        noun = "an integer" if kind is int else "a number"
-        raise ConfigError(f"{noun} of at least {low:g}" if high == math.inf else f"{noun} in [{low:g}, {high:g}]")
-    return kind(value)
 
 
 def _mark(spec: str, place: int) -> str:

@@ -15,6 +15,7 @@ from typing import Annotated, Literal, NamedTuple
 import jax
 import jax.numpy as jnp
 
+from linseed.ranges import Between
 from linseed.trainer.data.augment.colour import (
     adjust_brightness,
     adjust_contrast,
@@ -26,7 +27,6 @@ from linseed.trainer.data.augment.colour import (
     posterize,
     solarize,
 )
-from linseed.trainer.data.augment.parse import Between
 from linseed.trainer.data.augment.warp import Fill, resample, rotation, shearing, translation
 
 # The names of the papers. An op is its place in NAMES; what is no geometry is a branch of `_colour`.

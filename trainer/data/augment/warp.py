@@ -1,14 +1,13 @@
 """Where each pixel of an image is read: maps of the plane, and one bilinear reading through any number of them."""
 
-from typing import Annotated, Literal, NamedTuple
+from typing import Literal, NamedTuple
 
 import jax
 import jax.numpy as jnp
 
-from linseed.trainer.data.augment.parse import Between
+from linseed.ranges import Fraction
 
-Grey = Annotated[float, Between(0.0, 1.0)]
-Fill = Grey | Literal["edge", "reflect"]
+Fill = Fraction | Literal["edge", "reflect"]
 
 
 class Warp(NamedTuple):

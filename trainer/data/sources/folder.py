@@ -7,15 +7,16 @@ import os
 import warnings
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from typing import NamedTuple
+from typing import Annotated, NamedTuple
 
 import numpy as np
 
+from linseed.ranges import Inside, Natural, OneOf
 from linseed.trainer.data.dataset import Source, empty_images
 from linseed.trainer.data.decode import check_is_bad, decode_image, shown, why_bad
 from linseed.trainer.data.listing import ON_BAD_IMAGE, Files, carve, checked_root, describe_bad, list_splits, name_first
 from linseed.trainer.data.splits import Split
-from linseed.trainer.errors import ConfigError, DataError, unknown_name
+from linseed.trainer.errors import DataError
 from linseed.trainer.runtime.machine import cores
 
 _FILES_PER_TASK = 64
@@ -31,7 +32,14 @@ class _Size(NamedTuple):
     set_by: str
 
 
-def folder(*, root: str, image_size: int, test_fraction: float, split_seed: int, on_bad_image: str) -> Source:
+def folder(
+    *,
+    root: str,
+    image_size: Natural = 0,
+    test_fraction: Inside = 0.2,
+    split_seed: Natural = 0,
+    on_bad_image: Annotated[str, OneOf(ON_BAD_IMAGE)] = "error",
+) -> Source:
     """Reads class folders under `root` as RGB.
 
     `root` holds `train/`, and perhaps `val/` and `test/`, each with one folder per
@@ -48,10 +56,6 @@ def folder(*, root: str, image_size: int, test_fraction: float, split_seed: int,
     (in the test split: in the log, at level WARNING). Raises DataError for data
     that is missing, bad or not in this layout.
     """
-    if on_bad_image not in ON_BAD_IMAGE:
-        raise ConfigError(unknown_name("config.data.source.on_bad_image", on_bad_image, ON_BAD_IMAGE))
-    if image_size < 0:
-        raise ConfigError(f"config.data.source.image_size is {image_size}; set it to 0 (keep) or a size in pixels")
     root = checked_root(root)
     class_names, files = list_splits(root)
     if "test" not in files:

@@ -3,25 +3,27 @@
 import functools
 import os
 from collections.abc import Iterator
+from typing import Annotated
 
 import numpy as np
 
+from linseed.ranges import Between, Count, Inside, Natural, OneOf
 from linseed.trainer.data.dataset import Source
-from linseed.trainer.data.lazy import Decoding, LazyImages
-from linseed.trainer.data.listing import Files, carve, checked_root, list_splits
+from linseed.trainer.data.lazy import TRAIN_CROPS, Decoding, LazyImages
+from linseed.trainer.data.listing import ON_BAD_IMAGE, Files, carve, checked_root, list_splits
 from linseed.trainer.data.splits import Split
 
 
 def folder_stream(
     *,
     root: str,
-    image_size: int,
-    resize: int,
-    train_crop: str,
-    test_fraction: float,
-    split_seed: int,
-    on_bad_image: str,
-    workers: int,
+    image_size: Count = 224,
+    resize: Count = 256,
+    train_crop: Annotated[str, OneOf(TRAIN_CROPS)] = "random_resized_crop",
+    test_fraction: Inside = 0.2,
+    split_seed: Natural = 0,
+    on_bad_image: Annotated[str, OneOf(ON_BAD_IMAGE)] = "error",
+    workers: Annotated[int, Between(0, 256)] = 0,
 ) -> Source:
     """Lists class folders under `root`, laid out and split as for `folder.folder`; reads no image.
 

@@ -28,7 +28,9 @@ _PROBE_SECONDS = 20.0
 _EXAMPLES_PER_READ = 256
 
 
-def tfds(*, dataset: str, data_dir: str, train_split: str, test_split: str) -> Source:
+def tfds(
+    *, dataset: str = "cifar10", data_dir: str = "", train_split: str = "train", test_split: str = "test"
+) -> Source:
     """Reads `dataset`, an image classification data set of TensorFlow Datasets, into memory.
 
     A data set that is already prepared in `data_dir` ("" is TFDS's own default

@@ -6,12 +6,14 @@ import io
 import logging
 import os
 from collections.abc import Iterator
-from typing import Any
+from typing import Annotated, Any
 
 import numpy as np
 
+from linseed.ranges import Between, Count, OneOf
 from linseed.trainer.data.dataset import Source
-from linseed.trainer.data.lazy import Decoding, LazyImages
+from linseed.trainer.data.lazy import TRAIN_CROPS, Decoding, LazyImages
+from linseed.trainer.data.listing import ON_BAD_IMAGE
 from linseed.trainer.data.sources.tfds import check_labels, check_splits, damaged, feature_keys, open_encoded, prepared
 from linseed.trainer.data.splits import Split
 from linseed.trainer.errors import DataError
@@ -23,15 +25,15 @@ _log = logging.getLogger(__name__)
 
 def tfds_stream(
     *,
-    dataset: str,
-    data_dir: str,
-    train_split: str,
-    test_split: str,
-    image_size: int,
-    resize: int,
-    train_crop: str,
-    on_bad_image: str,
-    workers: int,
+    dataset: str = "imagenet2012",
+    data_dir: str = "",
+    train_split: str = "train",
+    test_split: str = "validation",
+    image_size: Count = 224,
+    resize: Count = 256,
+    train_crop: Annotated[str, OneOf(TRAIN_CROPS)] = "random_resized_crop",
+    on_bad_image: Annotated[str, OneOf(ON_BAD_IMAGE)] = "error",
+    workers: Annotated[int, Between(0, 256)] = 0,
 ) -> Source:
     """Opens `dataset`, found or prepared as for `tfds.tfds`, and decodes no image; images of any size, always RGB.
 

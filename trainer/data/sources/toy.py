@@ -3,15 +3,17 @@
 import functools
 import importlib.util
 from pathlib import Path
+from typing import Annotated
 
 import numpy as np
 
+from linseed.ranges import Between, Count, Inside, Natural
 from linseed.trainer.data.dataset import Source, carve_test, check_memory, empty_images
 from linseed.trainer.data.splits import Split, take
 from linseed.trainer.errors import ConfigError, DataError
 
 
-def digits(*, test_fraction: float, split_seed: int) -> Source:
+def digits(*, test_fraction: Inside = 0.2, split_seed: Natural = 0) -> Source:
     """The 1,797 handwritten digits that come with scikit-learn, 8x8x1, values 0..16 scaled to 0..255.
 
     Test is a stratified share `test_fraction`, drawn by `split_seed`; no download.
@@ -38,23 +40,26 @@ def _read_digits() -> Split:
     return Split(images, table[:, -1].astype(np.int32))
 
 
-def synthetic(*, num_examples: int, num_classes: int, image_size: int, channels: int, seed: int) -> Source:
+def synthetic(
+    *,
+    num_examples: Count = 160,
+    num_classes: Annotated[int, Between(2, 2**31 - 1)] = 4,
+    image_size: Count = 8,
+    channels: Count = 3,
+    seed: Natural = 0,
+) -> Source:
     """A problem that a small model learns, for tests and benchmarks.
 
     Each class is a fixed random pattern of low spatial frequencies, and an example
     is the pattern of its class plus noise. `num_examples` in train, with class
     counts equal within one, and as many, of other noise, in test; `image_size` in
-    pixels. Everything depends on the arguments alone.
+    pixels. Everything depends on the arguments alone. Raises ConfigError for
+    fewer than two examples of a class.
     """
-    for setting, value, least in (
-        ("num_classes", num_classes, 2),
-        ("num_examples", num_examples, 2 * num_classes),
-        ("image_size", image_size, 1),
-        ("channels", channels, 1),
-        ("seed", seed, 0),
-    ):
-        if value < least:
-            raise ConfigError(f"config.data.source.{setting} is {value}; set it to at least {least}")
+    if num_examples < 2 * num_classes:
+        raise ConfigError(
+            f"config.data.source.num_examples is {num_examples}; set it to at least {2 * num_classes}, two a class"
+        )
     # Before the patterns, float64, and the noise are drawn.
     check_memory(num_examples + 16 * num_classes, height=image_size, width=image_size, channels=channels)
     patterns = _low_frequency_patterns(num_classes, image_size=image_size, channels=channels, seed=seed)

@@ -48,7 +48,7 @@ def diagnose(
     """What the curve of a run shows to be wrong, the likelier cause first; [] for a sound run or one too short to tell.
 
     A cause that the curve cannot tell from the one before it says so (`signs_in_train.SAME`): one of the two is enough.
-    records: those of its `metrics.jsonl`, see `writers.read_records`. config: that of the run. stopped: the message of
+    records: those of its `metrics.jsonl`, see `read_records`. config: that of the run. stopped: the message of
     the NonFiniteError that ended it, if one did. Chance means classes about equally frequent: where one is far more
     so, a network that only guesses it is taken for one that learns, and gets no finding.
     """

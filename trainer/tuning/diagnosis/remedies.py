@@ -17,7 +17,7 @@ def rate(config: Mapping[str, Any], *, times: float) -> str:
 def better_start(config: Mapping[str, Any]) -> str:
     """Initial weights that fit the layers, and a norm to hold the scale, as far as the config has not got them."""
     model = config["model"]
-    flags = [flag("model.init", "auto")] if model.get("init", "auto") != "auto" else []
+    flags = [flag("model.kernel_init", "auto")] if model.get("kernel_init", "auto") != "auto" else []
     flags += [flag("model.normalization", "batch")] if model.get("normalization") == "none" else []
     return " ".join(flags) or "the initial scale of the weights, and a warm-up"
 

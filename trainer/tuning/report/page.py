@@ -171,7 +171,7 @@ def write(path: Path, study: dict, curves: dict[str, list[dict]]):
     """Writes the page of `study` to `path`.
 
     study: what `study.json` holds; any part may be absent, and a figure may be null or a word such as "NaN".
-    curves: trial id -> its records, as `writers.read_records` returns them; without any it is drawn from its rungs.
+    curves: trial id -> its records, as `read_records` returns them; without any it is drawn from its rungs.
     """
     page = _PAGE.render(_content(study, curves))
     # A name that came from the file system may hold what is no character.

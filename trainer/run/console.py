@@ -1,109 +1,34 @@
-"""Where a run's numbers go: `metrics.jsonl`, which is the truth, and the console.
+"""Writers show a run to the user: `Quiet` nothing, `Plain` a line a record, `Live` a bar. `summary` shows its end."""
 
-Both take the same record at the same step. A writer with nothing to do is `Quiet`.
-"""
-
-import json
-import logging
 import math
-import os
 import time
-from pathlib import Path
 
 from rich.console import Console
 from rich.progress import BarColumn, Progress, TextColumn
 from rich.table import Table
-
-from linseed.trainer.run import workdir as workdir_lib
-
-
-class JsonLines:
-    """`metrics.jsonl`: one JSON object a line, one line a logged step, flushed as it is written."""
-
-    def __init__(self, path: Path, *, resume_step: int, logged: int):
-        """Opens `path`, first dropping the records after `resume_step`: the run is about to make them again.
-
-        logged: the step of the last record before, 0 where there was none. Warns where that or an earlier one is lost.
-        """
-        lines = _read_lines(path)
-        kept = [record for record in lines if record and record["step"] <= resume_step]
-        # What a kill tears is after the last record that the snapshot stands on, and made again.
-        whole = next((i for i, r in enumerate(lines) if r and r["step"] >= logged), len(lines))
-        lost = lines[:whole].count(None)
-        if logged and (lost or not kept or kept[-1]["step"] < logged):
-            logging.getLogger(__name__).warning(
-                "%s is damaged: records of steps up to %d are lost (%d bad lines); the snapshots are not touched by it",
-                path,
-                logged,
-                lines.count(None),
-            )
-        workdir_lib.write_whole(path, "".join(json.dumps(record) + "\n" for record in kept))
-        self._file = path.open("a")
-
-    def write(self, record: dict):
-        self._file.write(json.dumps(record) + "\n")
-        self._file.flush()
-
-    def sync(self):
-        """Brings what was written to the disk, so that no snapshot outlives the records that it stands on."""
-        os.fsync(self._file.fileno())
-
-    def close(self):
-        self._file.close()
-
-
-class NoLines:
-    """`JsonLines` of a process that is not the writer: it keeps no records."""
-
-    def write(self, record: dict):
-        """Nothing."""
-
-    def sync(self):
-        """Nothing was written."""
-
-    def close(self):
-        """Nothing is open."""
-
-
-def read_records(path: Path) -> list[dict]:
-    """The records of a `metrics.jsonl`, in order; what is no record, such as a line that a kill cut, is left out."""
-    return [record for record in _read_lines(path) if record]
-
-
-def _read_lines(path) -> list[dict | None]:
-    """The record of each line, None for a line that is none."""
-    lines = []
-    for line in path.read_text(errors="replace").splitlines() if path.exists() else ():
-        try:
-            record = json.loads(line)
-        except (ValueError, RecursionError):
-            record = None
-        whole = isinstance(record, dict) and isinstance(record.get("step"), int)
-        lines.append(record if whole else None)
-    return lines
 
 
 class Quiet:
     """Shows nothing."""
 
     def say(self, text: str):
-        """A line for the reader."""
+        """Shows a line of text."""
 
     def start(self, *, step: int, total_steps: int):
-        """Training begins at `step`."""
+        """Called when training starts, or goes on, after `step`."""
 
     def advance(self, step: int):
-        """`step` steps were handed to the device."""
+        """Called when the steps up to `step` were handed to the devices."""
 
     def write(self, record: dict):
-        """The record of a logged step."""
+        """Shows the record of a logged step."""
 
     def close(self):
-        """Nothing more will come."""
+        """Called at the end, even where `start` was not."""
 
 
 class Plain(Quiet):
-    """One line a record: for files, pipes and batch systems."""
+    """Shows one line a record: for files, pipes and batch systems."""
 
     def __init__(self, console: Console):
         self._console = console
@@ -121,7 +46,7 @@ class Plain(Quiet):
 
 
 class Live(Plain):
-    """A bar with images/s and time left; records that hold a validation stay above it."""
+    """Shows a bar with images/s and time left; records with a validation stay on the screen above it."""
 
     def start(self, *, step, total_steps):
         super().start(step=step, total_steps=total_steps)
@@ -150,7 +75,7 @@ class Live(Plain):
 
 
 class _Pace:
-    """Time left, from the speed since the start; the first record, which waits for the compiler, does not count."""
+    """Estimates the time left, from the speed since the first record: the steps before it waited for the compiler."""
 
     def __init__(self, step, total_steps):
         self.total_steps = total_steps
@@ -186,18 +111,18 @@ def _figures(record) -> str:
 
 
 def for_console(console: Console) -> Plain:
-    """The writer that fits `console`: a live bar on a terminal, plain lines elsewhere."""
+    """The writer for `console`: a live bar where it is a terminal, plain lines elsewhere."""
     return Live(console) if console.is_terminal else Plain(console)
 
 
 def summary(result: dict) -> Table:
-    """The end of a run, as a table."""
+    """The scores of a finished run, as a table."""
     table = Table(show_header=True, header_style="bold")
     for column in ("split", "accuracy", "loss", "examples"):
         table.add_column(column, justify="left" if column == "split" else "right")
     for split in ("val", "test"):
         figures = result[split]
-        if figures is None:  # sealed
+        if figures is None:  # the test split is still sealed
             continue
         loss = f"{figures['loss']:.4f}" if math.isfinite(figures["loss"]) else str(figures["loss"])
         table.add_row(split, f"{figures['accuracy']:.2%}", loss, f"{figures['examples']:,}")
