@@ -156,7 +156,7 @@ def _text(value, ranges):
 
 def _one_of(value, choices):
     near = difflib.get_close_matches(str(value), list(map(str, choices)), n=1, cutoff=0.5)
-    return f"one of {', '.join(map(repr, choices))}" + (f"; did you mean '{near[0]}'?" if near else "")
+    return f"one of {', '.join(map(repr, choices))}" + (f" (did you mean '{near[0]}'?)" if near else "")
 
 
 def _tuple(value, item, *, least):

@@ -1,10 +1,10 @@
-"""Benchmarks: one JSON line with figures, a ratio, the machine and the versions.
+"""Runs a benchmark and prints one JSON line: figures, a ratio, the machine and the versions.
 
     python -m scripts.bench NAME --out=docs/benchmarks
 
-What is compared is measured in turns, so that a noisy machine slows both. `accelerator` runs those that an accelerator
-is for, in one call; `--toy` makes them small enough for two CPU cores. `grid` takes half an hour on these, most of it
-for speednet; --models=linear,mlp,cnn takes seven minutes.
+A benchmark measures what it compares in turns, so a noisy machine slows both. `accelerator` runs those meant for an
+accelerator in one call; `--toy` shrinks them to two CPU cores. There `grid` takes half an hour, mostly for speednet;
+--models=linear,mlp,cnn takes seven minutes.
 """
 
 import json
@@ -20,32 +20,32 @@ from linseed.scripts.cli import command
 from linseed.trainer.config.resolve import resolve
 
 BATCH = flags.DEFINE_integer(
-    "batch", None, "augment, conv, resnet50: images a batch; conv: each network's own.", lower_bound=1
+    "batch", None, "augment, conv, resnet50: images per batch; none: for conv, each network's own.", lower_bound=1
 )
-SIZE = flags.DEFINE_integer("size", None, "augment, resnet50: pixels, height and width of the images.", lower_bound=1)
-CASE = flags.DEFINE_string("case", "small", "loop, checkpoint, devices: what to train, of scripts/benchmarks/cases.py.")
-STEPS = flags.DEFINE_integer("steps", None, "loop, checkpoint, grid: the steps of a run.", lower_bound=1)
+SIZE = flags.DEFINE_integer("size", None, "augment, resnet50: height and width of the images in pixels.", lower_bound=1)
+CASE = flags.DEFINE_string("case", "small", "loop, checkpoint, devices: a case of scripts/benchmarks/cases.py.")
+STEPS = flags.DEFINE_integer("steps", None, "loop, checkpoint, grid: steps per run.", lower_bound=1)
 STEPS_PER_CALL = flags.DEFINE_integer("steps_per_call", 1, "loop: config.steps_per_call.", lower_bound=1)
-EVERY = flags.DEFINE_integer("every", 10, "checkpoint: the steps between two snapshots.", lower_bound=1)
-SEED = flags.DEFINE_integer("seed", 0, "faults: of all that is drawn.", lower_bound=0)
-TURN = flags.DEFINE_integer("turn", 3, "devices, resnet50: the steps of a turn.", lower_bound=1)
-MODELS = flags.DEFINE_list("models", ["linear", "mlp", "cnn", "speednet"], "grid: the models to try.")
-TRIALS = flags.DEFINE_integer("trials", 12, "grid: the most trials.", lower_bound=1)
-ROOT = flags.DEFINE_string("root", "", "grid, speedrun: CIFAR-10 as class folders; without, generated images and TFDS.")
-FAULTS = flags.DEFINE_list("faults", None, "diagnosis: the faults to plant, by name; all of them.")
-KILLS = flags.DEFINE_integer("kills", 50, "faults: how many runs are killed.", lower_bound=1)
-SIGNALS = flags.DEFINE_integer("signals", 20, "faults: how many runs are told to stop (SIGTERM).", lower_bound=1)
-PARTS = flags.DEFINE_list("parts", None, "faults: what to try, by name; all.")
+EVERY = flags.DEFINE_integer("every", 10, "checkpoint: steps between two checkpoints.", lower_bound=1)
+SEED = flags.DEFINE_integer("seed", 0, "faults: seed of all random draws.", lower_bound=0)
+TURN = flags.DEFINE_integer("turn", 3, "devices, resnet50: steps per turn.", lower_bound=1)
+MODELS = flags.DEFINE_list("models", ["linear", "mlp", "cnn", "speednet"], "grid: models to try.")
+TRIALS = flags.DEFINE_integer("trials", 12, "grid: at most this many trials.", lower_bound=1)
+ROOT = flags.DEFINE_string("root", "", "grid, speedrun: CIFAR-10 as class folders; none: generated images, TFDS.")
+FAULTS = flags.DEFINE_list("faults", None, "diagnosis: names of the faults to plant; none: all.")
+KILLS = flags.DEFINE_integer("kills", 50, "faults: how many runs to kill.", lower_bound=1)
+SIGNALS = flags.DEFINE_integer("signals", 20, "faults: how many runs to stop (SIGTERM).", lower_bound=1)
+PARTS = flags.DEFINE_list("parts", None, "faults: names of the parts to run; none: all.")
 SEEDS = flags.DEFINE_integer("seeds", None, "diagnosis, speedrun: how many seeds.", lower_bound=0)
 EPOCHS = flags.DEFINE_float(
-    "epochs", 0.0, "diagnosis, memory: of a plain run; 0: what sound runs take, or 8.", lower_bound=0
+    "epochs", 0.0, "diagnosis, memory: epochs of a plain run; 0: as sound runs, or 8.", lower_bound=0
 )
-IMAGES = flags.DEFINE_integer("images", None, "input, memory: images to make; 256, or 640.", lower_bound=64)
-TORCH_PYTHON = flags.DEFINE_string("torch_python", "", "conv: a Python with PyTorch, whose steps are set beside ours.")
-TOY = flags.DEFINE_bool("toy", False, "accelerator: at a size for two CPU cores, to see that all of it runs.")
-ROUNDS = flags.DEFINE_integer("rounds", 9, "How often each is measured, in turns; medians are given.", lower_bound=1)
-OUT = command.define_path("out", None, "Folder that also gets the result, as NAME.json.")
-MINUTES = 9  # of `accelerator`
+IMAGES = flags.DEFINE_integer("images", None, "input, memory: images to make; none: 256, or 640.", lower_bound=64)
+TORCH_PYTHON = flags.DEFINE_string("torch_python", "", "conv: a Python with PyTorch, to time its steps against ours.")
+TOY = flags.DEFINE_bool("toy", False, "accelerator: small enough for two CPU cores, to check that it runs.")
+ROUNDS = flags.DEFINE_integer("rounds", 9, "How often to measure each, in turns; medians are reported.", lower_bound=1)
+OUT = command.define_path("out", None, "Folder to write the result into as NAME.json.")
+MINUTES = 9  # the limit of `accelerator`
 
 
 def _case(name):
@@ -58,13 +58,13 @@ def _case(name):
 
 
 def _accelerator():
-    """`loop`, `checkpoint`, `resnet50` and `speedrun`, the last with as many seeds as `MINUTES` have room for."""
+    """`loop`, `checkpoint`, `resnet50`, and `speedrun` with as many seeds as fit into `MINUTES`."""
     from linseed.trainer.data import sources
 
     toy = TOY.value
     case, rounds, end = "digits" if toy else "resnet18", 1 if toy else 5, time.monotonic() + 60 * MINUTES
     speedrun = _speedrun_config(toy=toy)
-    sources.load(**speedrun.data.source)  # where there is none, that is said now, not after the other parts
+    sources.load(**speedrun.data.source)  # missing data fails here, not after the other parts
     parts = {
         "loop": lambda: _loop(_case(case), steps=20 if toy else 400, rounds=rounds),
         "checkpoint": lambda: _checkpoint(

@@ -1,8 +1,8 @@
-"""What a run will cost, before it is run: parameters, FLOPs, memory, time, disk, schedule, and which rule hits what.
+"""Estimates a run's cost before you start it: parameters, FLOPs, memory, time, disk, schedule, parameter rules.
 
     python -m scripts.doctor --config=configs/digits.py --workdir=runs/digits --out=runs/doctor
 
-Compiles the train step and times a few; opens no test split, and writes nothing into the workdir.
+Compiles the train step and times a few steps. It opens no test split and writes nothing into the workdir.
 """
 
 from datetime import timedelta
@@ -12,12 +12,12 @@ from absl import flags
 
 from linseed.scripts.cli import command, compile_cache, config_flag
 
-WORKDIR = command.define_path("workdir", None, "Folder of the run, begun or not: what is left of it, and room on disk.")
-OUT = command.define_path("out", None, "Folder that gets schedule.svg.")
+WORKDIR = command.define_path("workdir", None, "Folder of the run, started or not: for what is left, and disk space.")
+OUT = command.define_path("out", None, "Folder to write schedule.svg into.")
 STEPS = flags.DEFINE_integer("steps", 7, "How many steps to time; the median is reported.", lower_bound=1)
 TIME_LIMIT = flags.DEFINE_float("time_limit", 30.0, "Seconds after which no further step is timed.", lower_bound=0.0)
 MEMORY = flags.DEFINE_string(
-    "memory", None, "Bytes of a device, such as 8GiB, to find the largest batch for; what the device says unless given."
+    "memory", None, "Memory of a device, such as 8GiB, to find the largest batch for; none: what the device reports."
 )
 PICTURE_ROWS = 21
 UNITS = {"": 1, "B": 1} | {
@@ -50,7 +50,7 @@ def main(console):
     console.print(_figures("steps", _steps(found.steps)))
     console.print(_figures("compute and memory", [*_flops(found), *_memory(found.memory), *_room(found.room)]))
     console.print(_figures("time", _time(found)))
-    console.print(_figures("snapshots on disk", _disk(found.disk)))
+    console.print(_figures("checkpoints on disk", _disk(found.disk)))
     for line in _remarks(found, config):
         say(line)
     if OUT.value:
@@ -61,7 +61,7 @@ def main(console):
 
 
 def _memory_limit():
-    """Bytes, from --memory; None where it is not given."""
+    """The bytes of --memory, None if not given."""
     import re
 
     from linseed.trainer.errors import ConfigError
@@ -111,7 +111,7 @@ def _rules(assignments):
     from rich.text import Text
 
     table = _table(
-        "which rule hits which parameter",
+        "which rule matches which parameter",
         "path",
         "shape",
         "rule",
@@ -122,7 +122,7 @@ def _rules(assignments):
     )
     for found in assignments:
         table.add_row(
-            Text(found.path),  # Text: brackets of a pattern are no markup
+            Text(found.path),  # Text: brackets in a pattern are not markup
             "x".join(map(str, found.shape)) or "scalar",
             Text(found.pattern),
             f"{found.lr:g}",
@@ -176,13 +176,13 @@ def _flops(found):
 
 
 def _memory(memory):
-    limit = "no limit of its own" if memory.limit is None else f"of {_bytes(memory.limit)}"
+    limit = "the device reports no limit" if memory.limit is None else f"of {_bytes(memory.limit)}"
     if memory.peak is None:
         yield "device", "unknown", f"this backend does not analyse its memory; {limit}"
     else:
         yield "device: arguments", _bytes(memory.arguments), "state and one batch, on each device"
         yield "device: temporaries", _bytes(memory.temporaries), "of a train step"
-        yield "device: a step in all", _bytes(memory.peak), limit
+        yield "device: a step in total", _bytes(memory.peak), limit
     yield "state", _bytes(memory.state), "parameters, optimiser, averages"
     yield "data set on the host", _bytes(memory.data), "train and validation"
 
@@ -192,7 +192,7 @@ def _room(room):
         return
     of = f"of {_bytes(room.limit)}; {room.compiled} sizes compiled"
     if not room.batch:
-        yield "largest batch", "none", "a step with the smallest one does not fit"
+        yield "largest batch", "none", "even the smallest batch does not fit"
     else:
         note = f"{room.per_device:,} on each device" + ("; all of the train split" if room.all_of_train else "")
         yield "largest batch", f"{room.batch:,}", note
@@ -213,30 +213,30 @@ def _time(found):
 
 
 def _disk(disk):
-    yield "one snapshot", _bytes(disk.snapshot), "uncompressed"
+    yield "one checkpoint", _bytes(disk.snapshot), "uncompressed"
     yield "all at once", _bytes(disk.needed), f"{disk.count} of them: latest, best, and one being written"
     if disk.free is None:
-        yield "free", "unknown", "give --workdir to ask its disk"
+        yield "free", "unknown", "pass --workdir to check its disk"
     else:
-        yield "there now", _bytes(disk.present), "in the workdir"
+        yield "already used", _bytes(disk.present), "in the workdir"
         yield "free", _bytes(disk.free), "on the disk of the workdir"
 
 
 def _remarks(found, config):
-    """What does not go into a figure, a line each."""
+    """Remarks that fit no table, one line each."""
     for missing in found.flops.missing:
         yield f"FLOPs leave out {missing}"
-    yield "the time leaves out saving snapshots and the test split, which stays sealed" + (
-        "; early stopping may end the run before" if config.early_stopping.patience else ""
+    yield "the time leaves out saving checkpoints and the test split, which stays sealed" + (
+        "; early stopping may end the run earlier" if config.early_stopping.patience else ""
     )
     memory, disk, standing = found.memory, found.disk, found.standing
     if found.room is None and config.data.batch_size:
-        yield "no largest batch: the device names no limit of its memory; --memory=8GiB says one"
+        yield "no largest batch: the device reports no memory limit; pass it, as in --memory=8GiB"
     if memory.limit is not None and memory.peak is not None and memory.peak > memory.limit:
         yield "warning: a train step needs more memory than a device has; lower config.data.batch_size"
     if not disk.fits:
         yield (
-            f"warning: snapshots need {_bytes(disk.needed - disk.present)} more and the disk of {WORKDIR.value} has "
+            f"warning: checkpoints need {_bytes(disk.needed - disk.present)} more and the disk of {WORKDIR.value} has "
             f"{_bytes(disk.free)}; free some space, lower config.checkpoint.keep_latest, or choose another --workdir"
         )
     if standing.status == "finished":

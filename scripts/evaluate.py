@@ -1,4 +1,4 @@
-"""Judges a snapshot of a run, or an ensemble, on validation or test. Each opening of test is recorded in every workdir.
+"""Evaluates a run's checkpoint, or an ensemble, on validation or test. Each use of test is recorded in every workdir.
 
 python -m scripts.evaluate --workdir=runs/digits --which=best --split=val
 python -m scripts.evaluate --workdir=runs/digits0 --workdir=runs/digits1 --workdir=runs/digits2
@@ -15,17 +15,17 @@ from linseed.scripts.cli import command, compile_cache
 WORKDIR = command.define_path(
     "workdir",
     None,
-    "Folder of the run. Given again for another run, their predictions are averaged: an ensemble.",
+    "Folder of the run. Repeat it for more runs: their predictions are averaged as an ensemble.",
     many=True,
 )
 WHICH = flags.DEFINE_enum(
     "which",
     "best",
     ["best", "latest", "ema", "snapshots"],
-    "best: the weights that won on validation; latest: the newest parameters; ema: their moving average; snapshots: "
-    "all that the run kept, as an ensemble.",
+    "best: the best weights on validation; latest: the newest weights; ema: their moving average; snapshots: "
+    "all checkpoints that the run kept, as an ensemble.",
 )
-SPLIT = flags.DEFINE_enum("split", "val", ["val", "test"], "What to judge on.")
+SPLIT = flags.DEFINE_enum("split", "val", ["val", "test"], "The split to evaluate on.")
 
 flags.register_validator(
     "workdir", lambda folders: folders is None or all(folders), message="is empty; name the folder of a run"

@@ -1,10 +1,10 @@
-"""The structure of the code in numbers: rooms, arrows between them, circles, lines.
+"""The structure of the code in numbers: rooms, arrows between them, cycles, lines.
 
 python -m scripts.structure            # of this checkout
 python -m scripts.structure OTHER      # of another one, say of an earlier commit
 
-A room is a folder of modules. In linseed/, trainer/ and scripts/ each module that lies there directly is a room of its
-own. An arrow goes from a room to each other room that it imports; tests/test_architecture.py allows none upward.
+A room is a folder of modules. In linseed/, trainer/ and scripts/ each module directly in the folder is its own room. An
+arrow goes from a room to each other room that it imports; tests/test_architecture.py allows none upward.
 """
 
 import ast
@@ -14,7 +14,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 TOPS = ("linseed", "scripts", "configs", "trainer", "models")
-OWN_ROOMS = ("linseed", "trainer", "scripts")  # the modules of these are rooms
+OWN_ROOMS = ("linseed", "trainer", "scripts")  # each module directly in these is a room
 
 
 def files(root: Path) -> list[Path]:
@@ -29,7 +29,7 @@ def room(path: Path) -> str:
 
 
 def imports(path: Path) -> Iterator[str]:
-    """What `path` imports, dotted, wherever in the file: `a` of `import a`, `a.b` of `from a import b`."""
+    """The dotted names that `path` imports, anywhere in the file: `a` of `import a`, `a.b` of `from a import b`."""
     for node in ast.walk(ast.parse(path.read_text())):
         if isinstance(node, ast.Import):
             yield from (alias.name for alias in node.names)
@@ -40,7 +40,7 @@ def imports(path: Path) -> Iterator[str]:
 
 
 def arrows(root: Path) -> dict[Path, set[Path]]:
-    """Each module of the checkout, and the modules of ours that it imports."""
+    """For each module of the checkout, those of our modules that it imports."""
     known = {}
     for path in files(root):
         name = ".".join(path.with_suffix("").parts).removesuffix(".__init__")
@@ -55,7 +55,7 @@ def arrows(root: Path) -> dict[Path, set[Path]]:
 
 
 def between_rooms(root: Path) -> dict[str, set[str]]:
-    """Each room, and the other rooms that it imports."""
+    """For each room, the other rooms that it imports."""
     found = {}
     for path, targets in arrows(root).items():
         found.setdefault(room(path), set()).update(room(target) for target in targets)
@@ -63,7 +63,7 @@ def between_rooms(root: Path) -> dict[str, set[str]]:
 
 
 def circle(graph: dict) -> list:
-    """The nodes of a circle of `graph`, [] where there is none."""
+    """The nodes of a cycle of `graph`, [] if there is none."""
     try:
         list(graphlib.TopologicalSorter(graph).static_order())
     except graphlib.CycleError as error:
@@ -72,7 +72,7 @@ def circle(graph: dict) -> list:
 
 
 def levels(graph: dict) -> int:
-    """The length of the longest way along arrows, in nodes; `graph` has no circle."""
+    """The length of the longest path along arrows, in nodes; `graph` has no cycle."""
     depth = {}
     for node in graphlib.TopologicalSorter(graph).static_order():
         depth[node] = 1 + max((depth[below] for below in graph.get(node, ())), default=0)

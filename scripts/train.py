@@ -2,10 +2,10 @@
 
 python -m scripts.train --config=configs/digits.py --workdir=runs/digits --config.optimizer.lr=0.001
 
-SIGTERM, SIGINT and SIGUSR1 stop it after the step under way, which is saved; a second one stops it at once. Exit
-status: 0 done, 2 an error whose line says how to mend it, 143, 130 or 138 stopped by one of these signals (to be run
-again), 75 another process of the run was lost (to be run again, on all machines), 1 anything else, among it the
-watchdog. Several processes, on one machine or many: docs/launch.md.
+SIGTERM, SIGINT and SIGUSR1 stop the run after the current step, which is saved; a second one stops it at once. Exit
+status: 0 done; 2 an error, whose line says how to fix it; 143, 130 or 138 stopped by one of these signals, to be run
+again; 75 another process of the run died, to be run again on all machines; 1 anything else, including the watchdog.
+Several processes, on one machine or many: docs/launch.md.
 """
 
 from pathlib import Path
@@ -14,21 +14,21 @@ from absl import flags
 
 from linseed.scripts.cli import command, compile_cache, config_flag
 
-WORKDIR = command.define_path("workdir", None, "Folder of this run: snapshots, metrics, result.")
+WORKDIR = command.define_path("workdir", None, "Folder of this run: checkpoints, metrics, result.")
 ON_CONFIG_CHANGE = flags.DEFINE_enum(
-    "on_config_change", "refuse", ["refuse", "accept"], "What to do where the workdir holds a run of another config."
+    "on_config_change", "refuse", ["refuse", "accept"], "What to do if the workdir holds a run of another config."
 )
 COORDINATOR = flags.DEFINE_string(
     "coordinator",
     "auto",
-    "HOST:PORT of process 0, the same for all; 'auto': what Slurm, Open MPI up to 4, a TPU pod or Kubernetes tells; "
-    "'none': one process.",
+    "HOST:PORT of process 0, the same for all; 'auto': ask Slurm, Open MPI up to 4, a TPU pod or Kubernetes; "
+    "'none': a single process.",
 )
-NUM_PROCESSES = flags.DEFINE_integer("num_processes", None, "With --coordinator: how many are started.", lower_bound=1)
-PROCESS_ID = flags.DEFINE_integer("process_id", None, "With --coordinator: 0, 1, ...; which of them.", lower_bound=0)
-START_SECONDS = flags.DEFINE_integer("start_seconds", 300, "How long to wait for the other processes.", lower_bound=1)
+NUM_PROCESSES = flags.DEFINE_integer("num_processes", None, "With --coordinator: number of processes.", lower_bound=1)
+PROCESS_ID = flags.DEFINE_integer("process_id", None, "With --coordinator: this process, from 0.", lower_bound=0)
+START_SECONDS = flags.DEFINE_integer("start_seconds", 300, "Seconds to wait for the others to start.", lower_bound=1)
 HEARTBEAT_SECONDS = flags.DEFINE_integer(
-    "heartbeat_seconds", 30, "After that long without a sign of life from one process all end.", lower_bound=2
+    "heartbeat_seconds", 30, "Seconds without a heartbeat from a process, after which all exit.", lower_bound=2
 )
 
 

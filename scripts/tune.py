@@ -1,9 +1,9 @@
-"""Takes a config through the lecture's seven steps of choosing hyperparameters; run it again to go on.
+"""Tunes a config in the lecture's seven steps of choosing hyperparameters; run it again to go on.
 
 python -m scripts.tune all --config=configs/digits.py --workdir=runs/tune --budget=10m
 
-In place of `all`, one step: check, overfit, lr, coarse, refine, final, curves. Signals and exit statuses are those of
-`scripts.train`: the trial under way is saved, and the same command goes on with it.
+Instead of `all`, name one step: check, overfit, lr, coarse, refine, final, curves. Signals and exit statuses are as in
+`scripts.train`: the current trial is saved, and the same command continues it.
 """
 
 from pathlib import Path
@@ -14,15 +14,15 @@ from linseed.scripts.cli import command, compile_cache, config_flag
 
 WORKDIR = command.define_path("workdir", None, "Folder of this study: trials, study.json, study.html, winner.py.")
 BUDGET = flags.DEFINE_string(
-    "budget", None, "90s, 30m, 2h of wall time, or 4000steps; none: each step's natural length."
+    "budget", None, "Wall time (90s, 30m, 2h) or train steps (4000steps); none: each step's natural length."
 )
 STORAGE = flags.DEFINE_string(
-    "storage", "", "SQLAlchemy URL where several machines share a study; a file in --workdir."
+    "storage", "", "SQLAlchemy URL, for several machines to share a study; none: a file in --workdir."
 )
 STUDY = flags.DEFINE_string("study", "study", "Name of the study in --storage.")
-RATES = flags.DEFINE_list("rates", [], "Learning rates of step 4, with commas; none: those around the rate of step 3.")
-DECAYS = flags.DEFINE_list("decays", [], "Weight decays of step 4, with commas; none: those that suit the optimiser.")
-SAMPLER = flags.DEFINE_enum("sampler", "tpe", ["random", "tpe"], "Who draws the points of step 5.")
+RATES = flags.DEFINE_list("rates", [], "Learning rates of step 4, comma-separated; none: around the rate of step 3.")
+DECAYS = flags.DEFINE_list("decays", [], "Weight decays of step 4, comma-separated; none: they suit the optimiser.")
+SAMPLER = flags.DEFINE_enum("sampler", "tpe", ["random", "tpe"], "How step 5 chooses its points.")
 
 
 def main(console, step):
@@ -60,7 +60,7 @@ def _numbers(flag):
     try:
         return tuple(float(value) for value in flags.FLAGS[flag].value)
     except ValueError as error:
-        raise ConfigError(f"--{flag} should be numbers with commas: {error}") from error
+        raise ConfigError(f"--{flag} should be comma-separated numbers, such as 0.01,0.1: {error}") from error
 
 
 def run():

@@ -1,11 +1,11 @@
-"""Proves for a config that a run which was killed and resumed is the run that was never stopped, bit for bit.
+"""Proves that a config's run, killed and resumed, equals one that was never stopped, bit for bit.
 
     python -m scripts.verify_resume --config=configs/digits.py --kills=3
 
-Trains twice, shortened to --steps: once straight, once killed (SIGKILL) at random moments and started again by the
-same command until it is done; a kill that comes too late is tried again, earlier. Compares the hashes of
-the parameters and every record of metrics.jsonl. Exit status 0: equal; 1: they differ, and the first array that does is
-named; 2: they cannot be compared, or no kill came in time, and the line says why.
+Trains twice, shortened to --steps. One run is never stopped. The other is killed (SIGKILL) at random moments and
+started again by the same command until it is done; a kill that comes too late is tried again, earlier. Compares the
+hashes of the parameters and every record of metrics.jsonl. Exit status 0: equal; 1: different, naming the first array
+that differs; 2: not comparable, or no kill came in time, and the line says why.
 """
 
 import contextlib
@@ -22,13 +22,13 @@ from rich.table import Table
 from linseed.scripts.cli import command, config_flag
 from linseed.trainer.config.changes import changed
 
-KILLS = flags.DEFINE_integer("kills", 3, "How often the second run is killed.", lower_bound=1)
-STEPS = flags.DEFINE_integer("steps", 24, "The length of both runs, schedule and all.", lower_bound=4)
-WORKDIR = command.define_path("workdir", None, "An empty folder for the two runs, kept; without, they are deleted.")
+KILLS = flags.DEFINE_integer("kills", 3, "How often to kill the second run.", lower_bound=1)
+STEPS = flags.DEFINE_integer("steps", 24, "The length of both runs and their schedules.", lower_bound=4)
+WORKDIR = command.define_path("workdir", None, "An empty folder that keeps the two runs; none: they are deleted.")
 
 
 def shortened(config, *, steps: int):
-    """`config` in `steps` steps, evaluated and saved four times and logged eight times on the way."""
+    """`config` shortened to `steps` steps, with four evaluations and checkpoints and eight log records."""
     from linseed.trainer.data import sources, splits
     from linseed.trainer.optim.schedules import durations_to_steps
     from linseed.trainer.tuning import trials
@@ -56,9 +56,9 @@ def shortened(config, *, steps: int):
 
 
 def killed_at(moment, config, workdir):
-    """Starts the run in `workdir` and kills it at `moment`; the start, or None where the run always ended before.
+    """Starts the run in `workdir` and kills it at `moment`; returns it, or None if it always ended before.
 
-    One that ended before is begun again from the files that it found. Raises LinseedError where it failed.
+    A run that ended before is repeated from the same files and killed earlier. Raises LinseedError if it failed.
     """
     from linseed.scripts.cli import moments
 
@@ -71,7 +71,7 @@ def killed_at(moment, config, workdir):
         if in_time:
             shutil.rmtree(before, ignore_errors=True)
             return run
-        run.finish()  # says why, where it failed
+        run.finish()  # raises if the run failed
         shutil.rmtree(workdir)
         if before.exists():
             before.rename(workdir)
@@ -104,7 +104,7 @@ def main(console):
         landed = table.row_count
         if not landed:
             raise LinseedError(
-                f"none of the {KILLS.value} kills came before the run's end, so that nothing is proven; raise --steps"
+                f"none of the {KILLS.value} kills came before the run's end, so nothing is proven; raise --steps"
             )
         run = moments.Run(config, killed)
         run.finish()

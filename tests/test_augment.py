@@ -445,7 +445,7 @@ BAD_STRINGS = {
     "pad_crop(-1)": "padding must be a whole number of at least 0; got -1",
     "pad_crop(4.0)": "padding must be a whole number of at least 0; got 4.0",
     "pad_crop(4, mode='wrap')": "mode must be one of 'constant', 'reflect'; got 'wrap'",
-    "pad_crop(4, mode='reflct')": "mode must be one of 'constant', 'reflect'; did you mean 'reflect'?; got 'reflct'",
+    "pad_crop(4, mode='reflct')": "mode must be one of 'constant', 'reflect' (did you mean 'reflect'?); got 'reflct'",
     "cutout(4, fill=2)": "fill must be a number in [0, 1]; got 2",
     "rotate(181)": "degrees must be a number in [0, 180]; got 181",
     "rotate(15, fill=1.5)": "fill must be a number in [0, 1] or one of 'edge', 'reflect'; got 1.5",

@@ -37,7 +37,7 @@ def test_a_forecast_reads_when_piped_and_draws_the_schedule(tmp_path):
     assert done.returncode == 0, done.stderr
     assert done.stderr == "" and "\x1b" not in done.stdout
     assert all(len(line) <= 80 for line in done.stdout.splitlines() if line.startswith(("│", "┏"))), done.stdout
-    for title in ("parameters", "steps", "compute and memory", "time", "snapshots on disk", "learning rate"):
+    for title in ("parameters", "steps", "compute and memory", "time", "checkpoints on disk", "learning rate"):
         assert title in done.stdout, done.stdout
     cells = rows(done.stdout)
 
@@ -55,7 +55,7 @@ def test_a_forecast_reads_when_piped_and_draws_the_schedule(tmp_path):
     assert all(lr == pytest.approx(float(schedule(step)), rel=0.01, abs=1e-9) for step, lr in drawn.items())
     ElementTree.parse(tmp_path / "out" / "schedule.svg")
     assert not list(run.iterdir())
-    assert "no largest batch" in done.stdout and "--memory=8GiB" in done.stdout  # a CPU names no limit of its own
+    assert "no largest batch" in done.stdout and "--memory=8GiB" in done.stdout  # a CPU reports no limit
 
 
 def test_the_largest_batch_for_so_much_memory_divides_over_the_devices_and_fits():
@@ -82,7 +82,7 @@ def test_a_disk_that_is_too_small_and_another_config_are_warned_of(tmp_path):
         [sys.executable, "-c", script, *TINY, f"--workdir={config.parent}"], cwd=ROOT, capture_output=True, text=True
     )
     assert done.returncode == 0, done.stderr
-    assert "warning: snapshots need" in done.stdout and "the disk of" in done.stdout
+    assert "warning: checkpoints need" in done.stdout and "the disk of" in done.stdout
     assert "holds a run of another config" in done.stdout and "; ...)" in done.stdout
 
 

@@ -221,7 +221,7 @@ def test_a_length_once_given_stays_and_none_is_found_anew_with_another_budget():
     assert [ledger.allot(phase, "refine-1", lambda: 9.9) for ledger in (small, large)] == [0, 0]
     assert [ledger.allot(phase, "refine-2", lambda: 5) for ledger in (small, small)] == [0, 0]
     assert large.allot(phase, "refine-2", lambda: 12) == small.allot(phase, "refine-2", lambda: 12) == 12
-    with pytest.raises(ConfigError, match="no room for the step 'coarse'.*what was found is kept"):
+    with pytest.raises(ConfigError, match="no room for the step 'coarse'.*all results are kept"):
         small.refuse("coarse")
 
 

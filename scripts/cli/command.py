@@ -1,7 +1,7 @@
-"""What every command shares: flags in, one-line errors out, an exit status.
+"""What every command shares: flags, one-line errors and exit statuses.
 
-0: done. 2: the user can mend it, and the line on stderr says how. 75: another process of the run was lost.
-128 + a signal's number: stopped by it, see `trainer.runtime.signals`. After either the same command goes on.
+0: done. 2: an error that the user can fix; the line on stderr says how. 75: another process of the run died. 128 + N:
+stopped by signal N, see `trainer.runtime.signals`. After 75 or 128 + N the same command resumes the run.
 """
 
 import contextlib
@@ -20,13 +20,13 @@ from linseed.trainer.errors import LinseedError
 from linseed.trainer.runtime import xla_flags
 from linseed.trainer.runtime.signals import Stopped
 
-DEBUG = flags.DEFINE_bool("debug", False, "Show the traceback of an error that is otherwise one line.")
+DEBUG = flags.DEFINE_bool("debug", False, "Show the full traceback of an error, not only one line.")
 PLUGIN = flags.DEFINE_multi_string(
-    "plugin", [], "A module, or a FILE.py, with models, optimisers, ops ... of your own; may be given several times."
+    "plugin", [], "A module, or a FILE.py, with your own models, optimisers, ops and so on; may be repeated."
 )
 
 
-flags.disclaim_key_flags()  # what `define_path` defines belongs to the module that calls it
+flags.disclaim_key_flags()  # a flag of `define_path` belongs to the module that calls it
 
 
 class _Path(flags.ArgumentParser):
@@ -35,18 +35,17 @@ class _Path(flags.ArgumentParser):
 
 
 def define_path(name: str, default: str | None, help_text: str, *, many: bool = False):
-    """A flag that holds a path, or several; `~` is the home folder."""
+    """Defines a flag for a path, or for several (`many`); `~` is the home folder."""
     if many:
         return flags.DEFINE_multi(_Path(), flags.ArgumentSerializer(), name, default, help_text)
     return flags.DEFINE(_Path(), name, default, help_text, serializer=flags.ArgumentSerializer())
 
 
 def run(main: Callable[..., None], *, needs: tuple[str, ...] = (), argument: str = "", default: str | None = None):
-    """Parses the flags, refuses to go on without those in `needs`, and runs `main(console)`.
+    """Parses the flags, stops if one of `needs` is missing, and runs `main(console)`.
 
-    argument: what the one argument without a flag is called, handed to `main` too; "" for none. default: what stands
-    for it where it is not given; None: it has to be given. A command that needs `config` gets what the flag names by
-    `config_flag.load`.
+    argument: the name of the one positional argument, which `main` gets too; "" for none. default: its default; None
+    makes it required. A command that needs `config` reads it with `config_flag.load`.
     """
     module = sys.modules[main.__module__]
     usage = _usage(needs, argument)
@@ -103,7 +102,7 @@ def _load_plugins():
 
     installed = importlib.metadata.entry_points(group="linseed.plugins")
     if not installed and not PLUGIN.value:
-        return  # without the seconds that importing the tables takes
+        return  # importing the tables takes seconds
     from linseed.trainer.config import plugins
 
     plugins.load_installed()
@@ -112,7 +111,7 @@ def _load_plugins():
 
 
 def _help(module, usage) -> str:
-    """What a command is for and its flags, those of the command first."""
+    """The help text: the command's docstring, its own flags, then the shared ones."""
     own = flags.FLAGS.flags_by_module_dict()
     lines = [(module.__doc__ or "").strip(), "", f"usage: {usage} [flags]", ""]
     for owner in (module.__name__, *(name for name in own if name.startswith("linseed.scripts.cli."))):
@@ -126,7 +125,7 @@ def _help(module, usage) -> str:
 
 
 def tell(line: str):
-    """A line for whoever waits, beside the output; nobody may."""
+    """Prints a line to stderr; does not fail if nobody reads it."""
     with contextlib.suppress(OSError):
         print(line, file=sys.stderr, flush=True)
 
@@ -152,7 +151,7 @@ def _one_line(error):
 
 
 def _show_our_warnings_alone():
-    """What a library logs or leaves behind is for --debug; a failed save would fill the screen with it."""
+    """Shows our warnings only. Those of libraries need --debug: a failed save would fill the screen with them."""
     if DEBUG.value:
         return
     handler = logging.StreamHandler(sys.stderr)
@@ -163,7 +162,7 @@ def _show_our_warnings_alone():
 
 
 def _skip_closed_loops(unraisable):
-    """A save or restore that failed leaves Orbax futures that report to an event loop which is gone by then."""
+    """Hides errors of Orbax futures that report to a closed event loop after a failed save or restore."""
     if "Event loop is closed" not in str(unraisable.exc_value):
         sys.__unraisablehook__(unraisable)
 

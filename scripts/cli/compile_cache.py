@@ -1,11 +1,11 @@
-"""Compiled programs on disk: what one run compiled, the next one loads.
+"""JAX's compilation cache on disk: a run loads the programs that an earlier run compiled.
 
-The folder is `.jax_cache` beside the workdir, `--compile_cache` names another, and JAX's own environment variable
-JAX_COMPILATION_CACHE_DIR is left to JAX. A cached program is the machine code that was compiled, and gives the same
-bits. Several processes may share a folder. Nothing that is wrong with it stops a run.
+The folder is `.jax_cache` next to the workdir; `--compile_cache` names another. If JAX_COMPILATION_CACHE_DIR is set,
+JAX uses that folder. A cached program is the compiled machine code and gives the same bits. Several processes may share
+a folder. A problem with the folder never stops a run.
 
-What is loaded from the folder is run: it should be writable for no one who is not trusted. `.jax_cache` is made for its
-owner alone, and not used where others can write it; with a folder that the user names they say that it is trusted.
+Programs in the folder are executed, so only trusted users may write to it. `.jax_cache` is created for its owner alone,
+and not used if others can write to it. A folder that the user names is trusted.
 """
 
 import contextlib
@@ -21,7 +21,7 @@ from linseed.scripts.cli import command
 COMPILE_CACHE = command.define_path(
     "compile_cache",
     None,
-    "Folder of compiled programs, for the runs after this one; '' for none; .jax_cache beside --workdir unless given.",
+    "Folder that keeps compiled programs for later runs; '' for none; .jax_cache next to --workdir unless given.",
 )
 NAME = ".jax_cache"
 MOST_BYTES = 2**30
@@ -29,12 +29,12 @@ _TROUBLE = re.compile(r"Error (?:reading|writing) persistent compilation cache e
 
 
 def use(*, workdir: Path | None):
-    """Turns the cache on for this process; to be called before its first program is compiled.
+    """Turns the cache on for this process; call it before the first program is compiled.
 
-    workdir: of the run; None where there is none, and then there is no cache but one that a flag names.
+    workdir: the run's; with None there is no cache unless the flag names a folder.
     """
     if not command.DEBUG.value:
-        # On some processors XLA complains about every program of its own that it loads. Errors still are exceptions.
+        # On some processors XLA warns about each program that it loads. Errors are still exceptions.
         os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
     _turn_on(workdir)
 
@@ -50,18 +50,18 @@ def _turn_on(workdir):
     folder = Path(os.path.abspath(COMPILE_CACHE.value or workdir / ".." / NAME))
     trouble = _unusable(folder, named=COMPILE_CACHE.value is not None)
     if trouble:
-        _warn(f"{trouble}; programs are compiled anew, --compile_cache=DIR names another folder for them")
+        _warn(f"{trouble}; programs are compiled again; name another folder with --compile_cache=DIR")
         return
     if COMPILE_CACHE.value is None:
-        with contextlib.suppress(OSError):  # JAX will say so
+        with contextlib.suppress(OSError):  # JAX reports it
             folder.mkdir(mode=0o700, parents=True, exist_ok=True)
     prune(folder, most_bytes=MOST_BYTES)
     _mend_quietly(folder)
     settings = {
         "compilation_cache_dir": str(folder),
-        "persistent_cache_min_compile_time_secs": 0.0,  # a start is made of many small programs
+        "persistent_cache_min_compile_time_secs": 0.0,  # starting a run compiles many small programs
         "persistent_cache_min_entry_size_bytes": -1,
-        # XLA's own caches of GPU tuning: their path would become a part of each key, and damage to them an error.
+        # XLA's own GPU tuning caches: their path would become part of each key, and damage to them an error.
         "persistent_cache_enable_xla_caches": "none",
     }
     for name, value in settings.items():
@@ -69,13 +69,13 @@ def _turn_on(workdir):
 
 
 def prune(folder: Path, *, most_bytes: int):
-    """Deletes the programs in `folder` that were not used for longest, until the rest have at most `most_bytes`.
+    """Deletes the least recently used programs in `folder`, until the rest take at most `most_bytes`.
 
-    Last use is when the file was read, where the file system keeps that, or else written.
+    Last use is the last read, if the file system records it, or the last write.
     """
     found = []
     for path in folder.glob("*-cache"):
-        with contextlib.suppress(OSError):  # another process prunes as well
+        with contextlib.suppress(OSError):  # another process may prune too
             status = path.stat()
             found.append((max(status.st_atime, status.st_mtime), status.st_size, path))
     kept = 0
@@ -87,23 +87,24 @@ def prune(folder: Path, *, most_bytes: int):
 
 
 def _unusable(folder, *, named):
-    """What is wrong with `folder`, "" if nothing is; it need not exist. named: by the user, who trusts it."""
+    """Why `folder` cannot be used, "" if it can; it need not exist. named: the user named it, and so trusts it."""
     nearest = next(path for path in (folder, *folder.parents) if path.exists())
     if not nearest.is_dir():
-        return f"{nearest} is a file, no folder of compiled programs"
+        return f"{nearest} is a file, not a folder"
     if not os.access(nearest, os.W_OK | os.X_OK):
-        return f"{folder} cannot be written"
+        return f"{folder} is not writable"
     if nearest == folder and not named and folder.stat().st_uid != os.getuid():
-        return f"{folder} belongs to someone else"
+        return f"{folder} belongs to another user"
     if nearest == folder and not named and folder.stat().st_mode & (stat.S_IWGRP | stat.S_IWOTH):
-        return f"{folder} can be written by others, until you chmod go-w it"
+        return f"{folder} can be written by others until you run chmod go-w on it"
     return ""
 
 
 def _mend_quietly(folder):
-    """JAX goes on without a program that it cannot read or write, and says so in a warning: one line of it will do.
+    """Turns JAX's warnings about programs that it cannot read or write into one line, and deletes these programs.
 
-    It never writes over a damaged file, so that this is deleted, and the program that is compiled now takes its place.
+    JAX goes on without them but never overwrites a damaged file. Once deleted, the newly compiled program takes its
+    place.
     """
     shown = warnings.showwarning
     said = set()
@@ -117,7 +118,7 @@ def _mend_quietly(folder):
                 path.unlink(missing_ok=True)
         if not said:
             said.add(trouble[1])
-            _warn(f"a compiled program in {folder} could not be read or written ({trouble[2]}); compiled anew")
+            _warn(f"a compiled program in {folder} could not be read or written ({trouble[2]}); compiled again")
 
     warnings.showwarning = show
     warnings.filterwarnings("always", message=_TROUBLE.pattern.partition(" entry")[0])

@@ -9,10 +9,10 @@ from linseed.trainer.errors import ConfigError
 CONFIG = flags.DEFINE_string(
     "config",
     None,
-    "What to run: a page by name (digits), or a file (configs/digits.py); words after a colon change it "
-    "(digits:quick). --config.KEY=VALUE sets any key: --config.optimizer.name=adamw --config.horizon.epochs=5.",
+    "What to run: a page by name (digits), or a file (configs/digits.py); words after a colon pick a "
+    "variant (digits:quick). --config.KEY=VALUE sets any key: --config.optimizer.name=adamw --config.horizon.epochs=5.",
 )
-PRINT = flags.DEFINE_bool("print_config", False, "Print the whole config, every key and value, and end.")
+PRINT = flags.DEFINE_bool("print_config", False, "Print every key and value of the config, and exit.")
 
 _texts: dict[str, str] = {}  # key -> the value as it was written
 
@@ -38,7 +38,7 @@ def take(argv: list[str]) -> list[str]:
 
 
 def load():
-    """The config that the flags name, complete and checked. Raises ConfigError, one line."""
+    """The config that the flags name, complete and validated. Raises ConfigError, one line."""
     from linseed.trainer.config import changes
     from linseed.trainer.config.pages import read_page
     from linseed.trainer.config.resolve import resolve
@@ -48,5 +48,5 @@ def load():
 
 
 def page_name() -> str:
-    """What the page is called: the stem of its file."""
+    """The page's name: the stem of its file."""
     return Path(CONFIG.value.partition(":")[0]).stem

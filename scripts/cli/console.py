@@ -6,8 +6,8 @@ from rich import console
 
 
 class Console(console.Console):
-    """Rich's, which goes quiet once nobody reads (`| head`, a dead `tee`): a run is worth more than its output."""
+    """Rich's console, silenced by a broken pipe (`| head`, a dead `tee`): the run goes on without its output."""
 
     def on_broken_pipe(self):
         with contextlib.suppress(SystemExit):
-            super().on_broken_pipe()  # quiet from here on, and Python's own flush at the end goes nowhere
+            super().on_broken_pipe()  # silent from now on; Python's final flush goes to /dev/null

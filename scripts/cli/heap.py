@@ -1,8 +1,8 @@
-"""How freed memory is kept: by glibc's malloc, for the next array, in few places.
+"""Settings for glibc's malloc: it keeps freed memory for the next array, in few arenas.
 
-By default an array of many MiB is new pages of the kernel each time, a sixth of the time of a stream on CPU; and each
-of many threads may have an arena of its own, which keeps the most that it ever held, so that memory grows by a few MiB
-an epoch as if it leaked. See mallopt(3). What the user has set in the environment is left as it is.
+By default malloc maps each array of many MiB afresh, which takes a sixth of a stream's time on CPU. Each thread may
+also have its own arena, which stays at its peak size: memory grows by a few MiB an epoch as if it leaked. See
+mallopt(3). Variables that the user has set are left alone.
 """
 
 import ctypes
@@ -11,13 +11,13 @@ import os
 # variable -> parameter of malloc.h, value
 SETTINGS = {
     "MALLOC_ARENA_MAX": (-8, 2),
-    "MALLOC_MMAP_MAX_": (-4, 0),  # no array is a mapping of its own
-    "MALLOC_TRIM_THRESHOLD_": (-1, -1),  # what is free at the top of the heap is kept, all of it
+    "MALLOC_MMAP_MAX_": (-4, 0),  # no array gets its own mapping
+    "MALLOC_TRIM_THRESHOLD_": (-1, -1),  # all free memory at the top of the heap is kept
 }
 
 
 def keep():
-    """For this process, before its threads begin, and for those that it starts; does nothing without glibc."""
+    """Applies the settings to this process, before its threads start, and to its children; needs glibc."""
     mallopt = getattr(ctypes.CDLL(None), "mallopt", None)
     for variable, (parameter, value) in SETTINGS.items():
         if variable not in os.environ:

@@ -1,4 +1,4 @@
-"""Runs that are ended from outside, at moments that the files of a run tell, to prove that nothing is lost by it."""
+"""Ends runs from outside, at moments read from the run's files, to prove that nothing is lost."""
 
 import os
 import re
@@ -20,11 +20,11 @@ from linseed.trainer.run import workdir as workdir_lib
 from linseed.trainer.run.metrics_log import read_records
 
 _LOOK = 0.0005  # seconds between two looks at the files
-_LATEST = 600.0  # seconds after which a run that shows nothing has failed
+_LATEST = 600.0  # seconds after which a run without progress has failed
 
 
 class Timeline(NamedTuple):
-    """When a run that nobody ended wrote its files, in seconds after its start. records: how many it logged."""
+    """When an undisturbed run wrote its files, in seconds after its start. records: how many it logged."""
 
     config: float
     first_record: float
@@ -43,7 +43,7 @@ class Moment(NamedTuple):
 class Run:
     """`python -m scripts.train` of a config in a child process.
 
-    program: another module in its place, with the arguments of its own. flags: further ones of `scripts.train`.
+    program: another module to run instead, with its own arguments. flags: more flags of `scripts.train`.
     """
 
     def __init__(
@@ -70,44 +70,44 @@ class Run:
         self.began = time.monotonic()
 
     def wait(self) -> int:
-        """The exit status, once there is one."""
+        """Waits for the end and returns the exit status."""
         return self.process.wait()
 
     def finish(self):
-        """Waits for the end. Raises LinseedError, with the last line of the run, where that is none."""
+        """Waits for the end. Raises LinseedError, with the run's last line, if it failed."""
         status = self.wait()
         if status:
             raise LinseedError(f"the run in {self.workdir} ended with status {status}: {self.last_line()}")
 
     def last_line(self) -> str:
-        """What the run said last."""
+        """The last line of output."""
         lines = self.said().strip().splitlines()
         return lines[-1] if lines else "nothing"
 
     def said(self) -> str:
-        """What this start of the run has said so far."""
+        """The output of this start of the run so far."""
         return self._log.read_bytes()[self._said_before :].decode(errors="replace")
 
     def resumed_after(self) -> int:
-        """The step that this start of the run said it went on after; 0 where it said nothing of it."""
+        """The step after which this start of the run said it resumed; 0 if it said nothing."""
         said = re.search(r"resuming after step ([\d,]+)", self.said())
         return int(said[1].replace(",", "")) if said else 0
 
     def timeline(self) -> Timeline:
-        """Waits for the end, and notes when the files were written. Raises as `finish`."""
+        """Waits for the end and returns when the files were written. Raises as `finish`."""
         config = self._seconds_until(lambda: self._is_new(workdir_lib.CONFIG))
         first = self._seconds_until(lambda: self.records())
         self.finish()
         return Timeline(config, first, time.monotonic() - self.began, len(self.records()))
 
     def end_at(self, moment: Moment, *, by: signal.Signals) -> bool:
-        """Sends the signal at `moment`; False where the run ended before. Returns once it has ended."""
+        """Sends the signal `by` at `moment` and waits for the end; False if the run ended before."""
         alive = self.when(moment, lambda: self.process.send_signal(by))
         self.wait()
         return alive
 
     def when(self, moment: Moment, act: Callable[[], None]) -> bool:
-        """Calls `act` at `moment`; False where the run ended before."""
+        """Calls `act` at `moment`; False if the run ended before."""
         self._seconds_until(lambda: STAGES[moment.stage](self, moment.records))
         due = time.monotonic() + moment.seconds
         while time.monotonic() < due and self.process.poll() is None:
@@ -118,15 +118,15 @@ class Run:
         return alive
 
     def records(self) -> list[dict]:
-        """What this start of the run has logged so far, and kept of earlier ones."""
+        """The records in the metrics file, kept ones of earlier starts included; [] until this start writes it."""
         return read_records(self.workdir / workdir_lib.METRICS) if self._is_new(workdir_lib.METRICS) else []
 
     def started(self) -> bool:
-        """Whether the config of this start has been written: the state is there, and compiling comes next."""
+        """Whether this start has written its config: the state exists, and compiling comes next."""
         return self._is_new(workdir_lib.CONFIG)
 
     def is_saving(self) -> bool:
-        """Whether a snapshot is half written."""
+        """Whether a checkpoint is half written."""
         folder = self.workdir / workdir_lib.CHECKPOINTS
         return folder.exists() and any(not name.isdigit() for name in os.listdir(folder))
 
@@ -153,8 +153,8 @@ class Run:
         return time.monotonic() - self.began
 
 
-# (run, records) -> whether the run is there, with so many records logged. Evaluation follows a window without one:
-# runs that are ended log twice as often as they evaluate.
+# (run, records) -> whether the run is in this stage, with that many records logged. An evaluation follows a record
+# without one: the runs here log twice as often as they evaluate.
 STAGES: dict[str, Callable[[Run, int], bool]] = {
     "start": lambda run, records: True,
     "compile": lambda run, records: run.started(),
@@ -162,11 +162,11 @@ STAGES: dict[str, Callable[[Run, int], bool]] = {
     "evaluation": lambda run, records: len(run.records()) >= records and "val_accuracy" not in run.records()[-1],
     "save": lambda run, records: len(run.records()) >= records and run.is_saving(),
 }
-BRIEF = {"steps": 0.1, "evaluation": 0.02, "save": 0.05}  # seconds that a stage, once seen, may go on
+BRIEF = {"steps": 0.1, "evaluation": 0.02, "save": 0.05}  # seconds, at most, from seeing the stage to the end
 
 
 def draw(count: int, *, timeline: Timeline, rng: np.random.Generator) -> list[Moment]:
-    """`count` random moments, spread evenly over the stages, in the order of the records that they wait for."""
+    """`count` random moments, spread evenly over the stages, ordered by the records that they wait for."""
     stages = [name for name, _ in zip(_cycle(rng), range(count), strict=False)]
     spans = {"start": timeline.config, "compile": timeline.first_record - timeline.config, **BRIEF}
     logged = sorted(int(number) for number in rng.integers(1, max(2, timeline.records), count))

@@ -1,8 +1,8 @@
-"""Batches as a pure function of (seed, step): which examples they hold, and the examples themselves, from memory.
+"""Batches as a pure function of (seed, step): the indices of their examples, and the examples, from memory.
 
-A train batch holds image uint8 [B, H, W, C], label int32 [B], mask float32 [B] (0 on padding), index int32 [B], the
-example's place in the train split, and epoch int32 [B], the epoch that it is seen in. Without image and label it is a
-batch of places, for whoever has the images.
+A train batch holds image uint8 [B, H, W, C], label int32 [B], mask float32 [B] (0 on padding), index int32 [B] into the
+train split, and epoch int32 [B], the current epoch of each example. A batch of places has no image and label, for
+callers that hold the images.
 """
 
 import functools
@@ -20,10 +20,10 @@ def _order(seed: int, epoch: int, num_examples: int) -> np.ndarray:
 
 
 def places(step: int, *, seed: int, num_examples: int, batch_size: int) -> dict[str, np.ndarray]:
-    """Batch `step` of the shuffled, endless training stream, as places: index, epoch, and a mask of ones.
+    """Batch `step` of the shuffled, endless training stream: index, epoch, and a mask of ones, without images.
 
-    The shuffled epochs follow one another without a gap, so that every example is seen once an
-    epoch, none is dropped, and a batch may end one epoch and begin the next.
+    The shuffled epochs follow one another without a gap. Every example is seen once an epoch, none is dropped, and a
+    batch may end one epoch and begin the next.
     """
     place = np.arange(step * batch_size, (step + 1) * batch_size)
     epochs, within = np.divmod(place, num_examples)
@@ -36,7 +36,7 @@ def places(step: int, *, seed: int, num_examples: int, batch_size: int) -> dict[
 
 
 def all_places(step: int, *, num_examples: int, multiple: int) -> dict[str, np.ndarray]:
-    """Batch `step` where a batch is all examples, in order, padded with the first to a multiple of `multiple`."""
+    """Batch `step` of full-batch training: all examples in order, padded with the first to a multiple of `multiple`."""
     size = -(-num_examples // multiple) * multiple
     missing = size - num_examples
     return {
@@ -47,12 +47,12 @@ def all_places(step: int, *, num_examples: int, multiple: int) -> dict[str, np.n
 
 
 def gather(split: Split, batch: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
-    """The batch of places `batch` with its images and labels, read from `split`."""
+    """`batch`, as `places` gives it, with images and labels from `split`."""
     return {**batch, "image": split.images[batch["index"]], "label": split.labels[batch["index"]]}
 
 
 def share(batch_size: int, *, shard_index: int, shard_count: int) -> slice:
-    """The rows of a batch that are host `shard_index`'s, of `shard_count` hosts, which divide `batch_size`."""
+    """The rows of a batch for host `shard_index` of `shard_count` hosts, which must divide `batch_size`."""
     size = batch_size // shard_count
     return slice(shard_index * size, (shard_index + 1) * size)
 
@@ -62,7 +62,7 @@ def eval_batches(
 ) -> Iterator[dict[str, np.ndarray]]:
     """Every example of `split` once, in order; the last batch is padded with zeros whose mask is 0.
 
-    So are bad images, where lazy ones are to be skipped. Of each batch it reads and yields the `share` of one host.
+    Skipped bad images also have mask 0. It reads and yields one host's `share` of each batch.
     """
     mine = share(batch_size, shard_index=shard_index, shard_count=shard_count)
     for start in range(0, len(split.labels), batch_size):

@@ -1,4 +1,4 @@
-"""What every data source returns, and the two steps that sources share."""
+"""The return type of every data source, and two steps that sources share."""
 
 import dataclasses
 from collections.abc import Callable
@@ -12,13 +12,11 @@ from linseed.trainer.runtime.machine import memory_bytes
 
 @dataclasses.dataclass(frozen=True)
 class Source:
-    """A labelled image data set, its test split still closed.
+    """A labelled image data set whose test split is not read yet.
 
-    train, val: uint8 [N, H, W, C] images of one size, int32 [N] labels that index
-    `class_names`; `val` is None where the data has no validation split, and the
-    caller then carves it from `train`. `open_test` reads the test split, which
-    nothing before that call does. `skipped` holds a line "path: reason" for each
-    bad image left out of train and val.
+    train, val: uint8 [N, H, W, C] images of one size, int32 [N] labels that index `class_names`. `val` is None if the
+    data has no validation split; the caller then carves it from `train`. `open_test` reads the test split; nothing
+    reads it before. `skipped` holds a line "path: reason" for each bad image left out of train and val.
     """
 
     train: Split
@@ -31,8 +29,8 @@ class Source:
 def carve_test(labels: np.ndarray, *, test_fraction: float, split_seed: int) -> tuple[np.ndarray, np.ndarray]:
     """Stratified indices `(train, test)`, int64 and sorted, of `labels` (int [N]).
 
-    The draw depends on the labels, `test_fraction` (between 0 and 1) and
-    `split_seed` (at least 0) alone. Raises ConfigError out of these ranges.
+    The draw depends only on the labels, `test_fraction` (between 0 and 1) and `split_seed` (at least 0). Raises
+    ConfigError outside these ranges.
     """
     if not 0.0 < test_fraction < 1.0:
         raise ConfigError(f"config.data.source.test_fraction is {test_fraction}; set it between 0 and 1, such as 0.2")
@@ -42,17 +40,16 @@ def carve_test(labels: np.ndarray, *, test_fraction: float, split_seed: int) -> 
 
 
 def empty_images(count: int, *, height: int, width: int, channels: int) -> np.ndarray:
-    """Room for `count` images: uint8 [count, height, width, channels], unset.
+    """Unset memory for `count` images: uint8 [count, height, width, channels].
 
-    Raises DataError where that is more than the machine's memory, which the
-    system would otherwise answer by killing the process half way through reading.
+    Raises DataError if the machine has less memory; the system would kill the process halfway through reading.
     """
     check_memory(count, height=height, width=width, channels=channels)
     return np.empty((count, height, width, channels), np.uint8)
 
 
 def check_memory(count: int, *, height: int, width: int, channels: int):
-    """Raises DataError where `count` images, uint8, are more than the machine's memory."""
+    """Raises DataError if `count` uint8 images need more than the machine's memory."""
     needed = count * height * width * channels
     present = memory_bytes()
     if present is not None and needed > present:

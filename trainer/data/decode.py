@@ -1,4 +1,4 @@
-"""Image files, which may come from anyone, decoded to RGB."""
+"""Decodes image files, which may come from anyone, to RGB."""
 
 import contextlib
 import math
@@ -11,20 +11,20 @@ from PIL import Image, ImageOps, UnidentifiedImageError
 
 from linseed.trainer.errors import DataError, is_passing
 
-# Decoders that are tried: a short list, because each one is a door for hostile files.
+# The decoders to try: a short list, as hostile files can attack each one.
 FORMATS = ("BMP", "GIF", "JPEG", "PNG", "PPM", "WEBP")
 
-# A small file can claim a size that fills the memory. Pillow's own default warns
-# at this size, and raises only at twice as much.
+# A small file can claim a size that fills the memory. Pillow warns at this size by default, and raises only at twice as
+# much.
 MAX_PIXELS = 89_478_485
 
-# What follows an image in its file is read as well, by some decoders whole. Two bytes for each of four channels.
+# Some decoders also read all that follows the image in its file. Two bytes for each of four channels.
 _MAX_BYTES_PER_PIXEL = 8
 
-_WEBP_HEAD = 30  # bytes, in which a WebP says its size
+_WEBP_HEAD = 30  # bytes that hold a WebP's size
 
 _EXIF_ORIENTATION = 0x0112
-# How an image of each orientation but 1 is turned upright.
+# How to turn an image of each EXIF orientation upright; 1 already is.
 _TURNS = {
     2: Image.Transpose.FLIP_LEFT_RIGHT,
     3: Image.Transpose.ROTATE_180,
@@ -34,13 +34,13 @@ _TURNS = {
     7: Image.Transpose.TRANSVERSE,
     8: Image.Transpose.ROTATE_90,
 }
-_ON_ITS_SIDE = (5, 6, 7, 8)  # orientations that exchange width and height
+_ON_ITS_SIDE = (5, 6, 7, 8)  # orientations that swap width and height
 
-# The mode of an image as it is stored, by its channels; and modes that say the same otherwise, a bit or an index each.
+# Pillow's mode by number of channels, and pairs of modes that convert without loss, a bit or a palette index each.
 _MODES = {1: "L", 3: "RGB", 4: "RGBA"}
 _SAYS_THE_SAME = {("1", "L"), ("P", "RGB")}
 
-_JPEG_SHRINKS = (1, 2, 4, 8)  # by which decoders of JPEG make an image smaller as they go, and save time
+_JPEG_SHRINKS = (1, 2, 4, 8)  # factors by which JPEG decoders can shrink while decoding, which saves time
 
 _CROP_AREA = (0.08, 1.0)
 _CROP_SHAPE = (3 / 4, 4 / 3)
@@ -50,12 +50,10 @@ _CROP_TRIES = 10
 def decode_image(file: str | BinaryIO, *, image_size: int) -> np.ndarray:
     """Decodes one image file (a path, or a file open in binary mode) to RGB, uint8 [H, W, 3].
 
-    Turned upright by its EXIF orientation; grey and palette images are converted,
-    16-bit grey is scaled to 8 bits, transparent pixels are laid on white, and of an
-    animation the first frame is taken. With `image_size` > 0 the shorter side is
-    resized to it (bilinear, antialiased) and the centre square is cut out; 0 keeps
-    the size. Whatever is wrong with the file raises, of any type that a decoder
-    may raise: OSError, ValueError, SyntaxError, RuntimeError and others.
+    The image is turned upright by its EXIF orientation. Grey and palette images are converted, 16-bit grey is scaled to
+    8 bits, transparent pixels become white, and an animation gives its first frame. With `image_size` > 0 the shorter
+    side is resized to it (bilinear, antialiased) and the centre square is cropped; 0 keeps the size. A bad file raises
+    whatever its decoder raises: OSError, ValueError, SyntaxError, RuntimeError and others.
     """
     if image_size:
         return decode_centre(file, image_size=image_size, resize=image_size)
@@ -64,42 +62,43 @@ def decode_image(file: str | BinaryIO, *, image_size: int) -> np.ndarray:
 
 
 def decode_as_it_is(file: str | BinaryIO, *, channels: int) -> np.ndarray:
-    """The pixels of one image file as they are stored, not turned: uint8 [H, W, channels], of 1, 3 or 4 channels.
+    """The stored pixels of one image file, not turned upright: uint8 [H, W, channels], of 1, 3 or 4 channels.
 
-    Black and white is 0 and 255, and a palette's indices are its colours. Raises ValueError for an image of another
-    kind, such as 16 bits of grey, else as `decode_image`.
+    Black and white become 0 and 255, and palette indices their colours. Raises ValueError for another kind of image,
+    such as 16-bit grey, otherwise as `decode_image`.
     """
     with _opened(file) as image:
         mode = _MODES.get(channels)
         if (image.mode, mode) in _SAYS_THE_SAME and "transparency" not in image.info:
             image = image.convert(mode)
         if image.mode != mode:
-            raise ValueError(f"an image of Pillow's mode {image.mode} where {channels} channels of 8 bits should be")
+            raise ValueError(f"an image of Pillow's mode {image.mode}, but {channels} channels of 8 bits are expected")
         pixels = np.asarray(image)
     return pixels if pixels.ndim == 3 else pixels[..., np.newaxis]
 
 
 def decode_centre(file: str | BinaryIO, *, image_size: int, resize: int) -> np.ndarray:
-    """The centre square of `image_size` pixels once the shorter side has `resize`: uint8 [image_size, image_size, 3].
+    """The centre square of `image_size` pixels after resizing the shorter side to `resize`: uint8 [image_size,
+    image_size, 3].
 
-    resize: at least `image_size`. Both in one bilinear, antialiased resampling; otherwise as `decode_image`.
+    resize: at least `image_size`. Both happen in one bilinear, antialiased resampling; otherwise as `decode_image`.
     """
     with _opened(file) as image:
-        # Lets the JPEG decoder halve large photographs, never below twice the size asked for.
+        # Lets the JPEG decoder halve large photographs, never below twice the requested size.
         image.draft(None, (2 * resize, 2 * resize))
         bleed = (1 - image_size / resize) / 2
         rgb = _to_rgb(_upright(image))
-        # Of the shorter side image_size / resize is left; the cut to a square takes the rest of the longer one.
+        # `bleed` keeps image_size / resize of the shorter side; the square crop then cuts the longer one.
         size = (image_size, image_size)
         return np.asarray(ImageOps.fit(rgb, size, method=Image.Resampling.BILINEAR, bleed=bleed))
 
 
 def decode_random_crop(file: str | BinaryIO, *, image_size: int, rng: np.random.Generator) -> np.ndarray:
-    """A crop of random place, area and shape, resized to a square: uint8 [image_size, image_size, 3].
+    """A crop of random position, area and shape, resized to a square: uint8 [image_size, image_size, 3].
 
-    Area uniform in 8 % to 100 % of the image, width over height log-uniform in 3/4 to 4/3, place uniform (Szegedy et
-    al. 2014, section 6); bilinear, or by averages of areas where both sides shrink to less than half after the
-    decoder of JPEG has done what it can. Otherwise as `decode_image`.
+    The area is uniform in 8 % to 100 % of the image, width over height log-uniform in 3/4 to 4/3, the position uniform
+    (Szegedy et al. 2014, section 6). Resizing is bilinear, or averages areas if both sides still shrink to less than
+    half after the JPEG decoder's shrinking. Otherwise as `decode_image`.
     """
     with _opened(file) as image:
         width, height = reversed(image.size) if _orientation(image) in _ON_ITS_SIDE else image.size
@@ -114,8 +113,7 @@ def decode_random_crop(file: str | BinaryIO, *, image_size: int, rng: np.random.
 def random_box(width: int, height: int, *, rng: np.random.Generator) -> tuple[int, int, int, int]:
     """`(left, top, right, bottom)` of the crop of `decode_random_crop`, in pixels.
 
-    A crop that does not fit into the image is drawn anew; after ten the largest in the centre is taken whose shape is
-    allowed.
+    The first of ten drawn crops that fits into the image; if none does, the largest centred one of an allowed shape.
     """
     area = width * height * rng.uniform(*_CROP_AREA, _CROP_TRIES)
     shape = np.exp(rng.uniform(*np.log(_CROP_SHAPE), _CROP_TRIES))
@@ -132,32 +130,32 @@ def random_box(width: int, height: int, *, rng: np.random.Generator) -> tuple[in
 
 
 def why_bad(error: Exception) -> str:
-    """What is wrong with a file that raised `error` when it was decoded, as one printable line."""
+    """Why decoding a file raised `error`, as one printable line."""
     if isinstance(error, UnidentifiedImageError):
         return f"not a whole image of a known format ({', '.join(FORMATS)})"
     return shown(" ".join(str(error).split())) or type(error).__name__
 
 
 def check_is_bad(error: Exception, name: str):
-    """Raises DataError where `error`, from decoding the image `name`, is the machine's fault and says nothing of it.
+    """Raises DataError if `error`, from decoding the image `name`, is the machine's fault and not the file's.
 
-    Left out, the image would be missing this time alone.
+    Skipping the image would leave it out in this run only.
     """
     if is_passing(error):
         raise DataError(
-            f"{shown(name)} cannot be read now ({why_bad(error)}): this machine is short of memory or of open files, or"
-            " its disk fails or forbids it; mend that and run the same command again"
+            f"{shown(name)} cannot be read now ({why_bad(error)}): this machine is short of memory or open files, or"
+            " its disk fails or denies access; fix that and run the same command again"
         ) from error
 
 
 def one_line(error: Exception) -> str:
-    """The type of `error` and the beginning of what it says."""
+    """The type of `error` and the beginning of its message."""
     text = " ".join(str(error).split())
     return f"{type(error).__name__}: {text[:200]}" if text else type(error).__name__
 
 
 def shown(text: str) -> str:
-    """`text` fit for one line: file names may hold line ends and undecodable bytes."""
+    """`text` made printable on one line: file names may hold line ends and undecodable bytes."""
     return "".join(letter if letter.isprintable() else "?" for letter in text)
 
 
@@ -180,9 +178,9 @@ def _check_pixels(width: int, height: int):
 
 
 def _size_of_webp(head: bytes) -> tuple[int, int]:
-    """The width and height that a file claims which begins with `head`, (0, 0) where it is no WebP.
+    """The width and height claimed by a file that begins with `head`, (0, 0) if it is not a WebP.
 
-    Pillow makes room for two such images as soon as it opens one. RFC 9649, sections 2.5 to 2.7 and 3.4; RFC 6386, 9.1.
+    Pillow allocates two such images as soon as it opens one. RFC 9649, sections 2.5 to 2.7 and 3.4; RFC 6386, 9.1.
     """
     if head[:4] != b"RIFF" or head[8:12] != b"WEBP" or len(head) < _WEBP_HEAD:
         return 0, 0
@@ -198,21 +196,21 @@ def _size_of_webp(head: bytes) -> tuple[int, int]:
 def _orientation(image: Image.Image) -> int:
     try:
         return image.getexif().get(_EXIF_ORIENTATION, 1)
-    except Exception:  # Damaged EXIF is no reason to lose the pixels.
+    except Exception:  # damaged EXIF is no reason to lose the pixels
         return 1
 
 
 def _decoded(image: Image.Image, *, shrink: int) -> np.ndarray:
-    """The upright pixels of `image`, if it is a JPEG made `shrink` times smaller: uint8 [h, w, 3]."""
+    """The upright pixels of `image`; a JPEG is made `shrink` times smaller: uint8 [h, w, 3]."""
     size = tuple(math.ceil(side / shrink) for side in image.size)
     if image.format == "JPEG" and image.mode in ("L", "RGB") and _orientation(image) == 1:
         import simplejpeg
 
-        # libjpeg-turbo, as Pillow has it, but straight to an array. What it will not take is left to Pillow to judge.
+        # Also libjpeg-turbo, but straight to an array. Pillow judges images that it refuses.
         image.fp.seek(0)
         data = image.fp.read()
         with contextlib.suppress(ValueError):
-            # Read by itself, a second header that lies could claim a size that fills the memory.
+            # Checked, as a false second header could claim a size that fills the memory.
             if simplejpeg.decode_jpeg_header(data)[:2] == image.size[::-1]:
                 return simplejpeg.decode_jpeg(data, min_height=size[1], min_width=size[0])
     image.draft(None, size)
@@ -223,8 +221,8 @@ def _resized(pixels: np.ndarray, image_size: int) -> np.ndarray:
     """uint8 [h, w, 3] to uint8 [image_size, image_size, 3]."""
     import cv2
 
-    cv2.setNumThreads(1)  # images are decoded in threads of our own
-    # Bilinear from the four nearest pixels, which leaves none out until a side shrinks to half.
+    cv2.setNumThreads(1)  # we decode images in our own threads
+    # Bilinear reads the four nearest pixels and skips none until a side shrinks to half.
     method = cv2.INTER_AREA if min(pixels.shape[:2]) >= 2 * image_size else cv2.INTER_LINEAR
     return cv2.resize(pixels, (image_size, image_size), interpolation=method)
 
@@ -238,8 +236,8 @@ def _to_rgb(image: Image.Image) -> Image.Image:
     if image.mode == "RGB" and "transparency" not in image.info:
         image.load()
         return image
-    if image.mode.startswith("I"):  # 16 bits of grey, which `convert` would clip at 255.
-        grey = np.array(image).astype(np.int32)  # in place from here: the largest image allowed has 89 million pixels
+    if image.mode.startswith("I"):  # 16-bit grey, which `convert` would clip at 255
+        grey = np.array(image).astype(np.int32)  # in place from here: an image may have 89 million pixels
         np.clip(grey, 0, 65535, out=grey)
         grey += 128
         grey //= 257

@@ -1,7 +1,7 @@
-"""The training stream of data larger than memory: batches as a pure function of (seed, step), decoded ahead by Grain.
+"""The training stream of data larger than memory: batches as a pure function of (seed, step), prefetched by Grain.
 
-A batch is put together from pieces, and Grain hands pieces to threads of this process or to worker processes. Piece k
-depends on k alone, so that the stream is the same for any number of workers, any start and any number of hosts.
+A batch consists of pieces. Grain decodes pieces in threads of this process or in worker processes. Piece k depends only
+on k, so the stream is the same for any number of workers or hosts and any start.
 """
 
 import contextlib
@@ -21,18 +21,18 @@ from linseed.trainer.errors import ConfigError, DataError
 from linseed.trainer.runtime import signals
 from linseed.trainer.runtime.machine import cores
 
-# Examples a piece, at most: what a worker decodes before it hands something over. It bounds memory, a few pieces a
-# worker, and with few of them the first batch would wait for one worker alone.
+# Most examples in a piece, the unit that a worker decodes and hands over. Small pieces bound memory, a few per worker,
+# and spread the first batch over several workers.
 PIECE = 32
 
 _ENDLESS = 2**60  # pieces
 
 
 class Stream:
-    """Batches of `split`, whose images are lazy, for training without end.
+    """Endless training batches of `split`, whose images are lazy.
 
-    seed, batch_size: as for `pipeline.places`. workers: processes that decode, 0 for threads in this one.
-    shard_index, shard_count: host h of k gets rows [h B / k, (h + 1) B / k) of each batch of B.
+    seed, batch_size: as for `batching.places`. workers: processes that decode, 0 for threads in this one. shard_index,
+    shard_count: host h of k gets rows [h B / k, (h + 1) B / k) of each batch of B.
     """
 
     def __init__(
@@ -45,19 +45,18 @@ class Stream:
         self._pieces = _Pieces(split, seed=seed, batch_size=batch_size, first_row=shard_index * share, share=share)
 
     def batches(self, start_step: int) -> Generator[dict[str, np.ndarray]]:
-        """Host batches of steps `start_step`, `start_step` + 1, ... Close it: that ends the workers.
+        """Host batches of steps `start_step`, `start_step` + 1, ... Close it to end the workers.
 
-        image uint8 [B, H, W, C], label int32 [B], mask float32 [B] (all ones), index int32 [B] (the place in the
-        split), epoch int32 [B]; B is this host's share. Raises DataError, one line, for a bad image unless it is to be
-        skipped, and where a worker dies. Worker processes import the main module anew, so that it needs a guard
-        `__name__`, and Grain reads absl's flags, so that a program that is no absl app calls
-        `absl.flags.FLAGS.mark_as_parsed()` first.
+        image uint8 [B, H, W, C], label int32 [B], mask float32 [B] (all ones), index int32 [B] into the split, epoch
+        int32 [B]; B is this host's share. Raises DataError, one line, for a bad image unless bad ones are skipped, and
+        if a worker dies. Worker processes import the main module again, so it needs a guard `__name__`. Grain reads
+        absl's flags, so a program that is no absl app calls `absl.flags.FLAGS.mark_as_parsed()` first.
         """
-        import grain  # slow to import, and of no use to data in memory
+        import grain  # slow to import, and not needed for data in memory
 
         count = self._pieces.per_batch
         pieces = grain.MapDataset.source(self._pieces)[start_step * count :]
-        # A worker has a second thread, so that it decodes while it waits for the disk.
+        # With a second thread a worker decodes while it waits for the disk.
         threads = 2 if self._workers else cores()
         pieces = pieces.to_iter_dataset(grain.ReadOptions(num_threads=threads, prefetch_buffer_size=2 * threads))
         if self._workers:
@@ -66,7 +65,7 @@ class Stream:
         quiet_pillow()
         with contextlib.closing(iter(pieces)) as iterator:
             with _stops_held_back() if self._workers else contextlib.nullcontext():
-                waiting = [self._next(iterator)]  # all workers have been started by then
+                waiting = [self._next(iterator)]  # by then all workers have started
             while True:
                 yield self._join([waiting.pop() if waiting else self._next(iterator) for _ in range(count)])
 
@@ -76,9 +75,9 @@ class Stream:
         except RuntimeError as error:
             if not self._workers:
                 raise
-            # Grain's word for a worker that is gone.
+            # Grain's error for a worker that died.
             raise DataError(
-                f"a process that decodes images has died ({' '.join(str(error).split())[:80]}); it was killed, or"
+                f"an image decoding process died ({' '.join(str(error).split())[:80]}); it was killed, or"
                 " memory or /dev/shm was full: lower config.data.source.workers or config.data.batch_size, or set"
                 " workers=0"
             ) from error
@@ -90,7 +89,7 @@ class Stream:
 
 
 class _Pieces:
-    """Piece k of the stream, at index k, as `grain.MapDataset.source` wants it; it is pickled for the workers."""
+    """Piece k of the stream at index k, for `grain.MapDataset.source`; pickled for the workers."""
 
     def __init__(self, split, *, seed, batch_size, first_row, share):
         self._images, self._labels = split
@@ -126,25 +125,25 @@ class _Pieces:
 
 def _start_worker(worker, workers):
     quiet_pillow()
-    # A signal to the process group, such as that of Ctrl-C, is for the main process: it saves, and then ends us.
+    # Only the main process obeys a signal to the process group, such as Ctrl-C: it saves, then ends the workers.
     for number in signals.SIGNALS:
         signal.signal(number, signal.SIG_IGN)
     threading.Thread(target=_end_with_the_parent, name="parent", daemon=True).start()
 
 
 def _end_with_the_parent():
-    """Grain's workers wait without end for a main process that was killed."""
+    """Ends this worker with the main process; Grain's workers would wait forever for one that was killed."""
     multiprocessing.parent_process().join()
     os._exit(1)
 
 
 @contextlib.contextmanager
 def _stops_held_back() -> Iterator[None]:
-    """Processes that this thread starts, or threads of its own, are deaf to `stopping.SIGNALS` from their first moment.
+    """Blocks `signals.SIGNALS` in processes and threads that this thread starts, from their first moment.
 
-    A worker imports for a second before `_start_worker` is called. Other threads of this process still hear them.
+    A worker imports for a second before `_start_worker` is called. Other threads of this process still get the signals.
     """
-    resource_tracker.ensure_running()  # whose start would let the signals in again
+    resource_tracker.ensure_running()  # starting it would unblock the signals
     before = signal.pthread_sigmask(signal.SIG_BLOCK, signals.SIGNALS)
     try:
         yield

@@ -1,4 +1,4 @@
-"""Images that are decoded when they are asked for, in place of `Split.images` that memory does not hold."""
+"""Images decoded on demand: `Split.images` for data larger than memory."""
 
 import functools
 import hashlib
@@ -16,11 +16,11 @@ from linseed.trainer.data.listing import ON_BAD_IMAGE
 from linseed.trainer.errors import ConfigError, DataError, unknown_name
 from linseed.trainer.runtime.machine import cores
 
-# A run of bad images this long is no accident of single files.
+# This many bad images in a row are not single damaged files.
 MOST_BAD_IN_A_ROW = 100
 
 _IMAGES_PER_TASK = 8
-_CROP_DRAW = 0xC20B  # sets the draws of crops apart from others of the same seed
+_CROP_DRAW = 0xC20B  # separates the draws of crops from others of the same seed
 
 _log = logging.getLogger(__name__)
 
@@ -33,30 +33,30 @@ def _random_resized_crop(file, *, image_size, resize, rng):
     return decode_random_crop(file, image_size=image_size, rng=rng)
 
 
-# How a training image is cut: (file, image_size, resize, rng) -> uint8 [image_size, image_size, 3].
+# How a training image is cropped: (file, image_size, resize, rng) -> uint8 [image_size, image_size, 3].
 TRAIN_CROPS = {"centre": _centre, "random_resized_crop": _random_resized_crop}
 
 
 class Records(Protocol):
-    """Encoded images in a fixed order, all in files. It can be pickled, for it goes to worker processes."""
+    """Encoded images in files, in a fixed order. Picklable, as worker processes get a copy."""
 
     def __len__(self) -> int: ...
 
     def open(self, record: int) -> str | BinaryIO:
-        """The path of an encoded image, or its bytes as a file. What is wrong with it raises, of any type."""
+        """The path of an encoded image, or its bytes as a file. A bad record may raise any exception."""
 
     def name(self, record: int) -> str:
-        """What a user finds it by."""
+        """The name by which a user finds it."""
 
     def identity(self, records: np.ndarray) -> Iterator[bytes]:
-        """What would change if one of `records` (int [M]) were another image: names and sizes, no pixels."""
+        """Names and sizes, no pixels, of `records` (int [M]): they change if an image is exchanged."""
 
 
 class Decoding(NamedTuple):
-    """What becomes of an encoded image.
+    """How encoded images are decoded.
 
-    image_size: height and width, in pixels. resize: what the shorter side is brought to before the centre is cut out,
-    at least `image_size`. train_crop: a name in `TRAIN_CROPS`. on_bad_image: "error" or "skip".
+    image_size: height and width, in pixels. resize: the size of the shorter side before the centre is cropped, at least
+    `image_size`. train_crop: a name in `TRAIN_CROPS`. on_bad_image: "error" or "skip".
     """
 
     image_size: int
@@ -65,7 +65,7 @@ class Decoding(NamedTuple):
     on_bad_image: str
 
     def check(self):
-        """Raises ConfigError, one line, for settings that cannot be."""
+        """Raises ConfigError, one line, for invalid settings."""
         if self.train_crop not in TRAIN_CROPS:
             raise ConfigError(unknown_name("config.data.source.train_crop", self.train_crop, TRAIN_CROPS))
         if self.on_bad_image not in ON_BAD_IMAGE:
@@ -79,18 +79,18 @@ class Decoding(NamedTuple):
 
 
 class LazyImages:
-    """uint8 [N, image_size, image_size, 3] whose values are decoded when they are read.
+    """uint8 [N, image_size, image_size, 3], decoded when read.
 
-    `places` (int64 [N]) are the records in use. Slices and int arrays index it like an array, at the cost of decoding;
-    `take` gives other lazy images and decodes nothing. Reading decodes on all cores, in threads.
+    `places` (int64 [N]) index the records in use. Slices and int arrays index it like an array, at the cost of
+    decoding; `take` gives other lazy images and decodes nothing. Reading decodes on all cores, in threads.
 
-    A bad image is an error, or, with on_bad_image "skip", left out of what is counted: `read_good` marks it, and a
-    training stream shows the next good one in its place. Either way it is named in the log, once.
+    A bad image is an error, or, with on_bad_image "skip", not counted: `read_good` marks it, and a training stream
+    shows the next good one instead. Either way the log names it once.
     """
 
     dtype = np.dtype(np.uint8)
     ndim = 4
-    nbytes = 0  # of memory
+    nbytes = 0  # in memory
 
     def __init__(self, records: Records, places: np.ndarray, *, decoding: Decoding, workers: int):
         self.records, self.places, self.decoding, self.workers = records, places, decoding, workers
@@ -105,7 +105,7 @@ class LazyImages:
         return len(self.places)
 
     def take(self, index: np.ndarray, axis: int = 0) -> "LazyImages":
-        """The images at `index` (int [M]), not decoded; called as `numpy.ndarray.take` with axis 0 is."""
+        """The images at `index` (int [M]), not decoded; called like `numpy.ndarray.take` with axis 0."""
         return LazyImages(self.records, self.places[index], decoding=self.decoding, workers=self.workers)
 
     def __getitem__(self, index) -> np.ndarray:
@@ -115,14 +115,14 @@ class LazyImages:
         return self.read(slice(None)).astype(dtype or self.dtype, copy=False)
 
     def read(self, index: slice | np.ndarray) -> np.ndarray:
-        """The images at `index`, centre crops: uint8 [n, H, W, 3]. A bad one that is skipped is black.
+        """Centre crops of the images at `index`: uint8 [n, H, W, 3]. A skipped bad image is black.
 
-        Raises DataError for a bad one that is not, and where they do not fit into memory.
+        Raises DataError for a bad image that is not skipped, and if the images do not fit into memory.
         """
         return self.read_good(index)[0]
 
     def read_good(self, index: slice | np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-        """What `read` gives, and which of them are good: bool [n]."""
+        """The images as from `read`, and which of them are good: bool [n]."""
         places = self.places[index]
         _, height, width, channels = self.shape
         images = empty_images(len(places), height=height, width=width, channels=channels)
@@ -146,10 +146,10 @@ class LazyImages:
         return images, good
 
     def train_image(self, index: int, *, seed: int, place: int) -> tuple[np.ndarray, int, dict[str, str]]:
-        """The training image at `index`: uint8 [H, W, 3], its own index, and the bad ones passed over, each with why.
+        """The training image at `index`: uint8 [H, W, 3], its index, and {name: reason} of bad ones passed over.
 
-        The draw of its crop depends on `seed` and `place`, that in the training stream, alone. For a bad image stands
-        the next good one, in the order of the split and from its end on at its beginning.
+        The crop depends only on `seed` and `place`, the position in the training stream. A bad image is replaced by the
+        next good one of the split, which wraps around.
         """
         crop, bad = TRAIN_CROPS[self.decoding.train_crop], {}
         for offset in range(min(len(self), MOST_BAD_IN_A_ROW)):
@@ -161,19 +161,19 @@ class LazyImages:
                 return image, shown_index, bad
             bad[self.records.name(record)] = reason
         raise DataError(
-            f"{len(bad)} images in a row cannot be read, the last {_describe(*bad.popitem())}; mend the data"
+            f"{len(bad)} images in a row cannot be read, the last {_describe(*bad.popitem())}; replace or delete them"
         )
 
     def report(self, bad: dict[str, str]):
-        """Names bad images, each with why, in the log, level WARNING, each once."""
+        """Logs bad images, {name: reason}, at level WARNING, each once."""
         for name in bad.keys() - self._named:
             self._named.add(name)
             _log.warning("bad image, %d so far: %s is left out", len(self._named), _describe(name, bad[name]))
 
     def identity(self) -> str:
-        """sha256 of what the images are made from and how, without decoding: names, sizes and settings.
+        """sha256 of the names, sizes and decoding settings of the images, without decoding.
 
-        What is done about bad images is none of it, so that a run can be told to go on without them.
+        on_bad_image is left out, so a run can go on without its bad images.
         """
         how = {**self._size(), "train_crop": self.decoding.train_crop}
         digest = hashlib.sha256(repr(how).encode())
@@ -203,5 +203,5 @@ def _describe(name, reason):
 
 
 def quiet_pillow():
-    """Silences Pillow's warnings of odd metadata, in this process: bad images are named in our own log."""
+    """Silences Pillow's warnings of odd metadata in this process; our own log names bad images."""
     warnings.filterwarnings("ignore", module=r"PIL\.")

@@ -1,4 +1,4 @@
-"""What class folders hold, listed before any image is read."""
+"""Lists the files of class folders before any image is read."""
 
 import os
 from collections.abc import Sequence
@@ -12,15 +12,15 @@ from linseed.trainer.errors import DataError
 
 ON_BAD_IMAGE = ("error", "skip")
 
-# Folders that hold a split by another name. Taken for classes, or left out in
-# silence, they would spoil a run; so they are named in an error.
+# Folders that hold a split under another name. Taken as classes or ignored, they would spoil a run; so they are an
+# error.
 _MISNAMED = {"training": "train", "valid": "val", "validation": "val", "dev": "val", "testing": "test"}
 
 _NAMES_IN_ERROR = 3
 
 
 class Files(NamedTuple):
-    """The files of a split, not yet read: paths relative to root, labels int32 [N], and the refused by path."""
+    """The files of a split, not yet read: paths relative to root, labels int32 [N], and {path: reason refused}."""
 
     paths: list[str]
     labels: np.ndarray
@@ -38,7 +38,7 @@ def checked_root(root: str) -> str:
 
 
 def list_splits(root: str) -> tuple[tuple[str, ...], dict[str, Files]]:
-    """The class names, and the files of "train" and, where they are, of "val" and "test"."""
+    """The class names, and the files of "train" and, if present, of "val" and "test"."""
     found = _folders(root)
     for name in found:
         if name.lower() in _MISNAMED:
@@ -54,7 +54,7 @@ def list_splits(root: str) -> tuple[tuple[str, ...], dict[str, Files]]:
     if not class_names:
         raise DataError(
             f"{shown(os.path.join(root, where['train']))} holds no class folders; put the images of each class in a"
-            " folder of its own, named for the class"
+            " folder with the name of the class"
         )
     if len(class_names) == 1:
         raise DataError(
@@ -64,7 +64,7 @@ def list_splits(root: str) -> tuple[tuple[str, ...], dict[str, Files]]:
 
 
 def _list_files(root: str, below: str, class_names: Sequence[str]) -> Files:
-    """The files of the class folders in `root/below`, by class and then by name."""
+    """The files of the class folders in `root/below`, sorted by class and name."""
     if not _stays_inside(root, os.path.join(root, below)):
         raise DataError(f"{below}/ is a link that leaves {shown(root)}; put the folder itself there")
     folders = _folders(os.path.join(root, below))
@@ -86,7 +86,7 @@ def _list_files(root: str, below: str, class_names: Sequence[str]) -> Files:
 
 
 def _list_class(root: str, class_folder: str) -> dict[str, str]:
-    """The paths in a class folder, sorted, each with the reason not to read it or ''."""
+    """The paths in a class folder, sorted, each with the reason not to read it, or ''."""
     if not _stays_inside(root, os.path.join(root, class_folder)):
         return {class_folder: "leaves the data folder"}
     entries = {}
@@ -97,7 +97,7 @@ def _list_class(root: str, class_folder: str) -> dict[str, str]:
             reason = ""
             if entry.is_symlink() and not _stays_inside(root, entry.path):
                 reason = "leaves the data folder"
-            elif not entry.is_file():  # Also pipes and devices, whose reading might never end.
+            elif not entry.is_file():  # also pipes and devices: reading them might never end
                 reason = "not a file"
             entries[f"{class_folder}/{entry.name}"] = reason
     return entries
@@ -126,7 +126,7 @@ def carve(files: Files, class_names: Sequence[str], *, test_fraction: float, spl
 
 def describe_bad(root: str, bad: dict[str, str], *, total: int) -> str:
     return (
-        f"{len(bad)} of {total} images in {shown(root)} cannot be read: {name_first(bad)}; mend or delete"
+        f"{len(bad)} of {total} images in {shown(root)} cannot be read: {name_first(bad)}; repair or delete"
         " them, or leave them out with config.data.source.on_bad_image=skip"
     )
 

@@ -1,7 +1,7 @@
-"""Where the train images wait: on the devices, in host memory, or in their files.
+"""Where the train images are stored: on the devices, in host memory, or in their files.
 
-A feed turns batches of places (`pipeline.places`) into what the train step is handed. The batches hold the same
-examples in the same order wherever the images are.
+A feed turns batches of indices (`batching.places`) into the input of the train step. The batches hold the same examples
+in the same order wherever the images are.
 """
 
 import contextlib
@@ -20,7 +20,7 @@ from linseed.trainer.errors import ConfigError
 from linseed.trainer.runtime import processes
 from linseed.trainer.runtime.machine import memory_bytes
 
-# Of a device's memory, or of the host's where the devices have none of their own: what "auto" fills with images.
+# The share of a device's memory that "auto" fills with images; of the host's, if devices have none of their own.
 SHARE = 0.25
 
 PLACEMENTS = ("auto", "device", "host")
@@ -29,9 +29,9 @@ PLACEMENTS = ("auto", "device", "host")
 class Feed(NamedTuple):
     """Train batches. Built by `make_feed`.
 
-    resident: {"image", "label"} of the whole split, host arrays that go to every device once, or {}. batches: from a
-    step on, endless, to be closed; host batches, of places alone where the images are resident. batch: step -> host
-    batch with its images. Of a batch both give this host's rows.
+    resident: {"image", "label"} of the whole split, host arrays to put on every device once, or {}. batches: start step
+    -> endless host batches, to be closed; without images and labels if these are resident. batch: step -> host batch
+    with its images. Both give this host's rows only.
     """
 
     resident: dict[str, np.ndarray]
@@ -52,10 +52,10 @@ def make_feed(
 ) -> Feed:
     """The feed of `split`. placement: one of PLACEMENTS; lazy images stay in their files.
 
-    val: what is evaluated beside it, and is on the devices where `split` is.
-    seed, batch_size: as for `pipeline.places`; batch_size 0 is all of the split in one batch, padded to a `multiple`.
-    shard_index, shard_count: the host whose rows of each batch (`pipeline.share`) the feed reads, and of how many.
-    Raises ConfigError where lazy images are asked for on the devices or all at once.
+    val: the split to evaluate, on the devices if `split` is. seed, batch_size: as for `batching.places`; batch_size 0
+    puts all of the split in one batch, padded to a `multiple`. shard_index, shard_count: the host whose rows of each
+    batch (`batching.share`) the feed reads, and the number of hosts. Raises ConfigError if lazy images should be on the
+    devices or in one batch.
     """
     if isinstance(split.images, LazyImages):
         hosts = {"shard_index": shard_index, "shard_count": shard_count}
@@ -75,7 +75,7 @@ def make_feed(
     def batch(step):
         return batching.gather(split, mine(step))
 
-    # The writer's word counts for all: another machine may have more memory, and would run another program.
+    # The writer decides for all: another machine may have more memory and would run another program.
     on_device = placement == "device" or (
         placement == "auto" and processes.from_writer(lambda: bool(fits_device(split, val)))
     )
@@ -103,7 +103,7 @@ def _streamed(split, *, placement, seed, batch_size, **hosts):
 
 
 def fits_device(train: Split, val: Split) -> bool:
-    """Whether the images of both fill at most `SHARE` of each device's memory: all of train, and its part of val."""
+    """Whether all of train and a device's part of val fill at most `SHARE` of each device's memory."""
     limit = (jax.local_devices()[0].memory_stats() or {}).get("bytes_limit")
     if limit is None:  # the CPU: its devices share the host's memory, and each holds a copy
         limit = (memory_bytes() or 0) / jax.local_device_count()

@@ -1,4 +1,4 @@
-"""Stratified splits, and the seal on the test split."""
+"""Stratified splits, and the sealed test split."""
 
 import json
 import os
@@ -13,7 +13,7 @@ from linseed.trainer.errors import DataError
 
 
 class Split(NamedTuple):
-    """Labelled images, in memory or decoded when asked for.
+    """Labelled images, in memory or decoded on demand.
 
     images: uint8 [N, H, W, C], an array or `lazy.LazyImages`; labels: int32 [N], in 0..num_classes-1.
     """
@@ -28,12 +28,11 @@ def take(split: Split, index: np.ndarray) -> Split:
 
 
 def stratified_split(labels: np.ndarray, *, fraction: float, seed: int) -> tuple[np.ndarray, np.ndarray]:
-    """Cuts the indices of `labels` (int [N]) in two with equal class shares.
+    """Splits the indices of `labels` (int [N]) in two with equal class shares.
 
-    Of each class, `round(fraction * count)` examples, at least one and never all,
-    are drawn without replacement. Returns `(rest, drawn)`, sorted int64 indices
-    that together hold every example once. The draw depends on `labels` and `seed`
-    alone. Raises DataError for a class with a single example.
+    Draws `round(fraction * count)` examples of each class without replacement, at least one and never all. Returns
+    `(rest, drawn)`, sorted int64 indices that together hold every example once. The draw depends only on `labels` and
+    `seed`. Raises DataError for a class with a single example.
     """
     rng = np.random.default_rng([seed, 0x5EED])
     drawn = []
@@ -49,9 +48,9 @@ def stratified_split(labels: np.ndarray, *, fraction: float, seed: int) -> tuple
 
 
 def carve_validation(source, *, fraction: float, seed: int) -> tuple[Split, Split]:
-    """`(train, val)` of a source: its own validation split where it brings one, else cut from train.
+    """`(train, val)` of a source: its own validation split if it has one, otherwise carved from train.
 
-    The test split is not touched. Raises DataError where there would be nothing to validate on.
+    The test split is not touched. Raises DataError if a class has a single example.
     """
     if source.val is not None:
         return source.train, source.val
@@ -60,29 +59,29 @@ def carve_validation(source, *, fraction: float, seed: int) -> tuple[Split, Spli
 
 
 def part(split: Split, *, examples: int, seed: int) -> Split:
-    """`examples` of `split` with its class shares, at least one of each class, drawn by `seed`; 0 for all of it.
+    """`examples` of `split`, drawn by `seed` with its class shares and at least one per class; 0 takes all.
 
-    A smaller part is contained in a larger one of the same seed. Raises DataError where there are too few.
+    A larger part of the same seed contains a smaller one. Raises DataError if `examples` is out of range.
     """
     if not examples:
         return split
     classes, counts = np.unique(split.labels, return_counts=True)
     if not len(classes) <= examples <= len(split.labels):
         raise DataError(
-            f"config.data.train_examples={examples} should be at least {len(classes)}, one a class, and at most the "
-            f"{len(split.labels):,} there are; 0 takes all"
+            f"config.data.train_examples={examples} should be at least {len(classes)}, one per class, and at most "
+            f"{len(split.labels):,}, all of them; 0 takes all"
         )
     rng = np.random.default_rng([seed, 0xFEED])
-    place = np.empty(len(split.labels))  # of each example within its class, in 0..1, the first of each class at 0
+    place = np.empty(len(split.labels))  # position of each example within its class, in 0..1, the first at 0
     for label, count in zip(classes, counts, strict=True):
         place[rng.permutation(np.flatnonzero(split.labels == label))] = np.arange(count) / count
     return take(split, np.sort(np.argsort(place, kind="stable")[:examples]))
 
 
 class SealedTest:
-    """The test split behind a seal: every opening is written down before a pixel is read.
+    """The sealed test split: every opening is recorded before a pixel is read.
 
-    open_test: reads the split. record: a JSON-lines file, one line an opening.
+    open_test: reads the split. record: a JSON-lines file, one line per opening.
     """
 
     def __init__(self, open_test: Callable[[], Split], *, record: Path):
@@ -95,12 +94,12 @@ class SealedTest:
         return len(self._record.read_bytes().splitlines()) if self._record.exists() else 0
 
     def open(self, *, by: str, which: str, step: int) -> Split:
-        """Opens the test split. `by`: the command; `which`, `step`: the weights that will be judged."""
+        """Opens the test split. `by`: the command; `which`, `step`: the weights to be evaluated."""
         entry = {"time": time.strftime("%Y-%m-%dT%H:%M:%S%z"), "by": by, "which": which, "step": step}
         with self._record.open("a+b") as file:
             if file.tell():
                 file.seek(-1, os.SEEK_END)
-                if file.read(1) != b"\n":  # a kill cut the line before
+                if file.read(1) != b"\n":  # a kill truncated the previous line
                     file.write(b"\n")
             file.write(json.dumps(entry).encode() + b"\n")
             file.flush()

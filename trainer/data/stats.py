@@ -1,8 +1,8 @@
-"""Normalisation, with statistics of the train split in use.
+"""Normalisation with the statistics of the train split in use.
 
-The statistics are computed from the very images that are trained on, kept beside the run with
-the fingerprint of those images, and never taken from another data set or from validation or test. Of lazy images
-they are those of a sample of `SAMPLE`, drawn without replacement by a fixed seed and read a part at a time.
+The statistics come from the images that are trained on, never from another data set, validation or test. They are
+stored with the run, next to a fingerprint of these images. Lazy images are sampled: `SAMPLE` of them, drawn without
+replacement with a fixed seed and read in parts.
 """
 
 import hashlib
@@ -18,7 +18,7 @@ from linseed.trainer.data.lazy import LazyImages
 from linseed.trainer.data.splits import Split
 from linseed.trainer.errors import ConfigError, unknown_name
 
-# How far a config's constants may lie from the data's own before a warning, on the 0..1 scale.
+# Warn if a config's constants differ from the data's own by more than this, on the 0..1 scale.
 TOLERANCE = 0.01
 
 SAMPLE = 10_000
@@ -28,8 +28,8 @@ _IMAGES_PER_READ = 256
 def fingerprint(*splits: Split) -> str:
     """sha256 of the shapes, pixels and labels of `splits`.
 
-    Names and sizes of files stand for the pixels of lazy images: a file exchanged for another of its name and size is
-    then not noticed.
+    For lazy images it hashes file names and sizes instead of pixels. So it misses a file replaced by another of the
+    same name and size.
     """
     digest = hashlib.sha256()
     for split in splits:
@@ -43,7 +43,7 @@ def fingerprint(*splits: Split) -> str:
 def channel_moments(images: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     """Per-channel mean and standard deviation of uint8 [N, H, W, C], float64 [C], on the 0..1 scale.
 
-    Exact: the moments are taken from the histogram of the 256 pixel values.
+    Exact: computed from the histogram of the 256 pixel values.
     """
     values = np.arange(256) / 255.0
     channels = range(images.shape[-1])
@@ -62,7 +62,7 @@ def _none(images):
 
 def _channel_mean_std(images):
     mean, std = channel_moments(images)
-    return {"mean": mean, "std": np.maximum(std, 1 / 255)}  # a flat channel is centred, not divided by zero
+    return {"mean": mean, "std": np.maximum(std, 1 / 255)}  # centre a flat channel, do not divide it by zero
 
 
 def _channel_mean(images):
@@ -71,7 +71,7 @@ def _channel_mean(images):
 
 
 def _mean_image(images):
-    # The lecture's H x W x C mean, on the 0..1 scale; subtracted by place, after augmentation has moved the image.
+    # The lecture's H x W x C mean, on the 0..1 scale; subtracted per pixel, after augmentation has moved the image.
     total, count = 0, 0
     for some in _parts(images):
         total, count = total + some.sum(axis=0, dtype=np.uint64), count + len(some)
@@ -79,7 +79,7 @@ def _mean_image(images):
 
 
 def _parts(images) -> Iterator[np.ndarray]:
-    """All of an array, in one; of lazy images the good ones of the sample, a part at a time."""
+    """An array as a whole; of lazy images the good ones in the sample, part by part."""
     if not isinstance(images, LazyImages):
         yield images
         return
@@ -107,10 +107,9 @@ def statistics(
 ) -> dict[str, np.ndarray]:
     """`mean` and `std` for `NORMALIZERS[name]`, on the 0..1 scale, computed from `split` or read from `cache`.
 
-    cache: a JSON file, used where it is of `name` and of the very images of `split`, else written anew.
-    `mean` and `std` of the config, where not empty, are used instead of the computed ones; a warning
-    says where they lie further than `TOLERANCE` from the data's own. Raises ConfigError for an unknown
-    name or constants that do not fit the channels.
+    cache: a JSON file, used if it is for `name` and these images of `split`, otherwise rewritten. Non-empty `mean` and
+    `std` of the config replace the computed ones; a warning reports any that are further than `TOLERANCE` from the
+    data's own. Raises ConfigError for an unknown name or constants that do not match the channels.
     """
     if name not in NORMALIZERS:
         raise ConfigError(unknown_name("data.normalize", name, NORMALIZERS))
@@ -119,7 +118,7 @@ def statistics(
         return computed
     channels = split.images.shape[-1]
     if len(mean) != channels or len(std) != channels:
-        raise ConfigError(f"data.mean and data.std need {channels} numbers each, one a channel, or none at all: ()")
+        raise ConfigError(f"data.mean and data.std need {channels} numbers each, one per channel, or (): the data's")
     given = {"mean": np.array(mean, np.float64), "std": np.array(std, np.float64)}
     for key, value in given.items():
         if np.abs(value - computed[key]).max() > TOLERANCE:
@@ -134,7 +133,7 @@ def statistics(
 
 def _cached(split: Split, name: str, cache: Path) -> dict[str, np.ndarray]:
     marks = {"name": name, "fingerprint": fingerprint(split)}
-    # Sealed: a digit that changed on the disk would change every image that the network sees.
+    # Checksummed: a digit that changed on disk would change every image that the network sees.
     stored = (checksum.loads(cache.read_text(errors="replace")) if cache.exists() else None) or {}
     if all(stored.get(key) == value for key, value in marks.items()):
         return {key: np.array(stored[key]) for key in ("mean", "std")}
@@ -145,6 +144,6 @@ def _cached(split: Split, name: str, cache: Path) -> dict[str, np.ndarray]:
 
 
 def make_normalize(stats: dict[str, np.ndarray]) -> Callable:
-    """`normalize(images)`: (images - mean) / std, float32 [..., H, W, C] in 0..1 to the same shape."""
+    """`normalize(images)`: (images - mean) / std, from float32 [..., H, W, C] in 0..1, in the same shape."""
     mean, std = (np.asarray(stats[key], np.float32) for key in ("mean", "std"))
     return lambda images: (images - mean) / std

@@ -240,8 +240,8 @@ DEFAULT_LR = {
     "lion": 3e-4,
     "lookahead": 0.1,
     "momentum": 0.1,
-    "muon": 3e-3,  # Adam's size of an update: Jordan's 0.02 is without the factor above
-    "muon_nesterov": 0.05,
+    "muon": 5e-3,  # with the factor above, Jordan's 0.02 for a kernel of 400 inputs
+    "muon_nesterov": 0.1,
     "nadam": 1e-3,
     "nesterov": 0.1,
     "rmsprop": 1e-3,

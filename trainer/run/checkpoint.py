@@ -1,7 +1,7 @@
-"""Snapshots: the latest and the best on validation, through Orbax.
+"""Checkpoints through Orbax: the latest ones, and the best one on validation.
 
-Orbax itself restores a flipped byte without a word, so each snapshot carries a checksum per array;
-one that does not match, or cannot be read, is moved aside and the one before it is used.
+Orbax restores a flipped byte without an error, so each checkpoint has a checksum per array. If one does not match, or
+cannot be read, the checkpoint is moved aside and the one before it is used.
 """
 
 import contextlib
@@ -25,16 +25,16 @@ _METRIC = "val_accuracy"
 
 
 class _DamagedError(Exception):
-    """A snapshot that is not what was saved."""
+    """A checkpoint that does not hold what was saved."""
 
 
 def _is_evaluated(found) -> bool:
-    """Whether a snapshot with the metrics `found` was made at an evaluation."""
+    """Whether a checkpoint with the metrics `found` was made at an evaluation."""
     return found[_METRIC] > -math.inf
 
 
 class _LatestEvaluated(checkpoint_managers.PreservationPolicy):
-    """Keeps the newest snapshot, and the newest `n` of those made at an evaluation."""
+    """Keeps the newest checkpoint, and the newest `n` of those made at an evaluation."""
 
     def __init__(self, n):
         self._n = n
@@ -46,11 +46,11 @@ class _LatestEvaluated(checkpoint_managers.PreservationPolicy):
 
 
 class Snapshots:
-    """The snapshots of one run, in `directory`. Use it as a context manager: leaving it waits for the save in flight.
+    """The checkpoints of one run, in `directory`. Use it as a context manager: leaving it waits for the save in flight.
 
-    A snapshot holds the state (host arrays) and `progress`, a JSON object of the loop's own. Two kinds
-    are kept: the latest `keep_latest`, and the one with the best validation accuracy (the later one of equals).
-    One between two evaluations, where a run was stopped, is neither: it is kept until there is a newer one.
+    A checkpoint holds the state (host arrays) and `progress`, a JSON object of the training loop. Two kinds are kept:
+    the latest `keep_latest`, and the one with the best validation accuracy (the later one of equals). The checkpoint of
+    a run that was stopped between evaluations is neither: it is kept until there is a newer one.
     """
 
     def __init__(self, directory: Path, *, keep_latest: int):
@@ -63,7 +63,7 @@ class Snapshots:
             item_names=("state", "record"),
             options=ocp.CheckpointManagerOptions(
                 create=False,
-                # Process 0 alone opens snapshots; of several, Orbax would else wait for the others at each step.
+                # Only process 0 opens checkpoints; by default Orbax would wait for all processes at each step.
                 multiprocessing_options=ocp.options.MultiprocessingOptions(primary_host=0, active_processes={0}),
                 best_fn=lambda metrics: metrics[_METRIC],
                 best_mode="max",
@@ -86,27 +86,27 @@ class Snapshots:
             self._manager.close()
 
     def steps(self) -> list[int]:
-        """The steps that have a snapshot, ascending."""
+        """The steps that have a checkpoint, ascending."""
         return sorted(self._manager.all_steps())
 
     def evaluated_steps(self) -> list[int]:
-        """The steps whose snapshot was made at an evaluation, ascending. Waits for the save in flight."""
+        """The steps whose checkpoint was made at an evaluation, ascending. Waits for the save in flight."""
         self.wait()
         return [step for step in self.steps() if _is_evaluated(self._manager.metrics(step))]
 
     def drop_after(self, step: int):
-        """Deletes the snapshots of later steps than `step`."""
+        """Deletes the checkpoints after `step`."""
         self.wait()
         for later in self.steps():
             if later > step:
                 self._manager.delete(later)
 
     def save(self, state, *, step: int, progress: dict[str, Any], val_accuracy: float | None):
-        """Begins to save; returns once `state` may be overwritten. Raises what an earlier save failed with.
+        """Starts to save; returns once `state` may be overwritten. Raises the error of an earlier save.
 
-        val_accuracy: None where there was no evaluation.
+        val_accuracy: None if there was no evaluation.
         """
-        state = jax.device_get(state)  # on the CPU perhaps the device's own buffer; Orbax copies before it returns
+        state = jax.device_get(state)  # on CPUs perhaps the device's buffer; Orbax copies it before it returns
         evaluated = val_accuracy is not None and math.isfinite(val_accuracy)
         metric = float(val_accuracy) if evaluated else -math.inf
         record = seal({"progress": progress, "arrays": checksums(state), _METRIC: metric})
@@ -114,7 +114,7 @@ class Snapshots:
         with self._naming_a_full_disk():
             saved = self._manager.save(step, args=args, metrics={_METRIC: metric})
         if not saved:
-            raise CheckpointError(f"no snapshot was written at step {step}: {self._directory} has a newer one")
+            raise CheckpointError(f"no checkpoint was written at step {step}: {self._directory} has a newer one")
 
     def wait(self):
         """Waits until the last save is on disk."""
@@ -122,21 +122,21 @@ class Snapshots:
             self._manager.wait_until_finished()
 
     def restore_latest(self, like):
-        """`(state, progress)` of the newest sound snapshot, or None where none was ever saved.
+        """`(state, progress)` of the newest sound checkpoint, or None if none was ever saved.
 
-        like: a state of the same structure, of host arrays. Raises CheckpointError where all are damaged,
-        or where they are of another model.
+        like: a state of the same structure, of host arrays. Raises CheckpointError if all are damaged or of another
+        model.
         """
         return self._first_sound(like, lambda: max(self.steps()))
 
     def restore_best(self, like):
-        """`(state, progress)` of the sound snapshot that is best on validation; else as `restore_latest`."""
+        """`(state, progress)` of the sound checkpoint that is best on validation; else as `restore_latest`."""
         return self._first_sound(like, lambda: self._manager.best_step() or max(self.steps()))
 
     def restore_all(self, like) -> Iterator[tuple[Any, dict[str, Any]]]:
-        """`(state, progress)` of every sound snapshot of an evaluation, oldest first, each read when it is asked for.
+        """`(state, progress)` of every sound checkpoint of an evaluation, oldest first, each read when asked for.
 
-        Yields nothing where none was ever saved. Raises as `restore_latest`.
+        Yields nothing if none was ever saved. Raises as `restore_latest`.
         """
         for step in self.evaluated_steps():
             restored = self._sound(step, like)
@@ -153,7 +153,7 @@ class Snapshots:
         return None
 
     def _sound(self, step, like):
-        """`(state, progress)` of one snapshot, or None where it was damaged: it is then out of the way."""
+        """`(state, progress)` of one checkpoint, or None if it was damaged: it is then moved aside."""
         try:
             return self._restore(step, like)
         except _DamagedError as error:
@@ -164,12 +164,12 @@ class Snapshots:
     def _refuse_where_all_are_damaged(self):
         if not self.steps() and self._damaged.exists():
             raise CheckpointError(
-                f"every snapshot in {self._directory} was damaged and is now in {self._damaged}; mend and move one "
-                "back, or remove that folder to train anew"
+                f"every checkpoint in {self._directory} was damaged and is now in {self._damaged}; restore one from a "
+                "backup, or delete that folder to train from the start"
             )
 
     def _restore(self, step, like):
-        """Reads one snapshot and checks every array; `like` is a state of host arrays with the same structure."""
+        """Reads one checkpoint and checks every array; `like` is a state of host arrays with the same structure."""
         record = unseal(self._read(step, record=ocp.args.JsonRestore()).record)
         if record is None:
             raise _DamagedError("checksum of its record does not match")
@@ -177,7 +177,7 @@ class Snapshots:
         saved = {(path, dtype, tuple(shape)) for path, (dtype, shape, _) in expected.items()}
         if odd := saved ^ shapes(like):
             raise CheckpointError(
-                f"the snapshot of step {step} in {self._directory} is of another model or optimizer "
+                f"the checkpoint of step {step} in {self._directory} is of another model or optimizer "
                 f"(first difference: {min(odd)[0]}); use a new --workdir"
             )
         state = self._read(step, state=ocp.args.StandardRestore(like)).state
@@ -192,30 +192,30 @@ class Snapshots:
             return self._manager.restore(step, args=ocp.args.Composite(**items))
         except (MemoryError, PermissionError):
             raise
-        except Exception as error:  # Orbax and TensorStore raise many kinds for a damaged file
+        except Exception as error:  # Orbax and TensorStore have many exceptions for a damaged file
             if is_passing(error):
                 raise CheckpointError(
-                    f"the snapshot of step {step} cannot be read now: {_first_line(error)}"
+                    f"the checkpoint of step {step} cannot be read now ({_first_line(error)}); try again later"
                 ) from error
             raise _DamagedError(f"cannot be read ({_first_line(error)})") from error
 
     @contextlib.contextmanager
     def _naming_a_full_disk(self):
-        """Orbax tells of a full disk in many words, and in another error each time, when the save has failed."""
+        """Raises one CheckpointError for the different errors with which Orbax reports a full disk."""
         try:
             yield
         except (OSError, ValueError) as error:
             if "No space left on device" not in str(error) and "Disk quota exceeded" not in str(error):
                 raise
             raise CheckpointError(
-                f"the disk of {self._directory} is full; earlier snapshots are sound: free some space and run the same "
-                "command again"
+                f"the disk of {self._directory} is full; earlier checkpoints are sound: free some space and run the "
+                "same command again"
             ) from error
 
     def _set_aside_torn(self):
-        """Moves away snapshots whose metrics are not what was saved.
+        """Moves aside checkpoints whose metrics are not those that were saved.
 
-        Torn ones would stop Orbax from opening the others, and a wrong accuracy would make another snapshot the best.
+        Orbax could not open any checkpoint beside an incomplete one. A wrong accuracy could make another one the best.
         """
         for folder in self._directory.glob("[0-9]*"):
             if not folder.name.isdigit():
@@ -236,20 +236,20 @@ class Snapshots:
             path for path in (self._damaged / f"{step}-{number}" for number in itertools.count()) if not path.exists()
         )
         (self._directory / str(step)).rename(target)
-        logging.getLogger(__name__).warning("snapshot of step %d is damaged: %s; moved to %s", step, reason, target)
+        logging.getLogger(__name__).warning("checkpoint of step %d is damaged: %s; moved to %s", step, reason, target)
 
 
 def read_arrays(directory: Path, *, step: int) -> dict[str, np.ndarray]:
-    """{path: array} of the snapshot of `step` in `directory`, as it is on the disk, unchecked; for comparisons.
+    """{path: array} of the checkpoint of `step` in `directory`, without checksum tests; for comparisons.
 
-    Raises CheckpointError where it cannot be read.
+    Raises CheckpointError if it cannot be read.
     """
     try:
         with ocp.StandardCheckpointer() as checkpointer:
             state = checkpointer.restore(directory.absolute() / str(step) / "state")
     except Exception as error:
         raise CheckpointError(
-            f"the snapshot of step {step} in {directory} cannot be read: {_first_line(error)}"
+            f"the checkpoint of step {step} in {directory} cannot be read: {_first_line(error)}"
         ) from error
     return {
         jax.tree_util.keystr(path, simple=True, separator="/"): np.asarray(leaf)
@@ -258,7 +258,7 @@ def read_arrays(directory: Path, *, step: int) -> dict[str, np.ndarray]:
 
 
 class NoSnapshots:
-    """`Snapshots` of a process that is not the writer: it saves nothing, and is given what the writer restores."""
+    """`Snapshots` of a process that is not the writer: it saves nothing; the writer sends what it restores."""
 
     def __enter__(self):
         return self
@@ -273,18 +273,18 @@ class NoSnapshots:
         return []
 
     def drop_after(self, step: int):
-        """Nothing is there."""
+        """Deletes nothing."""
 
     def restore_latest(self, template) -> None:
-        """For the writer to do; see `distributed.restored_by_writer`."""
+        """Left to the writer; see `processes.restored_by_writer`."""
 
     restore_best = restore_latest
 
     def save(self, state, **about):
-        """Nothing."""
+        """Saves nothing."""
 
     def wait(self):
-        """For nothing."""
+        """Returns at once."""
 
 
 def _first_line(error: Exception) -> str:

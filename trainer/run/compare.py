@@ -1,4 +1,4 @@
-"""Whether two workdirs hold the same run, bit for bit, and where they part if not."""
+"""Compares the runs in two workdirs, bit for bit."""
 
 import itertools
 import json
@@ -11,16 +11,16 @@ from linseed.trainer.run import workdir as workdir_lib
 from linseed.trainer.run.checkpoint import read_arrays
 from linseed.trainer.run.metrics_log import read_records
 
-CLOCK = ("images_per_second",)  # what a clock measured, in a record
+CLOCK = ("images_per_second",)  # keys of a record that a clock measured
 RESULT = ("params_sha256", "best_params_sha256", "best_step", "steps", "stop_reason", "val", "test")
 
 
 def differences(first: Path, second: Path) -> list[str]:
-    """One line for each way in which two finished runs differ; [] where they are the same.
+    """One line for each difference between two finished runs; [] if they are the same.
 
-    Compared are the hashes and figures of `result.json`, the records of `metrics.jsonl` without what a clock measured,
-    and, where the hashes differ, the arrays of the last snapshots, of which the first that differs is named. Raises
-    WorkdirError where a run is not finished, CheckpointError where its last snapshot cannot be read.
+    Compares the hashes and figures of `result.json`, and the records of `metrics.jsonl` without the keys of `CLOCK`. If
+    the hashes of the parameters differ, names the first array that differs in the last checkpoints. Raises WorkdirError
+    if a run is not finished, CheckpointError if its last checkpoint cannot be read.
     """
     results = [_result(workdir) for workdir in (first, second)]
     found = [f"{key}: {results[0][key]} -> {results[1][key]}" for key in RESULT if results[0][key] != results[1][key]]
@@ -39,16 +39,16 @@ def differences(first: Path, second: Path) -> list[str]:
 
 
 def first_difference(one: dict[str, np.ndarray], other: dict[str, np.ndarray]) -> str:
-    """The first array in which two states differ, {path: array}, by name and by how much; "" where none does."""
+    """The name of the first array that differs between two states, {path: array}, and by how much; "" if none."""
     for path in sorted(one.keys() | other.keys()):
         if path not in one or path not in other:
-            return f"first difference in the last snapshots: {path} is in one of them only"
+            return f"first difference in the last checkpoints: {path} is in one of them only"
         a, b = one[path], other[path]
         if (a.shape, a.dtype) != (b.shape, b.dtype):
-            return f"first difference in the last snapshots: {path}, {a.dtype} {a.shape} -> {b.dtype} {b.shape}"
+            return f"first difference in the last checkpoints: {path}, {a.dtype} {a.shape} -> {b.dtype} {b.shape}"
         if a.tobytes() != b.tobytes():
             most = np.max(np.abs(a.astype(np.float64) - b.astype(np.float64)))
-            return f"first difference in the last snapshots: {path}, by at most {most:.3g}"
+            return f"first difference in the last checkpoints: {path}, by at most {most:.3g}"
     return ""
 
 
@@ -60,4 +60,4 @@ def _result(workdir):
 
 
 def _text(value):
-    return json.dumps(value)  # NaN is NaN
+    return json.dumps(value)  # as text, NaN equals NaN

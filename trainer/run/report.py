@@ -1,4 +1,4 @@
-"""`report.html`: one self-contained page a run, made from the files in its workdir alone."""
+"""`report.html`: one self-contained page per run, made only from the files in its workdir."""
 
 import html
 import io
@@ -29,7 +29,7 @@ _PAGE = jinja2.Environment(autoescape=True).from_string("""<!doctype html>
 {{ style | safe }}</style>
 <h1>{{ title }}</h1>
 <table>
-  <tr><th>best snapshot (step {{ result.best_step }})</th><th class="figure">accuracy</th>
+  <tr><th>best checkpoint (step {{ result.best_step }})</th><th class="figure">accuracy</th>
     <th class="figure">loss</th><th class="figure">examples</th></tr>
   {% for split in ("val", "test") if result[split] %}
   <tr><td>{{ split }}</td><td class="figure">{{ "%.2f %%" | format(100 * result[split].accuracy) }}</td>
@@ -38,8 +38,8 @@ _PAGE = jinja2.Environment(autoescape=True).from_string("""<!doctype html>
   {% endfor %}
 </table>
 {{ curves | safe }}
-<p>Train figures are those of the training batches, with augmentation, dropout and label smoothing, averaged over the
-  steps since the last point; validation figures are plain, of all validation images at that step.</p>
+<p>Train figures are means over the training batches since the last point, with augmentation, dropout and label
+  smoothing. Validation figures are over all validation images at that step, without these.</p>
 <table>
   {% for name, value in facts %}<tr><td>{{ name }}</td><td><code>{{ value }}</code></td></tr>
   {% endfor %}
@@ -50,9 +50,9 @@ _PAGE = jinja2.Environment(autoescape=True).from_string("""<!doctype html>
 
 
 def draw_curves(records: list[dict], *, best_step: int):
-    """Loss, accuracy and learning rate over epochs; train solid, validation dashed, the best snapshot marked.
+    """Loss, accuracy and learning rate over epochs; train solid, validation dashed, the best checkpoint marked.
 
-    A matplotlib Figure; matplotlib is imported where something is drawn, and no run waits for it before its first step.
+    A matplotlib Figure. matplotlib is imported only here: no run waits for it before its first step.
     """
     from matplotlib.figure import Figure
     from matplotlib.ticker import MaxNLocator, PercentFormatter
@@ -68,7 +68,7 @@ def draw_curves(records: list[dict], *, best_step: int):
         axes.set(xlabel="epoch", title=f"{quantity} (nats)" if quantity == "loss" else quantity)
     best = [record for record in judged if record["step"] == best_step]
     accuracy.plot(
-        [record["epoch"] for record in best], [record["val_accuracy"] for record in best], "ko", label="best snapshot"
+        [record["epoch"] for record in best], [record["val_accuracy"] for record in best], "ko", label="best checkpoint"
     )
     accuracy.yaxis.set_major_formatter(PercentFormatter(1.0))
     loss.legend()
@@ -83,14 +83,14 @@ def draw_curves(records: list[dict], *, best_step: int):
 
 
 def svg(figure, *, alt: str) -> str:
-    """`figure`, of matplotlib, as an `<svg>` to stand in a page, the same text each time.
+    """A matplotlib `figure` as an `<svg>` element, the same text each time.
 
-    alt: what to say to who does not see it.
+    alt: the alternative text for screen readers.
     """
     import matplotlib
 
     drawn = io.StringIO()
-    # With a salt, names in the drawing come from what they name: on one page they clash only where that is equal.
+    # With a fixed salt, ids are hashes of the content: on one page they clash only if the content is equal.
     with matplotlib.rc_context({"svg.hashsalt": "figure"}):
         figure.savefig(drawn, format="svg", metadata=dict.fromkeys(("Creator", "Date", "Format", "Type")))
     text = drawn.getvalue()
@@ -108,7 +108,7 @@ def write(workdir: Path):
         ("stopped", result["stop_reason"]),
         ("steps", f"{result['steps']:,}"),
         ("time", f"{result['seconds']:,.0f} s"),
-        ("speed", f"{speed:,.0f} images/s" if speed else "not measured: the run was one window long"),
+        ("speed", f"{speed:,.0f} images/s" if speed else "not measured: the run had only one log window"),
         ("devices", ", ".join(result["devices"])),
         ("test set opened", f"{result['test_openings']} time{'s' if result['test_openings'] != 1 else ''}"),
         ("parameters (sha256)", result["params_sha256"]),

@@ -1,4 +1,4 @@
-"""What a finished run says of itself: `result.json`."""
+"""`result.json`: the results of a finished run."""
 
 import hashlib
 import importlib.metadata
@@ -21,12 +21,12 @@ def assemble(
     steps: int,
     total_steps: int,
 ) -> dict[str, Any]:
-    """The figures of a run; parameters' and config's hashes are the caller's to add. test: None while it is sealed."""
+    """The results of a run, to which the caller adds the hashes. test: None while the split is sealed."""
     stopped = f"early stopping: {progress.stale_evaluations} evaluations without a better val accuracy"
     lost = progress.best_step if progress.best_step != best_step else None
     return {
         "best_step": best_step,
-        "lost_best_step": lost,  # a better snapshot that was damaged, so that this one was judged in its place
+        "lost_best_step": lost,  # a better checkpoint, which was damaged: `best_step` replaces it
         "steps": steps,
         "stop_reason": "horizon reached" if steps >= total_steps else stopped,
         "val": val,
@@ -49,6 +49,6 @@ def params_sha256(params) -> str:
 
 
 def versions() -> dict[str, str]:
-    """The versions of what a result depends on."""
+    """The versions of the software that a result depends on."""
     names = ("linseed", "jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "numpy")
     return {"python": platform.python_version(), **{name: importlib.metadata.version(name) for name in names}}

@@ -1,4 +1,4 @@
-"""The folder of one run: one process at a time, one config, and files that are whole or absent."""
+"""The folder of one run: one process at a time, one config, and files that are complete or absent."""
 
 import contextlib
 import fcntl
@@ -24,27 +24,27 @@ CHECKPOINTS = "checkpoints"
 REPORT = "report.html"
 
 _CURES = {
-    CONFIG: "train again with --on_config_change=accept to go on with the config given, or choose another --workdir",
-    RESULT: "delete it and train again by the same command: it is made anew from the snapshots",
+    CONFIG: "train again with --on_config_change=accept to go on with the given config, or choose another --workdir",
+    RESULT: "delete it and run the same train command again: the checkpoints rebuild it",
 }
 
 
-# Keys that runs of earlier versions have: section, old name, new name.
+# Keys of earlier versions: section, old name, new name.
 _RENAMED = [("model", "init", "kernel_init")]
 
 
 class _DamagedFileError(WorkdirError):
-    """A file of a run that is not what was written."""
+    """A file of a run that does not hold what was written."""
 
 
 @contextlib.contextmanager
 def lock(workdir: Path) -> Iterator[None]:
-    """Holds `workdir`, made if need be, against a second run. The lock dies with the process, however it ends."""
+    """Locks `workdir`, made if needed, against a second run. The lock ends with the process, however that ends."""
     try:
         workdir.mkdir(parents=True, exist_ok=True)
         file = (workdir / "lock").open("a")
     except OSError as error:
-        raise WorkdirError(f"--workdir={workdir} cannot be written ({error.strerror})") from error
+        raise WorkdirError(f"--workdir={workdir} cannot be written ({error.strerror}); choose another") from error
     with file:
         try:
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
@@ -54,11 +54,10 @@ def lock(workdir: Path) -> Iterator[None]:
 
 
 def check_config(workdir: Path, config: ml_collections.ConfigDict, *, on_change: str) -> list[str]:
-    """The keys in which `config` differs from that of the run in `workdir`, "key: old -> new"; [] for a new folder.
+    """The differences of `config` from the config of the run in `workdir`, "key: old -> new"; [] for a new folder.
 
-    Where they differ and there is something to lose, `on_change="refuse"` raises WorkdirError; "accept" lets
-    it pass, and a damaged `config.json` too. Raises WorkdirError also for a folder that holds files of these names
-    and is no run of ours.
+    on_change: "refuse" raises WorkdirError if they differ and the run has results to lose; "accept" allows that, and a
+    damaged `config.json`. Raises WorkdirError too for a folder with files of these names but no `config.json`.
     """
     holds_a_run = (workdir / RESULT).exists() or any((workdir / CHECKPOINTS).glob("[0-9]*"))
     if not (workdir / CONFIG).exists():
@@ -70,7 +69,7 @@ def check_config(workdir: Path, config: ml_collections.ConfigDict, *, on_change:
     except _DamagedFileError:
         if on_change == "refuse":
             raise
-        changed = [f"{CONFIG}: damaged -> the config given"]
+        changed = [f"{CONFIG}: damaged -> the given config"]
     if changed and holds_a_run and on_change == "refuse":
         shown = "; ".join(changed[:6]) + (f"; and {len(changed) - 6} more" if len(changed) > 6 else "")
         raise WorkdirError(
@@ -81,7 +80,7 @@ def check_config(workdir: Path, config: ml_collections.ConfigDict, *, on_change:
 
 
 def _with_defaults(config):
-    """The config of a run of an earlier version with the keys that are new; as it is where it cannot be completed."""
+    """The config of an earlier version's run with the keys that are new; unchanged if it cannot be completed."""
     try:
         return resolve(config)
     except ConfigError:
@@ -89,9 +88,9 @@ def _with_defaults(config):
 
 
 def write_config(workdir: Path, config: ml_collections.ConfigDict):
-    """Makes `config` the run's own; another that is there, and its result, stay under numbered names.
+    """Writes `config` as the run's config. An earlier config and its result stay under numbered names.
 
-    A kill at any moment leaves a `config.json`: the old one, which can be continued, or the new one.
+    A kill at any moment leaves a `config.json`: the old one, whose run can continue, or the new one.
     """
     path = workdir / CONFIG
     if path.exists() and check_config(workdir, config, on_change="accept"):
@@ -103,7 +102,7 @@ def write_config(workdir: Path, config: ml_collections.ConfigDict):
 
 
 def read_config(workdir: Path) -> ml_collections.ConfigDict:
-    """The config that ran in `workdir`. Raises WorkdirError where there is none."""
+    """The config of the run in `workdir`. Raises WorkdirError if there is none."""
     values = _read_json(workdir / CONFIG)
     if values is None:
         raise WorkdirError(f"{workdir} holds no run: there is no {CONFIG}; train first, or check --workdir")
@@ -114,7 +113,7 @@ def read_config(workdir: Path) -> ml_collections.ConfigDict:
             values[section][new] = values[section].pop(old)
     try:
         return ml_collections.ConfigDict(values)
-    except (ValueError, TypeError, AttributeError, RecursionError) as error:  # keys that no attribute can have
+    except (ValueError, TypeError, AttributeError, RecursionError) as error:  # keys that cannot be attributes
         raise WorkdirError(
             f"{workdir / CONFIG} is not the config of a run ({error}); choose another --workdir"
         ) from error
@@ -126,7 +125,7 @@ def read_result(workdir: Path) -> dict | None:
 
 
 def _read_json(path):
-    """The JSON object in `path`, or None where there is no such file."""
+    """The JSON object in `path`, or None if there is no such file."""
     try:
         values = json.loads(path.read_text(encoding="utf-8"))
     except FileNotFoundError:
@@ -134,12 +133,12 @@ def _read_json(path):
     except (ValueError, RecursionError) as error:
         raise _DamagedFileError(f"{path} is damaged ({error}); {_CURES[path.name]}") from error
     if not isinstance(values, dict):
-        raise _DamagedFileError(f"{path} is damaged (no JSON object); {_CURES[path.name]}")
+        raise _DamagedFileError(f"{path} is damaged (not a JSON object); {_CURES[path.name]}")
     return values
 
 
 def write_whole(path: Path, text: str):
-    """Writes `text` so that a kill or a power cut leaves the old file or the new one, never a part."""
+    """Writes `text` to `path`. A kill or a power cut leaves the old file or the new one, never a part."""
     temporary = path.with_name(path.name + ".tmp")
     with temporary.open("w") as file:
         file.write(text)

@@ -1,9 +1,8 @@
 """Data parallelism: the only file that knows how devices are arranged.
 
-Every device function has one contract, `fn(replicated, sharded) -> replicated`:
-a per-device function whose collectives name `AXIS`, perhaps with more replicated
-arguments. Placement, compilation and donation happen here; the function itself is
-the same for every backend. The devices may be those of several processes: each hands in its own rows of a batch.
+Every device function has one contract, `fn(replicated, sharded) -> replicated`, perhaps with more replicated arguments.
+It runs per device, and its collectives name `AXIS`. Placement, compilation and donation happen here; the function is
+the same for every backend. The devices may belong to several processes: each passes its own rows of a batch.
 """
 
 import jax
@@ -36,17 +35,17 @@ BACKENDS = {"pmap": _pmap, "shard_map": _shard_map}
 
 
 class DataParallel:
-    """One batch cut over all devices, one copy of everything else on each.
+    """Splits each batch over all devices and keeps a copy of everything else on each.
 
-    `backend` names how device functions are compiled (see `BACKENDS`); `devices`
-    are the devices to use. The numbers do not depend on the backend.
+    `backend` names how device functions are compiled (see `BACKENDS`); `devices` are the devices to use. The numbers do
+    not depend on the backend.
     """
 
     def __init__(self, backend: str, *, devices: list[jax.Device]):
         if backend not in BACKENDS:
             raise ConfigError(unknown_name("parallel.backend", backend, BACKENDS))
         self._backend = backend
-        # In order of their processes, so that the rows of a process follow one another; TPU pods have another order.
+        # Ordered by process, so the rows of a process are contiguous; TPU pods have another order.
         devices = sorted(devices, key=lambda device: device.process_index)
         self._processes = sorted({device.process_index for device in devices})
         self._num_local = sum(device.process_index == jax.process_index() for device in devices)
@@ -63,7 +62,7 @@ class DataParallel:
 
     @property
     def shard_index(self) -> int:
-        """Which of the `shard_count` equal parts of every batch, in order of its rows, is this process's."""
+        """The index of this process's part among the `shard_count` equal parts of a batch, in row order."""
         return self._processes.index(jax.process_index())
 
     @property
@@ -71,7 +70,7 @@ class DataParallel:
         return len(self._processes)
 
     def compile(self, fn, *, donate: bool, takes: tuple[str, ...] = (REPLICATED, SHARDED)):
-        """Compiles `fn(replicated, sharded) -> replicated`, or with the arguments that `takes` names, in order.
+        """Compiles `fn(replicated, sharded) -> replicated`; `takes` may name other arguments, in order.
 
         `donate` gives up the first argument's buffers.
         """
@@ -82,14 +81,14 @@ class DataParallel:
         return self._placed(tree, PartitionSpec())
 
     def shard(self, batch):
-        """Cuts each host array [B, ...] of `batch`, this process's rows of the whole, over its devices, along B.
+        """Splits each host array [B, ...] of `batch` along B over this process's devices; B counts its own rows only.
 
-        The number of devices must divide the whole: see `check_divides`.
+        The number of devices must divide the whole batch: see `check_divides`.
         """
         return self._placed(jax.tree.map(self._cut, batch), PartitionSpec(AXIS))
 
     def check_divides(self, batch_size: int, *, key: str, parts: int):
-        """Raises ConfigError unless `batch_size`, of config key `key`, falls into `parts` equal parts a device."""
+        """Raises ConfigError unless `batch_size`, of config key `key`, divides into `parts` equal parts per device."""
         pieces = self.num_devices * parts
         if batch_size % pieces:
             below = batch_size // pieces * pieces
@@ -98,12 +97,12 @@ class DataParallel:
             raise ConfigError(f"{key}={batch_size} does not divide over {self.num_devices} devices{each}; use {near}")
 
     def _cut(self, array):
-        if self._backend == "pmap":  # pmap wants the devices as an axis of their own
+        if self._backend == "pmap":  # pmap expects a device axis
             return array.reshape(self._num_local, -1, *array.shape[1:])
         return array
 
     def _placed(self, tree, spec):
-        """On this process's devices, and as a part of arrays over all: no process asks another."""
+        """Puts `tree` on this process's devices, as parts of global arrays, without communication."""
         placed = jax.device_put(tree, NamedSharding(self._mesh.local_mesh, spec))
         if self.shard_count == 1:
             return placed

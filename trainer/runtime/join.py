@@ -1,4 +1,4 @@
-"""How a process comes into a run of several and leaves it, whoever dies meanwhile."""
+"""How a process joins a run of several processes and leaves it, even if others die."""
 
 import atexit
 import contextlib
@@ -16,11 +16,11 @@ from linseed.trainer.runtime import processes
 from linseed.trainer.runtime.processes import AGAIN
 from linseed.trainer.runtime.signals import Stopped
 
-# In which Open MPI, and MPICH with its kin, tell each process how many they started.
+# The variables in which Open MPI, and MPICH and its relatives, tell each process how many they started.
 _SIZES = ("OMPI_COMM_WORLD_SIZE", "PMI_SIZE")
 
-# What XLA's errors say where a collective found a process gone: Gloo on CPU; NCCL, by its texts for errors of a socket
-# and of the other side. NCCL's others are of this process and its devices.
+# Words in XLA's errors after a collective lost a process: Gloo on CPU; NCCL, for socket errors and remote errors.
+# NCCL's other errors are about this process and its devices.
 _LOST_WORDS = ("Gloo", "unhandled system error", "remote process exited or there was a network error")
 
 
@@ -33,43 +33,44 @@ def joined(
     start_seconds: int,
     heartbeat_seconds: int,
 ) -> Iterator[None]:
-    """Makes this process one of the run's; to be entered before any other use of JAX.
+    """Makes this process a member of the run; enter it before any other use of JAX.
 
-    coordinator: "HOST:PORT" of process 0, with `num_processes` and `process_id`; "auto" for what JAX finds out under
-    Slurm, Open MPI up to 4, on TPU pods and in Kubernetes, one process where nothing was launched; "none" for one
-    process. start_seconds: to wait for the others to come. heartbeat_seconds: after that long without a sign of life
-    from one of them all end, with `LostError.status` and a line on stderr. Leaving waits for the others; leaving with
-    an error does not, and they end as if this one had died. Raises DistributedError where it cannot be.
+    coordinator: "HOST:PORT" of process 0, with `num_processes` and `process_id`; "auto" for what JAX detects under
+    Slurm, Open MPI up to 4, on TPU pods and in Kubernetes, a single process if nothing was launched; "none" for a
+    single process. start_seconds: how long to wait for the others to start. heartbeat_seconds: if a process sends no
+    heartbeat for that long, all exit with `LostError.status` and a line on stderr. A process that ends normally waits
+    for the others; one that ends with an error does not, and the others treat it as a crash. Raises DistributedError if
+    it cannot join.
     """
     arguments = _arguments(coordinator, num_processes=num_processes, process_id=process_id)
     if arguments is None:
         yield
         return
-    # JAX's own notice of SIGTERM takes the signal away from Python, and a process that hangs would never end.
+    # JAX's preemption service takes SIGTERM away from Python; a process that hangs would then never end.
     jax.config.update("jax_enable_preemption_service", False)
     if os.environ.get("JAX_PLATFORMS", "") == "cpu":
         jax.config.update("jax_cpu_collectives_implementation", "gloo")
-    _last_words(f"the processes of this run did not all come within {start_seconds} s, or one died; look at the others")
+    _last_words(f"not all processes of this run started within {start_seconds} s, or one died; see their outputs")
     try:
         jax.distributed.initialize(
             **arguments, initialization_timeout=start_seconds, heartbeat_timeout_seconds=heartbeat_seconds
         )
     except (RuntimeError, ValueError) as error:
         raise DistributedError(
-            f"the processes cannot join ({_first_line(error)}); check --coordinator, --num_processes, --process_id"
+            f"cannot connect to the others ({_first_line(error)}); check --coordinator, --num_processes, --process_id"
         ) from error
-    _last_words(f"JAX ended process {jax.process_index()}, most likely because another of this run died; {AGAIN}")
+    _last_words(f"JAX ended process {jax.process_index()}, most likely because another process died; {AGAIN}")
     processes.become(jax.process_index(), count=jax.process_count())
     stopped = None
     try:
         with _naming_a_lost_process():
             try:
                 yield
-            except Stopped as error:  # all of them are
+            except Stopped as error:  # all processes stop together
                 stopped = error
             processes.barrier("end", timeout_seconds=processes.WAIT_SECONDS)
     except BaseException as error:
-        # Else JAX waits for minutes for processes that wait for this one. Exit handlers run last in, first out.
+        # Otherwise JAX waits minutes for processes that wait for this one. Exit handlers run last in, first out.
         atexit.register(_leave, _status(error))
         raise
     if stopped:
@@ -77,7 +78,7 @@ def joined(
 
 
 def _arguments(coordinator, *, num_processes, process_id):
-    """What `jax.distributed.initialize` is to be told; None for one process."""
+    """The arguments of `jax.distributed.initialize`; None for a single process."""
     if coordinator in ("auto", "none"):
         if num_processes is not None or process_id is not None:
             raise DistributedError(
@@ -91,7 +92,7 @@ def _arguments(coordinator, *, num_processes, process_id):
         missing = "num_processes" if num_processes is None else "process_id"
         raise DistributedError(f"--coordinator={coordinator} needs --{missing} as well")
     if not 0 <= process_id < num_processes:
-        raise DistributedError(f"--process_id={process_id} is not in 0..{num_processes - 1}, of --num_processes")
+        raise DistributedError(f"--process_id={process_id} is not in 0..{num_processes - 1}; check --num_processes")
     if num_processes == 1:
         return None
     return {
@@ -103,9 +104,9 @@ def _arguments(coordinator, *, num_processes, process_id):
 
 
 def _num_launched() -> int:
-    """How many processes were launched as one run, 1 for a process by itself.
+    """How many processes were launched as one run, 1 for a single process.
 
-    Raises DistributedError where a launcher says so and JAX does not find them: each would train by itself.
+    Raises DistributedError if a launcher started several that JAX does not find: each would train alone.
     """
     found = _num_found()
     for name in _SIZES:
@@ -114,15 +115,15 @@ def _num_launched() -> int:
             raise DistributedError(
                 f"{name}={size}, but JAX does not find {size} processes under this launcher; give each "
                 f"--coordinator=HOST:PORT --num_processes={size} --process_id=0, 1, ..., or --coordinator=none for "
-                "runs of their own"
+                "separate runs"
             )
     return found
 
 
 def _num_found():
-    """By JAX's own detection, which is not left to find a lone process: it would give that a single GPU."""
+    """How many processes JAX detects. JAX must not initialise a single process: it would give that one GPU only."""
     if "KUBERNETES_SERVICE_HOST" in os.environ and "JOB_COMPLETION_INDEX" not in os.environ:
-        return 1  # a pod that is of no indexed job; JAX would ask the cluster about it
+        return 1  # not a pod of an indexed job; JAX would query the cluster
     for kind in clusters.ClusterEnv._cluster_types:
         if not kind.opt_in_only_method and kind.is_env_present():
             return kind.get_process_count()
@@ -130,10 +131,10 @@ def _num_found():
 
 
 def _last_words(line):
-    """What this process says when JAX aborts it, from now until it has ended, with `LostError.status`.
+    """Sets the line that this process prints if JAX aborts it from now on; it exits with `LostError.status`.
 
-    JAX offers no way to learn of a lost process in Python: it logs a stack trace and aborts. Python's own handlers run
-    between two lines of the main thread, which hangs in a collective by then, so that this one is C's.
+    JAX does not tell Python of a lost process: it logs a stack trace and aborts. Python's own signal handlers would
+    never run, as the main thread hangs in a collective. This handler is installed with C's `signal`.
     """
 
     @ctypes.CFUNCTYPE(None, ctypes.c_int)
@@ -144,12 +145,12 @@ def _last_words(line):
     library = ctypes.CDLL(None)
     library.signal.restype, library.signal.argtypes = ctypes.c_void_p, (ctypes.c_int, ctypes.c_void_p)
     library.signal(signal.SIGABRT, ctypes.cast(on_abort, ctypes.c_void_p))
-    atexit.register(lambda: on_abort)  # JAX can still abort while the interpreter ends, so that it stays in memory
+    atexit.register(lambda: on_abort)  # keeps it in memory: JAX can abort until the interpreter has ended
 
 
 @contextlib.contextmanager
 def _naming_a_lost_process():
-    """A collective may fail when the connection to a process breaks, before its heartbeats are missed."""
+    """Raises LostError if a collective fails because a connection broke; this can precede missed heartbeats."""
     try:
         yield
     except jax.errors.JaxRuntimeError as error:
@@ -159,7 +160,7 @@ def _naming_a_lost_process():
 
 
 def _status(error):
-    """The exit status: that of `scripts.cli.command`."""
+    """The exit status, as in `scripts.cli.command`."""
     if isinstance(error, LinseedError):
         return error.status
     if isinstance(error, SystemExit):

@@ -1,4 +1,4 @@
-"""How much of the machine this process may use: memory and cores, those of its container where it is in one."""
+"""How much memory and how many cores this process may use, counting the limits of its container."""
 
 import contextlib
 import os
@@ -10,9 +10,9 @@ _OWN_CGROUP = Path("/proc/self/cgroup")
 
 
 def memory_bytes() -> int | None:
-    """The memory that this process may use, in bytes: the machine's, or less where Linux was told so for a container.
+    """The memory that this process may use, in bytes: the machine's, or a lower limit of its container.
 
-    None where the system does not say.
+    None if the system does not say.
     """
     try:
         machine = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
@@ -22,8 +22,8 @@ def memory_bytes() -> int | None:
 
 
 def _cgroup_limits() -> Iterator[int]:
-    """The limits of this process's control group and of those around it, in either version of them."""
-    groups = {("", "memory.max"): "/", ("memory", "memory.limit_in_bytes"): "/"}  # as most containers see their own
+    """The memory limits of this process's control group and its parents, in cgroup versions 1 and 2."""
+    groups = {("", "memory.max"): "/", ("memory", "memory.limit_in_bytes"): "/"}  # as seen in most containers
     with contextlib.suppress(OSError, ValueError):
         for line in _OWN_CGROUP.read_text().splitlines():
             _, kinds, path = line.split(":", 2)
@@ -35,7 +35,7 @@ def _cgroup_limits() -> Iterator[int]:
         group = _CGROUPS / folder / path.lstrip("/")
         for around in (group, *group.parents):
             if around.is_relative_to(_CGROUPS):
-                with contextlib.suppress(OSError, ValueError):  # ValueError: "max", which is no limit
+                with contextlib.suppress(OSError, ValueError):  # ValueError: "max" means no limit
                     yield int((around / name).read_text())
 
 

@@ -1,8 +1,8 @@
-"""Convolutions, by name: XLA's own, and on CPU the several times faster ones of oneDNN.
+"""Convolutions by name: XLA's own, and on CPU those of oneDNN, several times faster.
 
-jaxlib for Linux on x86-64 carries oneDNN, whose forward convolution is one undocumented custom call. A config that it
-refuses ends the process: the few kinds of windows that are asked for here are tried first, on small shapes, in a child
-process (`trainer.runtime.onednn_probe`).
+jaxlib for Linux on x86-64 includes oneDNN, whose forward convolution is one undocumented custom call. A config that it
+refuses ends the process. So a child process tries the few kinds of windows used here first, on small shapes
+(`trainer.runtime.onednn_probe`).
 """
 
 import functools
@@ -19,17 +19,17 @@ from jax import lax
 
 from linseed.trainer.runtime import onednn_probe
 
-LIBRARY = "__onednn$"  # what the names of all its custom calls begin with
+LIBRARY = "__onednn$"  # prefix of all its custom calls
 TARGET = f"{LIBRARY}convolution"
 NHWC = ("NHWC", "HWIO", "NHWC")
-TOLERANCE = 1e-5  # of the largest value; seen: 2e-6
-# Of a gradient with respect to the kernel: the least examples at a time, the numbers of g that a cache holds, and the
-# channels times features below which XLA is as fast.
+TOLERANCE = 1e-5  # relative to the largest value; seen: 2e-6
+# For the gradient of the kernel: the fewest examples at a time, the values of g that fit in a cache, and the product of
+# channels and features below which XLA is as fast.
 EXAMPLES, CACHED, SMALL = 32, 2**19, 256
 
 
 class Window(NamedTuple):
-    """How the kernel goes over a feature map: each a value for height and one for width."""
+    """How the kernel moves over a feature map: each field has a value for height and one for width."""
 
     strides: tuple[int, int]
     padding: tuple[tuple[int, int], tuple[int, int]]  # zeros before and after, each at least 0
@@ -37,11 +37,11 @@ class Window(NamedTuple):
 
 
 def auto(lhs: jax.Array, rhs: jax.Array, window_strides, padding, *args, **kwargs) -> jax.Array:
-    """`jax.lax.conv_general_dilated`, by oneDNN where that was proven to work: the same arguments, the same values.
+    """`jax.lax.conv_general_dilated`, by oneDNN where that is proven to work: the same arguments, the same values.
 
-    oneDNN takes float32 [B, H, W, C] and [h, w, C, F] on CPU, at any stride and kernel dilation; all else is XLA's,
-    without a word. Gradients and gradients of gradients work; forward-mode derivatives need `jax.lax`'s own. Each
-    process compiles a program with a call of oneDNN anew: it cannot be written to JAX's compilation cache.
+    oneDNN takes float32 [B, H, W, C] and [h, w, C, F] on CPU, at any stride and kernel dilation; all else silently goes
+    to XLA. First and second gradients work; forward-mode derivatives need `jax.lax`'s own. Each process compiles a
+    program that calls oneDNN itself: JAX's compilation cache cannot hold it.
     """
     window = _window(lhs, rhs, window_strides, padding, *args, **kwargs)
     if window is None or not usable():
@@ -54,23 +54,23 @@ CONVOLUTIONS = {"auto": auto, "xla": lax.conv_general_dilated}
 
 
 def usable() -> bool:
-    """Whether oneDNN's convolutions may be called: the devices are CPUs, and a child process lived through it."""
+    """Whether oneDNN's convolutions may be called: the devices are CPUs, and the child process's test passed."""
     return jax.default_backend() == "cpu" and onednn_probe.proven()
 
 
 @functools.cache
 def keep_out_of_cache():
-    """From now on no program that calls oneDNN is offered to JAX's compilation cache.
+    """Keeps programs that call oneDNN out of JAX's compilation cache from now on.
 
-    jaxlib cannot serialise such a program: it raises MemoryError or crashes the process, by version and machine. JAX
-    has no public way to leave one program out, so this wraps the private function that serialises and writes. Raises
-    AttributeError where this version of JAX has no such function; the child process finds that out first.
+    jaxlib cannot serialise such a program: it raises MemoryError or crashes, depending on version and machine. JAX has
+    no public way to leave one program out, so this wraps the private function that serialises and writes. Raises
+    AttributeError if this version of JAX has no such function; the child process finds that out first.
     """
     from jax._src import compilation_cache
 
     put = compilation_cache.put_executable_and_time
     if list(inspect.signature(put).parameters)[2:3] != ["executable"]:
-        raise AttributeError("jax._src.compilation_cache.put_executable_and_time has other arguments")
+        raise AttributeError("jax._src.compilation_cache.put_executable_and_time has changed its arguments")
 
     @functools.wraps(put)
     def put_unless_onednn(cache_key, module_name, executable, *args, **kwargs):
@@ -81,8 +81,8 @@ def keep_out_of_cache():
 
 
 def by_onednn(x: jax.Array, kernel: jax.Array, *, window: Window) -> jax.Array:
-    """float32 [B, H, W, C], [h, w, C, F] -> [B, H', W', F]. Ends the process where oneDNN has no such target."""
-    # Under shard_map the custom call does not mix what differs between devices with what does not, as JAX's own do.
+    """float32 [B, H, W, C], [h, w, C, F] -> [B, H', W', F]. Ends the process if jaxlib has no such custom call."""
+    # Under shard_map the custom call, unlike JAX's operations, refuses one varying and one replicated argument.
     varying = [jax.typeof(a).manual_axis_type.varying for a in (x, kernel)]
     x, kernel = (
         lax.pcast(a, tuple(other - own), to="varying") if other - own else a
@@ -137,7 +137,7 @@ def _window(
     preferred_element_type=None,
     out_sharding=None,
 ) -> Window | None:
-    """The window of a convolution that oneDNN takes, or None. The arguments of `jax.lax.conv_general_dilated`."""
+    """The window of a convolution that oneDNN takes, else None. Arguments as of `jax.lax.conv_general_dilated`."""
     plain = lhs.ndim == rhs.ndim == 4 and lhs.dtype == rhs.dtype == jnp.float32
     plain = plain and feature_group_count == batch_group_count == 1 and out_sharding is None
     plain = plain and preferred_element_type in (None, jnp.float32) and set(lhs_dilation or (1,)) == {1}
@@ -159,7 +159,7 @@ def _window(
 
 
 def _span(size, dilation):
-    """Pixels from the first to the last of `size` that are `dilation` apart."""
+    """The pixels from the first to the last of `size` taps that are `dilation` apart."""
     return (size - 1) * dilation + 1
 
 
@@ -196,7 +196,7 @@ def _onednn(x, kernel, *, strides, padding, dilation):
             x.shape[1:-1], padding, kernel.shape[:-2], dilation, strides, strict=True
         )
     ]
-    kind = jax.typeof(x)  # under shard_map the result differs between devices where x does
+    kind = jax.typeof(x)  # under shard_map the result varies over the devices as x does
     out = jax.ShapeDtypeStruct(
         (x.shape[0], *sizes, kernel.shape[-1]),
         x.dtype,
@@ -231,7 +231,7 @@ _convolution.defvjp(_forward, _backward)
 
 
 def _with_gradient_of(slow: Callable) -> Callable:
-    """Gives a function (window, shape, a, b) the gradients of `slow`, which computes the same by XLA."""
+    """Decorates a function (window, shape, a, b): its gradients are those of `slow`, the same function by XLA."""
 
     def decorate(fast):
         function = jax.custom_vjp(fast, nondiff_argnums=(0, 1))
@@ -245,7 +245,7 @@ def _with_gradient_of(slow: Callable) -> Callable:
 
 
 def _zeros(shape, *, like):
-    """Zeros that vary over the same devices as `like`; where they are differentiated is all that counts."""
+    """Zeros that vary over the same devices as `like`; a point at which to differentiate a linear function."""
     varying = tuple(jax.typeof(like).manual_axis_type.varying)
     zeros = jnp.zeros(shape, like.dtype)
     return lax.pcast(zeros, varying, to="varying") if varying else zeros
@@ -261,7 +261,7 @@ def _kernel_gradient_by_xla(window, shape, g, x):
 
 @_with_gradient_of(_input_gradient_by_xla)
 def _input_gradient(window, shape, g, kernel):
-    """At stride 1 a convolution of g with the kernel turned round; `shape` is that of the input."""
+    """At stride 1 a convolution of g with the flipped kernel; `shape` is the input's."""
     if window.strides != (1, 1):
         return _input_gradient_by_xla(window, shape, g, kernel)
     spans = [_span(size, by) for size, by in zip(kernel.shape[:2], window.dilation, strict=True)]
@@ -274,17 +274,17 @@ def _input_gradient(window, shape, g, kernel):
 def _kernel_gradient(window, shape, g, x):
     """dk[i, j, c, f] = sum over b, h, w of x[b, s h + d i, s w + d j, c] g[b, h, w, f]; `shape` is the kernel's.
 
-    One convolution in three dimensions: the examples are its channels, g its kernel, and the channels of x its third
-    dimension, along which nothing moves. oneDNN then works on matrices [C, B] x [B, F] with an addition over h and w,
-    fast where they are large and g stays in the cache: so a part of the batch at a time. The two transposes have to
-    be explicit: given as dimension numbers, they are done element by element.
+    One 3-D convolution: the examples are its channels and g its kernel. The channels of x are its third dimension,
+    along which the kernel does not move. oneDNN then multiplies matrices [C, B] x [B, F] and sums over h and w. That is
+    fast if they are large and g stays in the cache, hence parts of the batch. The two transposes are explicit: as
+    dimension numbers, oneDNN does them element by element.
     """
     maps, spans = g.shape[1:3], []
     padding = []
     for i in range(2):
         spans.append(_span(maps[i], window.strides[i]))
         low = window.padding[i][0]
-        # What a stride leaves over at the end is less padding, or cut off.
+        # What a stride leaves over at the end reduces the padding or is cut off.
         padding.append((low, _span(shape[i], window.dilation[i]) - 1 + spans[i] - x.shape[1 + i] - low))
     small = shape[2] * shape[3] < SMALL or len(x) < EXAMPLES
     if small or any(max(pads) >= span for pads, span in zip(padding, spans, strict=True)):

@@ -1,7 +1,7 @@
-"""Whether oneDNN's convolutions work on this machine: tried once in a child process, which may crash, and remembered.
+"""Whether oneDNN's convolutions work on this machine: a child process, which may crash, tests it once.
 
-The verdict goes by the version of jaxlib, the processor and `onednn.py` beside this file. It is one small JSON file
-in `$XDG_CACHE_HOME/linseed`, by default `~/.cache/linseed`; where that cannot be written, each process tries anew.
+The verdict holds for a version of jaxlib, a processor and a version of `onednn.py`. It is one small JSON file in
+`$XDG_CACHE_HOME/linseed`, by default `~/.cache/linseed`. If that is not writable, each process tests again.
 """
 
 import functools
@@ -18,13 +18,13 @@ from pathlib import Path
 
 TIMEOUT_SECONDS = 60.0  # it takes two to four
 CRASHES = (signal.SIGSEGV, signal.SIGABRT, signal.SIGILL, signal.SIGBUS, signal.SIGFPE)
-VERDICTS = (0, 1, *(-number for number in CRASHES))  # statuses of the child; any other is Ctrl-C or the OOM killer
+VERDICTS = (0, 1, *(-number for number in CRASHES))  # exit statuses of the child; others mean Ctrl-C or the OOM killer
 CHILD = "from linseed.trainer.runtime import onednn as c; raise SystemExit(not c.largest_error() < c.TOLERANCE)"
 
 
 @functools.cache
 def proven() -> bool:
-    """True where the child process ended well: no crash, and XLA's values. The first call takes seconds, once."""
+    """True if the child process did not crash and found XLA's values. The first call takes seconds, once."""
     if sys.platform != "linux" or platform.machine() != "x86_64" or not sys.executable:
         return False
     subject = _subject()
@@ -32,7 +32,7 @@ def proven() -> bool:
     try:
         return json.loads(cache.read_text())["proven"] is True
     except (OSError, ValueError, TypeError, KeyError):
-        pass  # not tried yet, or a torn file
+        pass  # not tested yet, or a damaged file
     verdict = _try(CHILD)
     if verdict is not None:
         _remember(cache, {**subject, "proven": verdict})
@@ -40,12 +40,12 @@ def proven() -> bool:
 
 
 def _subject() -> dict[str, str]:
-    """What the verdict is about."""
+    """What the verdict depends on."""
     try:
         lines = Path("/proc/cpuinfo").read_text().splitlines()
     except OSError:
         lines = []
-    # The name alone can be as short as "AMD EPYC"; the flags tell the generations apart.
+    # A model name can be as short as "AMD EPYC"; the flags tell the generations apart.
     about = [next((line for line in lines if line.startswith(word)), "") for word in ("model name", "flags")]
     return {
         "jaxlib": importlib.metadata.version("jaxlib"),
@@ -62,7 +62,7 @@ def _cache(subject: dict[str, str]) -> Path:
 
 
 def _try(code: str) -> bool | None:
-    """Whether a Python that runs `code` ends with status 0; None if it took too long, did not start or was ended."""
+    """Whether a Python that runs `code` exits with status 0; None if it took too long, did not start or was killed."""
     try:
         with tempfile.TemporaryDirectory(prefix="linseed-proof-") as programs:
             child = subprocess.run(
@@ -71,7 +71,7 @@ def _try(code: str) -> bool | None:
                     **os.environ,
                     "JAX_PLATFORMS": "cpu",
                     "XLA_FLAGS": "--xla_backend_optimization_level=0",
-                    # With the cache on: to keep such programs out of it is a part of what has to work.
+                    # With the cache on: the test includes that such programs stay out of it.
                     "JAX_ENABLE_COMPILATION_CACHE": "true",
                     "JAX_COMPILATION_CACHE_DIR": programs,
                     "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0",
@@ -83,12 +83,12 @@ def _try(code: str) -> bool | None:
                 timeout=TIMEOUT_SECONDS,
             )
     except (OSError, subprocess.TimeoutExpired):
-        return None  # the machine may be busy: not remembered
+        return None  # perhaps the machine is busy: not remembered
     return child.returncode == 0 if child.returncode in VERDICTS else None
 
 
 def _remember(cache: Path, verdict: dict):
-    """Written beside and moved into place, so that a reader sees all of it or nothing."""
+    """Writes a temporary file and renames it: a reader sees all of it or nothing."""
     try:
         cache.parent.mkdir(parents=True, exist_ok=True)
         with tempfile.NamedTemporaryFile("w", dir=cache.parent, delete=False) as file:

@@ -1,9 +1,8 @@
-"""What the processes of a run, on one machine or many, tell each other.
+"""How the processes of a run communicate, on one machine or many.
 
-Process 0 is the writer: the run's workdir is its own, and what it read there or decided goes to the others over the
-coordinator, as JSON, or over the devices, as arrays. The others need no disk in common with it; each has an empty
-folder of its own in the workdir's place. With one process every function here does what its name says at once. How a
-process becomes one of them: `trainer.runtime.join`.
+Process 0 is the writer: it alone uses the run's workdir. It sends what it reads or decides to the others, as JSON over
+the coordinator or as arrays over the devices. They need no shared disk: each uses an empty folder of its own as
+workdir. In a single process the functions return at once. How a process joins: `trainer.runtime.join`.
 """
 
 import contextlib
@@ -18,19 +17,19 @@ from typing import Any, NamedTuple
 
 import jax
 import numpy as np
-from jax._src import distributed as jax_distributed  # its key-value store has no public name; Orbax takes it here, too
+from jax._src import distributed as jax_distributed  # its key-value store has no public name; Orbax uses it too
 from jax.experimental import multihost_utils
 
 from linseed.trainer import errors
 from linseed.trainer.errors import DistributedError, LinseedError, LostError
 
-# What a process waits for another that is alive: it may be reading all of its data. A dead one is noticed much earlier.
+# How long to wait for a live process: it may be reading all of its data. A dead one is noticed much earlier.
 WAIT_SECONDS = 1800.0
 
-# What a process that ends with an error stays for, so that the others hear of it from itself.
+# How long a process that fails stays, so that the others hear its error.
 HEARD_SECONDS = 60.0
 
-AGAIN = "run the same command on every machine again to go on from the last snapshot"
+AGAIN = "run the same command on every machine again to go on from the last checkpoint"
 
 
 class _Processes(NamedTuple):
@@ -39,7 +38,7 @@ class _Processes(NamedTuple):
 
 
 _processes = _Processes(0, 1)
-# Of `from_writer` and `AgreedStop`: the same in all processes, as they make the same calls.
+# Calls of `from_writer` and `AgreedStop`: equal counts in all processes, as they make the same calls.
 _turns, _stops = itertools.count(), itertools.count()
 
 
@@ -55,20 +54,20 @@ def is_writer() -> bool:
 
 
 def barrier(name: str, *, timeout_seconds: float):
-    """Waits for all processes to be at the barrier `name`, each name once. Raises LostError after the timeout."""
+    """Waits until all processes reach the barrier `name`; use each name once. Raises LostError after the timeout."""
     if _processes.count == 1:
         return
     try:
         _store().wait_at_barrier(f"linseed/{name}", int(timeout_seconds * 1000))
     except jax.errors.JaxRuntimeError as error:
-        raise LostError(f"not all processes came to '{name}' within {timeout_seconds:g} s; {AGAIN}") from error
+        raise LostError(f"not all processes reached '{name}' within {timeout_seconds:g} s; {AGAIN}") from error
 
 
 def from_writer(make: Callable[[], Any]) -> Any:
-    """`make()`, a JSON value, of the writer, in every process; nobody else calls it.
+    """Calls `make()` in the writer alone and returns its JSON value in every process.
 
-    A LinseedError that it raises is raised in all, in the writer at the latest after `HEARD_SECONDS`. Raises LostError
-    where the writer takes longer than `WAIT_SECONDS`.
+    If it raises a LinseedError, every process does, the writer after at most `HEARD_SECONDS`. Raises LostError if the
+    writer takes longer than `WAIT_SECONDS`.
     """
     if _processes.count == 1:
         return make()
@@ -78,7 +77,7 @@ def from_writer(make: Callable[[], Any]) -> Any:
             told = {"value": make()}
         except LinseedError as error:
             _store().key_value_set(key, json.dumps({"error": type(error).__name__, "line": str(error)}))
-            _wait_until_heard(key)  # leaving at once, it would take the store with it
+            _wait_until_heard(key)  # the store dies with this process
             raise
         _store().key_value_set(key, json.dumps(told))
         return told["value"]
@@ -90,12 +89,12 @@ def from_writer(make: Callable[[], Any]) -> Any:
 
 
 def _wait_until_heard(key):
-    with contextlib.suppress(LostError):  # the error that is about to be raised says more
+    with contextlib.suppress(LostError):  # the error raised next says more
         barrier(key + "/heard", timeout_seconds=HEARD_SECONDS)
 
 
 def restored_by_writer(restore: Callable[[Any], tuple[Any, Any] | None], *, like: Any) -> tuple[Any, Any] | None:
-    """`restore(like)` of the writer, `(arrays, JSON value)` or None, in every process, bit for bit.
+    """Calls `restore(like)` in the writer; returns its `(arrays, JSON value)` or None in every process, bit for bit.
 
     like: host arrays of the same structure, shapes and dtypes. Raises as `from_writer`.
     """
@@ -121,7 +120,7 @@ def _bytes(array):
 
 
 def check_same(settings: dict[str, str]):
-    """Raises DistributedError in a process whose `settings` are not the writer's, naming the first that differs."""
+    """Raises DistributedError if this process's `settings` differ from the writer's, naming the first difference."""
     theirs = from_writer(lambda: settings)
     for name, value in settings.items():
         if theirs[name] != value:
@@ -133,7 +132,7 @@ def check_same(settings: dict[str, str]):
 
 @contextlib.contextmanager
 def workdir_of(workdir: pathlib.Path) -> Iterator[pathlib.Path]:
-    """`workdir` in the writer; in every other process an empty folder of its own, gone afterwards."""
+    """`workdir` in the writer; in every other process an empty temporary folder."""
     if is_writer():
         yield workdir
         return
@@ -142,25 +141,26 @@ def workdir_of(workdir: pathlib.Path) -> Iterator[pathlib.Path]:
 
 
 class AgreedStop:
-    """`stopping`'s "am I to stop?" for all processes: where one is asked to, all stop after the same call of devices.
+    """Agrees on a stop: if one process is asked to stop, all stop after the same device call.
 
-    Every process asks it equally often, between the same two calls. One that is to stop, or hears that another is,
-    tells how often it has asked, and goes on. No process can ask more than `ahead` + 1 times more than the slowest,
-    whose devices it waits for; so that all have heard of all before they reach the number at which they stop.
+    Every process asks equally often, between the same two device calls. A process that should stop, or hears that
+    another should, publishes how often it has asked, and goes on. It can ask at most `ahead` + 1 times more than the
+    slowest, because it waits for the slowest one's devices. So all have heard from all before they reach the agreed
+    call.
     """
 
     def __init__(self, stop: Callable[[], int], *, ahead: int, poll_seconds: float = 1.0):
-        """stop: of this process alone, see `stopping.on_signals`. ahead: calls of the devices that may be under way.
+        """stop: for this process alone, see `signals.on_signals`. ahead: how many device calls may be in flight.
 
-        poll_seconds: how often it looks for what the others were told; what this process was told it sees at once.
+        poll_seconds: how often to check for stops of other processes; its own it sees at once.
         """
         self._stop, self._ahead, self._poll_seconds = stop, ahead, poll_seconds
         self._asked, self._looked, self._told = 0, time.monotonic(), False
-        self._agreed = None  # how often to ask before all stop, and the signal's number
+        self._agreed = None  # (calls before all stop, the signal's number)
         self._folder = f"linseed/stop/{next(_stops)}/"
 
     def __call__(self) -> int:
-        """0, or the number of the signal to stop for. To be asked before each call of the devices, by all processes."""
+        """0, or the number of the signal to stop for. All processes call it before each device call."""
         if _processes.count == 1:
             return self._stop()
         if not self._told and (self._stop() or self._is_heard()):
@@ -172,7 +172,7 @@ class AgreedStop:
         return number if self._asked > at else 0
 
     def last(self) -> int:
-        """As asking, once more when there is no further call; waits for all to be there."""
+        """Like a call, for when no device call follows; waits for all processes."""
         if _processes.count == 1:
             return self._stop()
         if not self._told:
@@ -204,7 +204,7 @@ def _awaited(key):
     try:
         return _store().blocking_key_value_get(key, int(WAIT_SECONDS * 1000))
     except jax.errors.JaxRuntimeError as error:
-        raise LostError(f"no '{key}' of another process came within {WAIT_SECONDS:g} s; {AGAIN}") from error
+        raise LostError(f"another process did not send '{key}' within {WAIT_SECONDS:g} s; {AGAIN}") from error
 
 
 def _store():

@@ -1,7 +1,7 @@
-"""Stop and go: a signal asks the loop to stop where it can go on from.
+"""Stop signals: the loop stops at a step from which it can resume.
 
-Nothing is done in a signal's handler. While `on_signals` is entered, the loop asks "am I to stop?" between two calls of
-the devices, saves that very step and raises `Stopped`. Importing this module installs nothing.
+The signal handlers do nothing. Inside `on_signals` the loop asks between two device calls whether to stop. If so, it
+saves the current step and raises `Stopped`. Importing this module installs nothing.
 """
 
 import contextlib
@@ -11,14 +11,14 @@ import socket
 import threading
 from collections.abc import Callable, Iterator
 
-# Who sends them: a batch system or a cloud that wants its machine back; a hand on the keyboard; Slurm's --signal.
+# From a batch system or cloud that wants its machine back; from Ctrl-C; from Slurm's --signal.
 SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGUSR1)
 
 
 class Stopped(Exception):
-    """A run that was asked to stop and did; the message, one line, says what is saved and how to go on.
+    """A run was asked to stop and did; the one-line message says what is saved and how to go on.
 
-    status: what the process should exit with, 128 + the signal's number: SIGTERM 143, SIGINT 130, SIGUSR1 138.
+    status: the exit status of the process, 128 + the signal's number: SIGTERM 143, SIGINT 130, SIGUSR1 138.
     """
 
     def __init__(self, number: int, *, after_step: int):
@@ -28,18 +28,18 @@ class Stopped(Exception):
 
 
 def never() -> int:
-    """For a run that no one asks to stop."""
+    """The `stop` of a run that is never asked to."""
     return 0
 
 
 @contextlib.contextmanager
 def on_signals(tell: Callable[[str], None]) -> Iterator[Callable[[], int]]:
-    """Yields `stop()`: the number of the first of `SIGNALS` that came, or 0; once it is not 0 it stays the same.
+    """Yields `stop()`: 0, or the number of the first of `SIGNALS` that came, from then on.
 
-    tell: handed one line when a signal comes, in another thread. A second signal ends the process at once, with status
-    128 + its number, whatever the main thread is at, the compiler included: Python's C handler writes each signal to a
-    socket, which a thread reads. A signal that was ignored before stays ignored, as it is for a command in the
-    background. To be entered in the main thread, after JAX was told of other processes: it has a handler of its own.
+    tell: gets one line when a signal comes, in another thread. A second signal ends the process at once with status 128
+    + its number, even while XLA compiles: Python's C handler writes each signal to a socket, which a thread reads. A
+    signal that was ignored before stays ignored, as in a background command. Enter it in the main thread, after the
+    processes have joined: JAX then installs a handler of its own.
     """
     came = []
     reading, writing = socket.socketpair()
@@ -53,14 +53,14 @@ def on_signals(tell: Callable[[str], None]) -> Iterator[Callable[[], int]]:
             came.append(number)
             if len(came) > 1:
                 os._exit(128 + number)
-            with contextlib.suppress(OSError):  # nobody reads it; the next signal is still to be heard
+            with contextlib.suppress(OSError):  # nobody reads it; keep listening for the next signal
                 tell(f"{signal.Signals(number).name}: stopping after the step under way; a second signal exits at once")
 
     handled = {number: signal.getsignal(number) for number in SIGNALS}
     handled = {number: handler for number, handler in handled.items() if handler != signal.SIG_IGN}
     woken = signal.set_wakeup_fd(writing.fileno(), warn_on_full_buffer=False)
     for number in handled:
-        signal.signal(number, _nothing)  # a handler of Python's, so that the C handler stays in place
+        signal.signal(number, _nothing)  # any Python handler keeps the C handler in place
     watching = threading.Thread(target=watch, name="signals", daemon=True)
     watching.start()
     try:
@@ -75,4 +75,4 @@ def on_signals(tell: Callable[[str], None]) -> Iterator[Callable[[], int]]:
 
 
 def _nothing(number, frame):
-    """What has to be done is done elsewhere."""
+    """The thread in `on_signals` does the work."""

@@ -1,6 +1,6 @@
-"""The watchdog: a run in which no step ends for too long shows where every thread is, and ends.
+"""The watchdog: if no step ends for too long, it prints where every thread is and ends the run.
 
-A device that hangs, a peer that is gone, a file system that never answers: waiting would burn the allocation.
+A hung device, a lost peer or a dead file system would otherwise burn the allocation.
 """
 
 import contextlib
@@ -9,18 +9,18 @@ import sys
 import time
 from collections.abc import Callable, Iterator
 
-# What compiles, or reads as much, may take this many times as long: the first call and the first evaluation, the
-# restored state, the judging at the end.
+# Phases that compile or read much get this many times the limit: the first step, the first evaluation, restoring the
+# state, the final evaluation.
 COMPILING = 10
 
 
 @contextlib.contextmanager
 def watched(minutes: float) -> Iterator[Callable[..., None]]:
-    """Yields `alive(compiles=False)`, to be called before each call of the devices and whatever else may hang.
+    """Yields `alive(compiles=False)`; call it before each device call and anything else that may hang.
 
-    Where the next `alive` is not called within `minutes`, or `COMPILING` times that where `compiles`, the stacks of all
-    threads go to stderr and the process exits with status 1, even out of XLA's own code. Nothing is watched before the
-    first. minutes: 0 watches nothing. One at a time in a process: the timer is faulthandler's.
+    If the next call is not within `minutes`, or `COMPILING` times that with `compiles`, the stacks of all threads go to
+    stderr and the process exits with status 1, even from inside XLA. Watching starts at the first call. minutes: 0
+    turns it off. Only one per process: the timer is faulthandler's.
     """
     if not minutes:
         yield lambda *, compiles=False: None
@@ -31,7 +31,7 @@ def watched(minutes: float) -> Iterator[Callable[..., None]]:
         nonlocal set_at, set_to
         seconds, now = 60 * minutes * (COMPILING if compiles else 1), time.monotonic()
         if seconds == set_to and now - set_at < seconds / 100:
-            return  # a timer is a thread, and steps may be short
+            return  # each timer is a thread, and steps may be short
         faulthandler.dump_traceback_later(seconds, exit=True, file=sys.__stderr__)
         set_at, set_to = now, seconds
 

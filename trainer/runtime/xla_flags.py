@@ -1,8 +1,8 @@
-"""XLA's switches for CPUs that have to be set before JAX starts. This module must not import JAX.
+"""XLA flags for CPUs, set before JAX starts. This module must not import JAX.
 
-XLA hands some operations on CPU to the library YNNPACK ("YNN fusions"). jaxlib 0.10.2 turned that on for reductions,
-matrix products and convolutions: its reductions then give wrong numbers or crash the process (jax issues 39103, 40412),
-and its matrix products make a train step up to twice as slow, on all versions so far (docs/benchmarks.md).
+On CPU, XLA hands some operations to the library YNNPACK ("YNN fusions"). jaxlib 0.10.2 turned that on for reductions,
+matrix products and convolutions. Its reductions give wrong numbers or crash the process (jax issues 39103, 40412). On
+all versions so far its matrix products make a train step up to twice as slow (docs/benchmarks.md).
 """
 
 import importlib.metadata
@@ -10,15 +10,15 @@ import os
 import re
 
 YNN = "--xla_cpu_experimental_ynn_fusion_type"
-# From which jaxlib on -> the kinds of YNN fusion that are right and fast in it; None: the switch is left alone, as in
-# versions that nobody has tried: XLA ends a process that names a switch it does not know.
+# First jaxlib version -> the kinds of YNN fusion that are right and fast from it on. None leaves the flag alone, as for
+# untried versions: XLA ends the process on an unknown flag.
 FUSIONS = {(0,): None, (0, 10, 2): "", (0, 11, 2): "LIBRARY_FUSION_TYPE_REDUCE", (0, 13): None}
 
 
 def use(*, jaxlib: str | None = None):
-    """Adds the switch to XLA_FLAGS, for this process and those that it starts, unless the user set it.
+    """Adds the flag to XLA_FLAGS, for this process and its children, unless the user set it.
 
-    jaxlib: a version; by default the installed one. Has no effect on a JAX that has compiled something already.
+    jaxlib: a version; by default the installed one. Has no effect once JAX has compiled something.
     """
     version = tuple(map(int, re.findall(r"\d+", jaxlib or importlib.metadata.version("jaxlib"))[:3]))
     flags = os.environ.get("XLA_FLAGS", "")

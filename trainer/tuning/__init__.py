@@ -1,1 +1,1 @@
-"""The seven steps of choosing hyperparameters. Owns no training loop: every trial is `train_and_evaluate`."""
+"""The seven steps of choosing hyperparameters. No training loop is here: trials call `train_and_evaluate`."""

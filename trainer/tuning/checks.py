@@ -1,4 +1,4 @@
-"""Steps 1 and 2 of the seven: what the network says before it has learned, and whether it can learn at all."""
+"""Steps 1 to 3 of the seven: the untrained network, whether it can learn at all, and the learning rate."""
 
 import math
 from collections.abc import Mapping
@@ -12,22 +12,22 @@ from linseed.trainer.optim.rules import paths
 from linseed.trainer.tuning.diagnosis.findings import Finding
 from linseed.trainer.tuning.trials import Outcome
 
-# A fresh network's loss is that of zero logits, or a little more for what its random logits cost: seen up to 1.3 times.
+# An untrained network has the loss of zero logits, or a little more for its random logits: up to 1.3 times, measured.
 LOSS_RATIO = 2.0
-# Normalised pixels have mean 0 and deviation 1; those that are only scaled to 0..1, 0.5 and 0.3; those of 0..255, 100.
+# Pixels have mean 0 and deviation 1 if normalised, 0.5 and 0.3 if only scaled to 0..1; in 0..255 about 100.
 INPUT_RANGE = (0.02, 10.0)
-CLEAR_DROP = 0.1  # of the loss of chance, within a hundred steps
-NEAR_BEST = 0.95  # of the best drop: rates that get so far are equals, and the largest of them is chosen
+CLEAR_DROP = 0.1  # of the loss at chance, within a hundred steps
+NEAR_BEST = 0.95  # of the best drop: rates above this count as equal, and the largest is chosen
 VAL_GAP = 0.2  # in accuracy
-DEAD_SHARE = 0.5  # of a layer's units; a ReLU layer has a few by chance
-SUM_ERROR = 0.01  # of a row of probabilities, in bfloat16, whose steps are 1/256 of a number
+DEAD_SHARE = 0.5  # of a layer's units; ReLU layers have a few dead ones by chance
+SUM_ERROR = 0.01  # of the sum of a row of probabilities; bfloat16 rounds to 1/256 of a number
 
 
 def probe(experiment: Experiment) -> dict[str, Any]:
-    """`make_probe_step`'s measurements of the first train batch, on the host, and `awake_grads`.
+    """Measures the first train batch with `make_probe_step`; returns host values, and `awake_grads`.
 
-    These are the gradients with no scale or kernel at zero: residual branches and last layers that start at zero on
-    purpose keep the gradient from what is below them for one step, and nothing there is dead.
+    `awake_grads` are the gradients with no scale or kernel at zero. Residual branches and last layers may start at zero
+    on purpose: for one step no gradient reaches the layers below, yet these are not dead.
     """
     parallel, state = experiment.parallel, experiment.state
     batch = parallel.shard(experiment.feed.batch(0))
@@ -39,7 +39,7 @@ def probe(experiment: Experiment) -> dict[str, Any]:
 
 
 def _awake(params):
-    """`params` with small random numbers for all that is zero everywhere and no bias."""
+    """`params` with small random numbers in the leaves that are all zero, except biases."""
     rng = np.random.default_rng(0)
     leaves, tree = jax.tree.flatten(params)
     asleep = [not np.any(leaf) and not name.endswith("bias") for name, leaf in zip(paths(params), leaves, strict=True)]
@@ -48,9 +48,9 @@ def _awake(params):
 
 
 def initial_loss(measured: Mapping[str, Any], params) -> tuple[list[Finding], dict[str, float]]:
-    """Step 1: the loss at initialisation against that of zero logits, and what lies behind it.
+    """Step 1: compares the loss at initialisation with the loss of zero logits, and looks for causes.
 
-    measured: of `probe`. params: host arrays. Returns the findings, the likeliest first, and the numbers.
+    measured: from `probe`. params: host arrays. Returns the findings, the likeliest first, and the numbers.
     """
     loss, expected = float(measured["loss"]), float(measured["zero_loss"])
     numbers = {
@@ -60,21 +60,21 @@ def initial_loss(measured: Mapping[str, Any], params) -> tuple[list[Finding], di
         "input mean": float(measured["input_mean"]),
         "input deviation": float(measured["input_std"]),
     }
-    # A scale that is off makes the loss large too: the first cause found is the one to mend first.
+    # A wrong input scale makes the loss large too: the first cause is the one to fix first.
     findings = [
         *_inputs(numbers),
         *_logits(measured),
         *_weights(measured, params),
     ]
-    # Of weights so large that the loss is no number, the gradient says nothing.
+    # If the loss is not finite, the gradient tells nothing.
     if not math.isfinite(loss):
         findings = _inputs(numbers)
     if not findings and not expected / LOSS_RATIO <= loss <= expected * LOSS_RATIO:
         findings.append(
             Finding(
                 "bad_init",
-                f"the loss at initialisation is {loss:.3g}; that of a network with no opinion is {expected:.3g}",
-                "choose --config.model.kernel_init=auto, a normalisation, or check the last layer's initial scale",
+                f"the loss at initialisation is {loss:.3g}; equal scores for all classes give {expected:.3g}",
+                "set --config.model.kernel_init=auto, add normalisation, or check the last layer's initial scale",
             )
         )
     return findings, numbers
@@ -95,7 +95,7 @@ def _logits(measured):
     if not (0 <= low and high <= 1 and error < SUM_ERROR):
         return []
     said = f"each row of the network's output lies in {low:.3f} to {high:.3f} and sums to 1 within {error:.0e}"
-    return [Finding("double_softmax", said, "return the scores before the softmax: the loss applies it")]
+    return [Finding("double_softmax", said, "return the logits, before the softmax: the loss applies it")]
 
 
 def _weights(measured, params):
@@ -111,44 +111,44 @@ def _weights(measured, params):
     if worst is None or shares[worst] <= DEAD_SHARE:
         return []
     said = f"{shares[worst]:.0%} of the units of {worst} get no gradient from a whole batch"
-    remedy = "check biases and initial scale, lower the rate, or --config.model.activation=leaky_relu"
+    remedy = "check biases and initial scale, lower the rate, or set --config.model.activation=leaky_relu"
     return [Finding("dead_units", said, remedy)]
 
 
 def overfit(tries: Mapping[float, Outcome], *, own_lr: float, num_classes: int) -> list[Finding]:
-    """Step 2: what it means which of `tries`, rate -> outcome on the small sample, reached 100 % train accuracy.
+    """Step 2: the findings from the rates that reach 100 % train accuracy on the small sample, and those that do not.
 
-    own_lr: the config's rate, one of them.
+    tries: rate -> outcome. own_lr: the config's rate, one of `tries`.
     """
     fits = [rate for rate, outcome in tries.items() if outcome.learned]
     if own_lr in fits:
         return []
     own = tries[own_lr]
-    said = own.failed or f"its train accuracy on the sample ends at {own.best_train_accuracy:.0%}"
+    said = own.failed or f"train accuracy on the sample ends at {own.best_train_accuracy:.0%}"
     if fits:
         rate = min(fits, key=lambda fit: abs(math.log(fit / own_lr)))
         cause = "lr_too_high" if rate < own_lr else "lr_too_low"
-        return [Finding(cause, f"at {own_lr:g} {said}; {rate:g} learns it by heart", f"--config.optimizer.lr={rate:g}")]
+        return [Finding(cause, f"at lr {own_lr:g} {said}; lr {rate:g} memorises it", f"--config.optimizer.lr={rate:g}")]
     best = max(tries, key=lambda rate: -1 if tries[rate].failed else tries[rate].best_train_accuracy)
     reached = tries[best].best_train_accuracy
-    all_said = f"no rate of {', '.join(f'{rate:g}' for rate in sorted(tries))} learns the sample by heart; the best, "
+    all_said = f"no rate of {', '.join(f'{rate:g}' for rate in sorted(tries))} memorises the sample; the best, "
     if math.isnan(reached):
-        remedy = "look at the initial scale, the normalisation of the data and config.optimizer.clip_norm"
+        remedy = "check the initial scale, the normalisation of the data and config.optimizer.clip_norm"
         return [Finding("bad_init", f"at every rate {said}", remedy)]
     all_said += f"{best:g}, reaches {reached:.0%}"
     if _knows(reached, num_classes=num_classes):
         return [Finding("too_small", all_said, "a wider or deeper network")]
-    cure = "choose --config.model.kernel_init=auto or a normalisation, or another activation"
+    cure = "set --config.model.kernel_init=auto, add normalisation, or choose another activation"
     return [Finding("bad_init", all_said, cure)]
 
 
 def _knows(accuracy: float, *, num_classes: int) -> bool:
-    """Whether a few batches are right clearly more often than by chance: twice, or half the way to always."""
+    """Whether `accuracy` on a few batches is clearly above chance: twice chance, or halfway from chance to 1."""
     return accuracy > min(2 / num_classes, (1 + 1 / num_classes) / 2)
 
 
 def choose_rate(outcomes: Mapping[float, Outcome], *, start: float) -> tuple[float | None, dict[float, float]]:
-    """Step 3: the largest rate with a clear drop, or None, and each rate's drop as a share of `start`, of chance."""
+    """Step 3: the largest rate with a clear drop, or None, and each rate's drop over `start`, the loss at chance."""
     drops = {rate: 1 - outcome.train_loss / start for rate, outcome in outcomes.items() if not outcome.failed}
     best = max(drops.values(), default=0.0)
     if best < CLEAR_DROP:
@@ -166,9 +166,9 @@ def learning(
     overfits: bool,
     num_classes: int,
 ) -> list[Finding]:
-    """What the search for a rate says of the config, whose rate `own_lr` is one of `outcomes`.
+    """The findings of step 3 on the config, whose rate `own_lr` is one of `outcomes`.
 
-    plain: outcomes without augmentation, where no rate learned with it. overfits: whether step 2 did.
+    plain: outcomes without augmentation, if no rate learned with it. overfits: whether step 2 memorised its sample.
     """
     if chosen is None:
         return _no_rate(outcomes, start=start, plain=plain, overfits=overfits, num_classes=num_classes)
@@ -176,10 +176,10 @@ def learning(
     best, own = max(drops.values()), drops.get(own_lr)
     remedy = f"--config.optimizer.lr={chosen:g}"
     if own is None and own_lr > chosen:
-        return [Finding("lr_too_high", f"at {own_lr:g} {outcomes[own_lr].failed}; {chosen:g} is stable", remedy)]
+        return [Finding("lr_too_high", f"at lr {own_lr:g} {outcomes[own_lr].failed}; lr {chosen:g} is stable", remedy)]
     if own is not None and own < best / 3:
         cause = "lr_too_high" if own_lr > chosen else "lr_too_low"
-        said = f"at {own_lr:g} the loss falls by {own:z.0%}, at {chosen:g} by {drops[chosen]:z.0%}"
+        said = f"at lr {own_lr:g} the loss falls by {own:z.0%}, at lr {chosen:g} by {drops[chosen]:z.0%}"
         return [Finding(cause, said, remedy)]
     return _validation(outcomes[chosen], num_classes=num_classes)
 
@@ -189,37 +189,37 @@ def _no_rate(outcomes, *, start, plain, overfits, num_classes):
     sound = [outcome for outcome in outcomes.values() if not outcome.failed]
     losses = [outcome.train_loss for outcome in sound]
     said = (
-        f"at none of {tried} does the loss fall below {min(losses, default=math.inf):.3g}, from {start:.3g} of chance"
+        f"at lr {tried} the loss does not fall below {min(losses, default=math.inf):.3g}; at chance it is {start:.3g}"
     )
     if not overfits:
         return []  # step 2 has named the cause
     for rate, outcome in plain.items():
         if not outcome.failed and outcome.train_loss < (1 - CLEAR_DROP) * start:
-            said += f"; without augmentation it falls to {outcome.train_loss:.3g} at {rate:g}"
+            said += f"; without augmentation it falls to {outcome.train_loss:.3g} at lr {rate:g}"
             return [Finding("augmentation", said, "--config.data.augment= with fewer or weaker operations")]
     best = max((outcome.train_accuracy for outcome in sound), default=0.0)
-    if _knows(best, num_classes=num_classes):  # labels of other images could not be told
-        said += f", though {best:.0%} of the images are right: the scores are far too large"
-        return [Finding("bad_init", said, "choose --config.model.kernel_init=auto or a normalisation")]
-    said += ", with or without augmentation, and yet a few batches are learned by heart"
-    return [Finding("shuffled_labels", said, "look at images beside their labels, and at how they are paired")]
+    if _knows(best, num_classes=num_classes):  # shuffled labels could not be predicted
+        said += f", though {best:.0%} of the images are right: the logits are far too large"
+        return [Finding("bad_init", said, "set --config.model.kernel_init=auto or add normalisation")]
+    said += ", with or without augmentation, yet the network memorises a few batches"
+    return [Finding("shuffled_labels", said, "look at images with their labels, and check how these are paired")]
 
 
 def _validation(outcome, *, num_classes):
-    """Images are seen for the first time or nearly so: train accuracy is a fair guess of validation's."""
+    """Train and validation accuracy should be close: nearly all train images are new after so few steps."""
     train, val = outcome.train_accuracy, outcome.val_accuracy
     error = math.sqrt(max(train * (1 - train), 0.25 / outcome.val_examples) / outcome.val_examples)
     if train - val < VAL_GAP + 3 * error or val > train / 2:
         return []
-    said = f"after {outcome.steps} steps train batches are at {train:.0%} and validation is at {val:.0%}"
+    said = f"after {outcome.steps} steps accuracy is {train:.0%} on train batches and {val:.0%} on validation"
     said += f" (chance {1 / num_classes:.0%})"
-    return [Finding("val_distribution", said, "look at validation images and labels beside those of train")]
+    return [Finding("val_distribution", said, "compare images and labels of validation with those of train")]
 
 
 def decay(own: Outcome, small: Outcome, *, decay: float, start: float) -> list[Finding]:
-    """Whether the config's decay keeps the network from learning what it learns with a small one."""
+    """A finding if the loss falls less than half as far with the config's decay as with a small one."""
     own_drop, small_drop = (0.0 if o.failed else 1 - o.train_loss / start for o in (own, small))
     if own_drop > small_drop / 2:
         return []
-    said = f"with decay {decay:g} the loss falls by {own_drop:z.0%}, with next to none by {small_drop:z.0%}"
+    said = f"with decay {decay:g} the loss falls by {own_drop:z.0%}, with almost no decay by {small_drop:z.0%}"
     return [Finding("decay_too_high", own.failed or said, "--config.optimizer.weight_decay=0.0001")]

@@ -1,9 +1,9 @@
 """The lecture's seven steps, in order, within a budget.
 
-1 check, 2 overfit, 3 lr, 4 coarse, 5 refine, 6 curves, and 7: back to 5, until the budget is spent or nothing gets
-better. Each reads what was found before from the record and the storage, and writes what it finds before the next
-begins: killed anywhere, the same command goes on. Steps 4 and 5 train at a constant rate, the final run with the
-config's own schedule.
+1 check, 2 overfit, 3 lr, 4 coarse, 5 refine, 6 curves, and 7: back to 5, until the budget is spent or the winner stays
+the same. Each step reads the earlier results from the record and the storage, and saves its own before the next begins:
+after a kill, the same command continues. Steps 4 and 5 train at a constant rate, the final run with the config's
+schedule.
 """
 
 import math
@@ -25,27 +25,27 @@ from linseed.trainer.tuning.search import Phase, Trial, best_within_a_standard_e
 from linseed.trainer.tuning.study import TRIALS, WINNER, Study
 from linseed.trainer.tuning.trials import Outcome
 
-DECADES = tuple(10.0**exponent for exponent in range(1, -6, -1))  # the lecture's 1e-1 to 1e-4, and those around
+DECADES = tuple(10.0**exponent for exponent in range(1, -6, -1))  # the lecture's 1e-1 to 1e-4, and beyond
 HALF_A_DECADE = 10**0.5
 SMALL_DECAY = 1e-5
-COUPLED_DECAYS = (1e-3, 1e-4, 0.0)  # in the gradient
-DECOUPLED_DECAYS = (1e-1, 1e-2, 0.0)  # times the learning rate
+COUPLED_DECAYS = (1e-3, 1e-4, 0.0)  # part of the gradient
+DECOUPLED_DECAYS = (1e-1, 1e-2, 0.0)  # multiplied by the learning rate
 
-SAMPLE_BATCHES = 5  # of the sample that is to be learned by heart
-SAMPLE_STEPS = (25, 100, 300)  # what stands still is given up after each
-LR_STEPS = (25, 100)  # "within about a hundred iterations"
-WINDOW = 5  # steps of a logged window in steps 2 and 3
-COARSE, REFINE = 0.15, 0.45  # of the budget that is left where the step begins
+SAMPLE_BATCHES = 5  # in the sample to overfit
+SAMPLE_STEPS = (25, 100, 300)  # a trial whose loss stands still ends after one of these
+LR_STEPS = (25, 100)  # the lecture: "within about a hundred iterations"
+WINDOW = 5  # train steps of a log window in steps 2 and 3
+COARSE, REFINE = 0.15, 0.45  # of the budget that is left when the step begins
 COARSE_EPOCHS, REFINE_EPOCHS = 1.0, 5.0  # of the first rung, at most
-LONGER = 3  # times as long is the second rung
-NEW_POINTS = 4  # of a round of step 5
+LONGER = 3  # the second rung has so many times the steps
+NEW_POINTS = 4  # in a round of step 5
 
 
 class Procedure:
-    """The steps of one study. Each method is one of them and leaves its findings in the study's record.
+    """The steps of one study, one method each. Each saves its findings in the study's record.
 
-    experiment: of the config as it was given. storage: of steps 4 and 5, own_storage: of the steps before. rates,
-    decays: the grid of step 4; no rates: those around that of step 3.
+    experiment: of the given config. storage: for steps 4 and 5; own_storage: for the steps before. rates, decays: the
+    grid of step 4; without rates it lies around the rate of step 3.
     """
 
     def __init__(
@@ -79,7 +79,7 @@ class Procedure:
             return Phase(storage, name, name=of, run=run, **keys)
 
         self.phases = {
-            # Every machine finds out for itself what is wrong; the search is shared.
+            # Each machine runs the first steps itself; only the search is shared.
             "overfit": phase("overfit", self._sample_config, own_storage),
             "lr": phase("lr", self._short_config, own_storage),
             "plain": phase("plain", lambda trial, steps: trials.plain(self._short_config(trial, steps)), own_storage),
@@ -88,7 +88,7 @@ class Procedure:
         }
         self.ledger = Ledger(study, list(self.phases.values()), budget=budget)
 
-    # What the trials train.
+    # The configs of the trials.
 
     def _constant_config(self, trial, steps):
         return trials.at_constant_rate(
@@ -116,16 +116,16 @@ class Procedure:
     # The steps.
 
     def check(self):
-        """1. The loss before training: that of a network with no opinion, more with the regulariser."""
+        """1. The loss before training: near that of equal scores for all classes, more with the regulariser."""
         measured = checks.probe(self.experiment)
         findings, numbers = checks.initial_loss(measured, self.experiment.state.params)
-        summary = f"{numbers['initial loss']:.4f}; a network with no opinion has {numbers['expected']:.4f}"
+        summary = f"{numbers['initial loss']:.4f}; equal scores for all classes give {numbers['expected']:.4f}"
         if numbers["with the regulariser"] > numbers["initial loss"]:
             summary += f"; the regulariser raises it to {numbers['with the regulariser']:.4f}"
         self._write(1, "check", "Initial loss", summary, findings, numbers=numbers)
 
     def overfit(self):
-        """2. A few batches are learned by heart, at the config's rate or, where that fails, at another."""
+        """2. Overfits a few batches, at the config's rate or, if that fails, at another."""
         own = self._config.optimizer.lr
         tries = {own: self._try_sample(own, SAMPLE_STEPS)}
         if not tries[own].learned:
@@ -139,9 +139,9 @@ class Procedure:
                     break
         self.phases["overfit"].finish()
         fits = [rate for rate, outcome in tries.items() if outcome.learned]
-        summary = f"{self._sample_size} images are not learned by heart"
+        summary = f"no learning rate memorises {self._sample_size} images"
         if fits:
-            summary = f"{self._sample_size} images learned by heart at {fits[0]:g} in {tries[fits[0]].steps} steps"
+            summary = f"{self._sample_size} images memorised at lr {fits[0]:g} in {tries[fits[0]].steps} steps"
         findings = checks.overfit(tries, own_lr=own, num_classes=self.experiment.num_classes)
         self._write(2, "overfit", "Overfit a small sample", summary, findings, rates=fits)
 
@@ -157,7 +157,7 @@ class Procedure:
         return outcome
 
     def learning_rate(self):
-        """3. The largest rate at which the loss falls clearly within a hundred steps, on all data, at a small decay."""
+        """3. Finds the largest rate whose loss falls clearly in a hundred steps, on all data, at a small decay."""
         phase, own = self.phases["lr"], self._config.optimizer.lr
         others = [rate for rate in DECADES if not math.isclose(rate, own)]
         phase.grid(_small_decay(*others, own), group="decades")
@@ -185,12 +185,12 @@ class Procedure:
         if chosen is not None:
             findings += self._try_own_decay(chosen, outcomes[chosen], steps, start=start)
         phase.finish()
-        said = "no rate lets the loss fall clearly" if chosen is None else f"{chosen:g}: loss down {drops[chosen]:.0%}"
-        summary = f"{said} in {steps} steps, of {len(phase.trials())} trials"
+        said = "no rate lowers the loss clearly" if chosen is None else f"lr {chosen:g}: loss down {drops[chosen]:.0%}"
+        summary = f"{said} in {steps} steps ({len(phase.trials())} trials)"
         self._write(3, "lr", "Learning rate", summary, findings, chosen=None if chosen is None else {"lr": chosen})
 
     def _try_plain(self, rate, steps) -> dict[float, Outcome]:
-        """The rate that learned the sample, on all data, without augmentation: is it the augmentation?"""
+        """Trains on all data without augmentation: does learning fail because of the augmentation?"""
         phase = self.phases["plain"]
         phase.grid(_small_decay(rate), group="plain")
         [trial] = phase.begin("plain", steps, tell=self._tell)
@@ -198,7 +198,7 @@ class Procedure:
         return {rate: trial.last}
 
     def _try_own_decay(self, rate, small, steps, *, start) -> list[Finding]:
-        """A decay beyond the grid of step 4 is tried beside the small one of step 3."""
+        """Tries the config's decay too, if it is beyond the grid of step 4."""
         phase, decay = self.phases["lr"], self._config.optimizer.weight_decay
         if decay <= 3 * max(self._decays):
             return []
@@ -207,11 +207,11 @@ class Procedure:
         return checks.decay(own.last, small, decay=decay, start=start)
 
     def coarse(self):
-        """4. A few rates by a few decays, for an epoch or less; the best third for three times that."""
+        """4. A grid of rates and decays, each for an epoch or less; the best third trains three times as long."""
         phase = self.phases["search"]
         found = self.study.step("lr") or {"chosen": self._own_point(), "findings": []}
         if found["chosen"] is None and not self._rates:
-            raise ConfigError("step 3 found no rate at which the loss falls; mend what it names, in a new --workdir")
+            raise ConfigError("step 3 found no rate that lowers the loss; fix what it reports, in a new --workdir")
         around = (1 / HALF_A_DECADE, 1.0, HALF_A_DECADE)
         rates = self._rates or [_round(factor * found["chosen"]["lr"]) for factor in around]
         points = [{"lr": rate, "weight_decay": decay} for rate in rates for decay in self._decays]
@@ -225,15 +225,15 @@ class Procedure:
         phase.grid(points, group="coarse")
         survivors = self._halve(phase, steps, group="coarse")
         best = best_within_a_standard_error(survivors)
-        summary = f"{_say(best)} of {len(points)} points"
+        summary = f"{_say(best)}, of {len(points)} points"
         numbers = [trial.number for trial in survivors]
         self._write(4, "coarse", "Coarse grid", summary, [], chosen=best.point, survivors=numbers, steps=LONGER * steps)
 
     def refine(self):
-        """5. Longer runs around the winners, and 7. again, until the budget is spent or the winner stays the same."""
+        """5. Longer runs around the winners; 7. repeats this until the budget is spent or the winner stays the same."""
         coarse = self.study.step("coarse")
         if coarse is None:
-            raise ConfigError("refine goes on from the winners of the coarse grid; run the step 'coarse' first")
+            raise ConfigError("the step 'refine' needs the winners of the coarse grid; run the step 'coarse' first")
         phase, best, carried, length, rounds = self.phases["search"], None, coarse["survivors"], coarse["steps"], 0
         while True:
             group = f"refine-{rounds + 1}"
@@ -264,7 +264,7 @@ class Procedure:
         self.study.save(stopped=stopped)
 
     def _refine_steps(self, length, *, carried, rounds) -> float:
-        """The first rung of a round; 0 where there is no room for one as long as the carried trials are."""
+        """Steps of a round's first rung; 0 if the budget has no room for the length of the carried trials."""
         if self.ledger.budget == UNLIMITED:
             return 0 if rounds else max(REFINE_EPOCHS * self._an_epoch, length)
         runs, cost = _halving(NEW_POINTS + carried)
@@ -276,10 +276,10 @@ class Procedure:
         return "without a --budget there is one round" if unlimited else "the budget has no room for a longer round"
 
     def final(self):
-        """The winner with the config's own schedule, for its whole length or for what the budget has left."""
+        """Trains the winner with the config's schedule, for its whole length or for the rest of the budget."""
         step = self.study.step("refine") or self.study.step("coarse")
         if step is None:
-            raise ConfigError("the final run takes the winner of the steps before; run the step 'coarse' first")
+            raise ConfigError("the step 'final' needs a winner to train; run the step 'coarse' first")
         phase, each = self.phases["final"], 1 / self.experiment.eval_every_steps
         point, budget = step["chosen"], self.ledger.budget.text
         group = f"{point['lr']:g} {point['weight_decay']:g} {budget}".strip()
@@ -295,7 +295,7 @@ class Procedure:
         sound = [trial for trial in phase.trials() if trial.rungs and not trial.last.failed]
         if not sound:
             self.curves()
-            raise LinseedError("the final run failed; see the findings of step 6, mend what they name and begin anew")
+            raise LinseedError("the final run failed; fix what step 6 reports, in a new --workdir")
         winner = max(sound, key=lambda trial: trial.last.best_val_accuracy)
         outcome, epochs = winner.last, winner.last.steps / self._an_epoch
         figures = f"{outcome.best_val_accuracy:.2%} on validation after {epochs:.1f} epochs"
@@ -313,28 +313,28 @@ class Procedure:
         )
 
     def curves(self):
-        """6. What the curves of the final run show, or of the longest run so far."""
+        """6. Diagnoses the curves of the final run, or else of the longest run."""
         phase = self.phases["final" if self.phases["final"].trials() else "search"]
         found = [trial for trial in phase.trials() if trial.rungs]
         if not found:
-            raise ConfigError("there is no run to look at yet; run the step 'coarse' first")
+            raise ConfigError("the step 'curves' needs a trial to look at; run the step 'coarse' first")
         trial = max(found, key=lambda trial: (trial.last.steps, search.rank(trial, search.val_accuracy)))
         workdir = self.study.workdir / TRIALS / trial.workdir
         if not workdir.exists():
-            return self.writer.say(f"the curves of {trial.id} are with the machine that trained it")
+            return self.writer.say(f"the curves of {trial.id} are on the machine that trained it; run 'curves' there")
         findings = curves.diagnose(
             trials.records(workdir),
             num_classes=self.experiment.num_classes,
             config=workdir_lib.read_config(workdir).to_dict(),
             stopped=trial.last.failed,
         )
-        summary = f"the curves of {trial.id} show {'this:' if findings else 'nothing wrong'}"
+        summary = f"the curves of {trial.id} show {'problems:' if findings else 'no problem'}"
         self._write(6, "curves", "Curves", summary, findings)
 
     # Shared by the steps.
 
     def refuse_to_begin_without_a_budget(self, name: str):
-        """Raises ConfigError where nothing is left for `name`, a step of a fixed length; one that has begun may end."""
+        """Raises ConfigError if the budget is spent before `name`, a step of fixed length, has begun."""
         if name in ("overfit", "lr") and self.ledger.is_spent() and not self.phases[name].trials():
             self.ledger.refuse(name)
 
@@ -345,7 +345,7 @@ class Procedure:
         return {"lr": self._config.optimizer.lr, "weight_decay": self._config.optimizer.weight_decay}
 
     def _short(self, steps) -> int:
-        """`steps` of step 3, fewer where the budget, in steps, is small."""
+        """`steps` for a trial of step 3, or fewer under a small budget of steps."""
         budget = self.ledger.budget.steps
         return steps if budget is None else max(2 * WINDOW, min(steps, steps * budget // 3000))
 
@@ -366,18 +366,18 @@ def _small_decay(*rates) -> list[search.Point]:
 
 
 def _halving(count) -> tuple[int, int]:
-    """What halving `count` trials once costs: starts of a trial, and first rungs' worth of steps."""
+    """The cost of halving `count` trials once: trial starts, and steps in units of the first rung."""
     survivors = max(2, count // search.KEEP)
     return count + survivors, count + survivors * (LONGER - 1)
 
 
 def _round(rate) -> float:
-    """`rate` as one writes it, to three digits."""
+    """`rate` to three digits."""
     return float(f"{rate:.3g}")
 
 
 def _around(point, decays) -> dict[str, tuple[float, float]]:
-    """The neighbourhood that step 5 samples: half a decade of the rate, a decade of the decay, to either side."""
+    """The bounds of step 5: half a decade of the rate, a decade of the decay, to either side of `point`."""
     decay = point["weight_decay"] or min((decay for decay in decays if decay), default=10 * SMALL_DECAY) / 10
     lr = point["lr"]
     return {"lr": (lr / HALF_A_DECADE, lr * HALF_A_DECADE), "weight_decay": (decay / 10, decay * 10)}

@@ -1,8 +1,8 @@
-"""Steps 2 to 5: the trials of a phase in an Optuna study, cut down by successive halving.
+"""Steps 2 to 5: runs the trials of a phase, an Optuna study, with successive halving.
 
-Optuna samples the points and keeps the books; its trials do not resume, ours do, since each is a workdir. All that
-decides is in the storage, and a phase that is run again does nothing twice: it reads what is there and goes on.
-Where several workers share a storage, one of them plans: it chooses points and lengths, which the others read.
+Optuna samples the points and stores the results. Its trials cannot resume; ours can, because each has a workdir. All
+decisions are in the storage, so a phase that runs again repeats nothing and continues. Of the workers that share a
+storage, one is the planner: it chooses the points and lengths, and the others read them.
 """
 
 import datetime
@@ -21,25 +21,25 @@ from linseed.trainer.tuning.trials import Outcome
 
 optuna.logging.set_verbosity(optuna.logging.ERROR)
 
-KEEP = 3  # of so many trials one goes on to the next rung
-RUNNING_LATE = 900.0  # seconds without a word from another machine before this one goes on without it
-LATE = 4  # or so many times what the slowest trial took, where that is more
-_SIGNING = 3.0  # seconds within which a worker that lives has signed what it took
-_SETTLE = 0.2  # seconds after which all who want to plan see the same one
-_POLL = 2.0  # seconds between two looks at what the others do
+KEEP = 3  # one trial in so many goes on to the next rung
+RUNNING_LATE = 900.0  # seconds to wait for another machine before going on without it
+LATE = 4  # or this many times the slowest trial's time, if that is longer
+_SIGNING = 3.0  # seconds within which a live worker signs the trial that it took
+_SETTLE = 0.2  # seconds until all workers see the same planner
+_POLL = 2.0  # seconds between two checks on the other workers
 
 Point = dict[str, float]  # "lr" and "weight_decay"
 
 
 class Trial(NamedTuple):
-    """A trial as the storage has it: its point, and the outcome of each rung (steps -> outcome) that it ran."""
+    """A trial in the storage: its point, and the outcome of each rung that it ran (steps -> outcome)."""
 
     id: str
-    workdir: str  # its own name, or that of the trial which it goes on with
+    workdir: str  # its own name, or the name of the trial that it continues
     number: int
     point: Point
     rungs: dict[int, Outcome]
-    reported: frozenset[int]  # steps whose accuracy Optuna knows
+    reported: frozenset[int]  # steps whose accuracy was reported to Optuna
     state: TrialState
     attributes: dict[str, Any]
 
@@ -49,11 +49,11 @@ class Trial(NamedTuple):
 
 
 def open_storage(url: str) -> optuna.storages.BaseStorage:
-    """The storage at an SQLAlchemy URL. Raises ConfigError, one line, where it does not answer."""
+    """Opens the storage at an SQLAlchemy URL. Raises ConfigError, one line, if it does not answer."""
     logging.getLogger("alembic").setLevel(logging.WARNING)
     try:
         return optuna.storages.RDBStorage(url)
-    except Exception as error:  # each database driver raises kinds of its own
+    except Exception as error:  # each database driver has its own exceptions
         first = str(error).splitlines()[0]
         raise ConfigError(f"the storage {_without_password(url)} does not answer ({first}); check --storage") from error
 
@@ -66,8 +66,8 @@ def _without_password(url):
 class Phase:
     """One phase of a study: its trials in the Optuna study `study/name`.
 
-    worker: who runs here; only this worker's trials are trained here, those of others are waited for.
-    run: (trial, steps) -> Outcome, which continues what it had begun.
+    worker: the id of this worker, which trains its own trials and waits for the others'.
+    run: (trial, steps) -> Outcome; it continues a trial that has begun.
     """
 
     def __init__(
@@ -100,9 +100,9 @@ class Phase:
     def plan(
         self, key: str, compute: Callable[[], Any], *, is_stale: Callable[[Any], bool] = lambda value: False
     ) -> Any:
-        """`compute()` (JSON) as the worker who plans found it, once for all workers and all times that this is run.
+        """The planner's value of `compute()` (JSON), which is computed once and stored for all workers and later runs.
 
-        A stored value that `is_stale` is found anew. Where the planner says nothing for long, this worker plans.
+        A stored value that `is_stale` is computed again. If the planner is silent for long, this worker takes over.
         """
         began = time.monotonic()
         while True:
@@ -117,16 +117,16 @@ class Phase:
             time.sleep(_POLL)
 
     def _plans(self, attributes):
-        """Whether this worker plans: the first who wanted to."""
+        """Whether this worker is the planner: the first one that asked."""
         if "planner" not in attributes:
             self._study.set_user_attr("planner", self._worker)
             time.sleep(_SETTLE)
         return self._study.user_attrs["planner"] == self._worker
 
     def grid(self, points: Sequence[Point], *, group: str, continues: Sequence[str] = ()):
-        """Puts `points` into `group`, once, to be run by whoever comes first.
+        """Adds `points` to `group`, once. The next free worker runs them.
 
-        continues: the workdirs of the trials that the first of the points go on with.
+        continues: workdirs of earlier trials, which the first points continue.
         """
         points = self.plan(f"points of {group}", lambda: list(points))
         while len(places := {trial.attributes["place"] for trial in self._members(group)}) < len(points):
@@ -142,7 +142,7 @@ class Phase:
     def draw(
         self, count: int, *, group: str, sampler: str, bounds: Mapping[str, tuple[float, float]], seed: int
     ) -> list[Point]:
-        """`count` new points within `bounds`, on log axes, from what all groups but `group` have found so far."""
+        """Samples `count` new points within `bounds`, on log axes, given the finished trials of the other groups."""
         known = [t for t in self._study.get_trials(deepcopy=False) if t.state.is_finished()]
         scratch = optuna.create_study(direction="maximize", sampler=SAMPLERS[sampler](seed))
         scratch.add_trials([trial for trial in known if trial.user_attrs.get("group") != group])
@@ -154,7 +154,7 @@ class Phase:
         return points
 
     def begin(self, group: str, steps: int, *, tell: Callable[[str], None]) -> list[Trial]:
-        """All trials of `group` as they are at `steps`: trains this worker's, and takes those that nobody has."""
+        """Trains the trials of `group` to `steps`: this worker's, then unclaimed ones. Returns all, as at `steps`."""
         self._adopt(group)
         for trial in self._members(group):
             self._advance(trial, steps, tell=tell)
@@ -163,16 +163,16 @@ class Phase:
         return self._wait([trial.number for trial in self._members(group)], steps, tell=tell)
 
     def go_on(self, trials: Sequence[Trial], steps: int, *, tell: Callable[[str], None]) -> list[Trial]:
-        """`trials` as they are at `steps`."""
+        """Trains `trials` on to `steps`. Returns them, as at `steps`."""
         for trial in trials:
             self._advance(trial, steps, tell=tell)
         return self._wait([trial.number for trial in trials], steps, tell=tell)
 
     def halve(self, group: str, rungs: Sequence[int], *, keep: int, tell: Callable[[str], None]) -> list[Trial]:
-        """Trains all of `group` to the first of `rungs` (steps), the third that is best on validation to the next, ...
+        """Trains all of `group` to the first of `rungs` (steps), the best third on validation to the next, ...
 
-        Of each rung at least `keep` go on, unless they failed. Returns the survivors, the best first. Li et al. 2018,
-        one bracket of Hyperband.
+        At least `keep` trials survive each rung, unless they failed. Returns the survivors, the best first. Li et al.
+        2018, one bracket of Hyperband.
         """
         alive = self.begin(group, rungs[0], tell=tell)
         for place, steps in enumerate(rungs):
@@ -193,7 +193,7 @@ class Phase:
         return [known[trial.number] for trial in alive]
 
     def finish(self):
-        """Closes the trials of this worker that still run: there is nothing more to try in this phase."""
+        """Closes this worker's running trials: the phase is over."""
         for trial in self.trials():
             failed = trial.last.failed
             self._end(trial, TrialState.FAIL if failed else TrialState.COMPLETE, reason=failed)
@@ -202,10 +202,10 @@ class Phase:
         return [trial for trial in self.trials() if trial.attributes.get("group") == group]
 
     def _take(self, group):
-        """The first trial of `group` that waits for a worker, now this one's; None where none does."""
+        """Takes the first waiting trial of `group` for this worker; None if none waits."""
         while any(trial.state == TrialState.WAITING for trial in self._members(group)):
             asked = self._study.ask(_WIDEST)
-            if "group" not in asked.user_attrs:  # another worker was faster, and this is a new trial that nobody wants
+            if "group" not in asked.user_attrs:  # another worker was faster, and Optuna made a new trial
                 self._study.tell(asked.number, state=TrialState.FAIL)
                 continue
             asked.set_user_attr("worker", self._worker)
@@ -213,7 +213,7 @@ class Phase:
         return None
 
     def _adopt(self, group):
-        """Signs what a worker took that was killed before it could sign."""
+        """Signs the orphans of `group` as this worker's."""
         for trial in self._orphans(group):
             live = self._live(trial)
             for key, widest in _WIDEST.items():
@@ -232,7 +232,7 @@ class Phase:
             time.sleep(0.1)  # another worker may be about to sign
 
     def _advance(self, trial, steps, *, tell):
-        """Trains `trial` on to `steps`, unless it was there before, failed, or is another worker's."""
+        """Trains `trial` on to `steps`, unless it has been there, has failed, or is another worker's."""
         trial = next(known for known in self.trials() if known.number == trial.number)
         done = steps in trial.rungs or trial.last.failed or trial.state.is_finished()
         if done or trial.attributes.get("worker") != self._worker:
@@ -247,7 +247,7 @@ class Phase:
         tell(f"{trial.id}  {point}  step {steps:,}  {said}")
 
     def _wait(self, numbers, steps, *, tell):
-        """The trials `numbers` once each has run to `steps` or failed; those of other workers are waited for."""
+        """Waits until each of the trials `numbers` has run to `steps` or failed; returns them."""
         began, missing = time.monotonic(), None
         while True:
             found = [trial for trial in self.trials() if trial.number in numbers]
@@ -276,7 +276,7 @@ class Phase:
             for key, value in trial.user_attrs.items()
             if key.startswith("rung-")
         }
-        # A trial that waits has its point set aside until it is asked for.
+        # Optuna keeps the point of a waiting trial in `fixed_params`.
         point = trial.params or trial.system_attrs.get("fixed_params", {})
         point = {key: value if value > _NO_DECAY else 0.0 for key, value in point.items()}
         own = f"{self.name}-{trial.number:02}"
@@ -296,7 +296,7 @@ class Phase:
         self._study.tell(trial.number, values, state=state, skip_if_finished=True)
 
 
-_NO_DECAY = 1e-12  # stands for 0 in the storage, where all axes are logarithmic
+_NO_DECAY = 1e-12  # stored for 0: all axes are logarithmic
 _WIDEST = {key: FloatDistribution(_NO_DECAY, 1e6, log=True) for key in ("lr", "weight_decay")}
 
 SAMPLERS = {
@@ -306,7 +306,7 @@ SAMPLERS = {
 
 
 def _as_of(trial, steps):
-    """`trial` as it was at `steps`: a phase that is run again decides on what it decided on before."""
+    """`trial` as it was at `steps`, so that a repeated phase makes the same decisions."""
     return trial._replace(rungs={rung: outcome for rung, outcome in trial.rungs.items() if rung <= steps})
 
 
@@ -315,19 +315,19 @@ def val_accuracy(outcome: Outcome) -> float:
 
 
 def rank(trial: Trial, score: Callable[[Outcome], float]) -> float:
-    """`score` of the trial's last outcome; what failed or has no number is behind all others."""
+    """`score` of the trial's last outcome; -inf if the trial failed or the score is NaN."""
     value = -math.inf if trial.last.failed or not trial.rungs else score(trial.last)
     return -math.inf if math.isnan(value) else value
 
 
 def best_within_a_standard_error(trials: Sequence[Trial]) -> Trial:
-    """Of the trials whose accuracy is within one standard error of the best: the one with the most decay.
+    """The trial with the most decay, of those within one standard error of the best accuracy.
 
-    Breiman et al. 1984, the 1-SE rule: of equals the simplest. Raises LinseedError where all failed.
+    The 1-SE rule of Breiman et al. 1984: of equals, the simplest. Raises LinseedError if all failed.
     """
     sound = [trial for trial in trials if rank(trial, val_accuracy) > -math.inf]
     if not sound:
-        raise LinseedError("every trial of this step failed; look at the findings of the steps before it")
+        raise LinseedError("every trial of this step failed; fix the problems of the earlier steps in study.html")
     best = max(sound, key=lambda trial: rank(trial, val_accuracy)).last
     error = math.sqrt(best.val_accuracy * (1 - best.val_accuracy) / best.val_examples)
     equals = [trial for trial in sound if trial.last.val_accuracy >= best.val_accuracy - error]

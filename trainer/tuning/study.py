@@ -1,4 +1,4 @@
-"""`study.json`: what a study has found so far, whole at any moment, and the winner as a config file."""
+"""`study.json`, the results of a study so far, and `winner.py`, its winner as a config file."""
 
 import json
 import pprint
@@ -42,17 +42,17 @@ def get_config():
 
 
 def _part(phase, group):
-    """The part of the page that a trial of `group` is drawn in."""
-    if group == "own decay":  # beside the rates, whose decay is small
+    """The part of the page that shows the trials of `group`."""
+    if group == "own decay":  # apart from the rates, whose decay is small
         return group
     return group.partition("-")[0] if phase == "search" else phase
 
 
 class Study:
-    """The record of the study in `workdir`: a JSON object, written whole after each change."""
+    """The record of the study in `workdir`: a JSON object, rewritten after each change."""
 
     def __init__(self, workdir: Path, config: ml_collections.ConfigDict, *, name: str, search_space: dict):
-        """Opens the study in `workdir`, or begins it. Raises WorkdirError where it is of another config or search."""
+        """Opens the study in `workdir`, or starts one. Raises WorkdirError if it has another config or search space."""
         self.workdir, self.config = workdir, config
         self._path = workdir / STUDY
         sha256 = canonical.sha256(config)
@@ -65,12 +65,12 @@ class Study:
             if self.record["config_sha256"] != sha256:
                 changed = canonical.differences(ml_collections.ConfigDict(known), config)
                 raise WorkdirError(
-                    f"{workdir} holds the study of another config ({'; '.join(changed[:6])}); choose another --workdir"
+                    f"{workdir} holds a study of another config ({'; '.join(changed[:6])}); choose another --workdir"
                 )
             if self.record["search_space"] != search_space:
                 raise WorkdirError(
-                    f"{workdir} holds a study of another search ({self.record['search_space']}); choose another "
-                    "--workdir, or give its --rates, --decays and --sampler"
+                    f"{workdir} holds a study with other --rates, --decays or --sampler "
+                    f"({self.record['search_space']}); choose another --workdir, or give the same flags"
                 )
         else:
             self.record = {
@@ -79,7 +79,7 @@ class Study:
                 "config": json.loads(canonical.to_json(config)),
                 "config_sha256": sha256,
                 "worker": uuid.uuid4().hex,
-                "seconds_used": 0.0,  # of all parts of the study
+                "seconds_used": 0.0,  # over all runs of the command
                 "steps": [],
                 "trials": [],
                 "next": [],
@@ -88,16 +88,16 @@ class Study:
         self._began = time.monotonic() - self.record["seconds_used"]
 
     def save(self, **changes: Any):
-        """Sets the keys of `changes`, and the clock, and writes the record."""
+        """Sets the keys of `changes` and the time used, and writes the record."""
         self.record.update(changes, seconds_used=time.monotonic() - self._began)
         workdir_lib.write_whole(self._path, json.dumps(self.record, indent=2))
 
     def step(self, name: str) -> dict | None:
-        """What the step of that name found, or None."""
+        """The entry of the step `name`, or None."""
         return next((step for step in self.record["steps"] if step["name"] == name), None)
 
     def add_step(self, number: int, name: str, title: str, *, summary: str, findings: list, **more: Any):
-        """Writes down a step of the seven; one that was there before is replaced."""
+        """Records the result of a step, in place of an earlier one of that name."""
         entry = {
             "step": number,
             "name": name,
@@ -111,7 +111,7 @@ class Study:
         self.save(steps=sorted([*others, entry], key=lambda step: (step["step"], step["name"])))
 
     def note_trials(self, phases: Iterable[Phase], *, an_epoch: float):
-        """Writes down the trials of `phases`, as the page shows them. an_epoch: in steps."""
+        """Records the trials of `phases`, as the page shows them. an_epoch: its length in steps."""
         config = self.record["config"]
         entries = [
             {
@@ -136,7 +136,7 @@ class Study:
         self.save(trials=entries)
 
     def write_winner(self, config: ml_collections.ConfigDict, *, figures: str) -> list[str]:
-        """Writes `config` as a config file; returns what differs from the study's own."""
+        """Writes `config` as a config file; returns its differences from the study's config."""
         differences = canonical.differences(self.config, config)
         literal = pprint.pformat(config.to_dict(), width=110, sort_dicts=False)
         text = _WINNER.format(

@@ -1,4 +1,4 @@
-"""One trial: a config with a few things changed, trained for some steps in a workdir of its own, later for more."""
+"""One trial: a config with a few changes, trained for some steps in its own workdir, and later for more."""
 
 import math
 from collections.abc import Callable, Mapping
@@ -19,23 +19,23 @@ from linseed.trainer.train import train_and_evaluate
 
 
 class Outcome(NamedTuple):
-    """What a trial came to. failed: why it ended early, "" where it did not; the figures are then NaN."""
+    """The result of a trial. failed: why it ended early, or ""; the metrics of a failed trial are NaN."""
 
     steps: int
-    train_loss: float = math.nan  # of the last logged window
+    train_loss: float = math.nan  # of the last log window
     train_accuracy: float = math.nan
     best_train_accuracy: float = math.nan  # of all windows
     val_loss: float = math.nan
     val_accuracy: float = math.nan
-    best_val_accuracy: float = math.nan  # of the best snapshot
+    best_val_accuracy: float = math.nan  # of the best checkpoint
     val_examples: int = 0
     seconds: float = 0.0  # of the whole trial so far
-    step_seconds: float = math.nan  # of a step, without compiling and evaluation
+    step_seconds: float = math.nan  # of a step, without compilation and evaluation
     failed: str = ""
 
     @property
     def learned(self) -> bool:
-        """Whether every image of a logged window was right."""
+        """Whether every image of a log window was right."""
         return self.best_train_accuracy == 1.0
 
 
@@ -47,7 +47,7 @@ def at_point(config: ml_collections.ConfigDict, point: Mapping[str, float]) -> m
 def at_constant_rate(
     config: ml_collections.ConfigDict, *, steps: int, eval_every_steps: int, log_every_steps: int
 ) -> ml_collections.ConfigDict:
-    """`config` for `steps` steps at its peak rate: longer ones begin as this does, so that a trial can be continued."""
+    """`config` for `steps` steps at its peak rate. A longer run begins the same way, so it can continue this one."""
     evaluation = {key: value for key, value in config.eval.items() if not key.startswith("every_")}
     return changed(
         config,
@@ -68,7 +68,7 @@ def plain(config: ml_collections.ConfigDict) -> ml_collections.ConfigDict:
 
 
 def sample(config: ml_collections.ConfigDict, *, examples: int) -> ml_collections.ConfigDict:
-    """`config` on a few images, without what would keep the network from learning them by heart."""
+    """`config` on a few images, without all that would keep the network from memorising them."""
     off = {"data.train_examples": examples, "label_smoothing": 0.0, "ema_decay": 0.0, "regularizer": {"name": "none"}}
     off |= {f"model.{key}": 0.0 for key in ("dropout", "drop_path") if key in config.model}
     return changed(plain(config), off)
@@ -77,7 +77,7 @@ def sample(config: ml_collections.ConfigDict, *, examples: int) -> ml_collection
 def shortened(
     config: ml_collections.ConfigDict, *, steps: int, total_steps: int, num_examples: int
 ) -> ml_collections.ConfigDict:
-    """`config`, whose run is `total_steps` long, in `steps` steps: its schedule is the same picture, drawn smaller."""
+    """`config`, a run of `total_steps`, shortened to `steps`: its schedule is scaled down."""
     if steps == total_steps:
         return config
     batch_size = config.data.batch_size
@@ -88,7 +88,7 @@ def shortened(
         if key.endswith("steps"):
             many = isinstance(value, (tuple, list))
             scaled = [max(round(item * steps / total_steps), min(item, 1)) for item in (value if many else (value,))]
-            # Milestones that fall together are one.
+            # Milestones at the same step are one.
             schedule[key] = tuple(sorted({item for item in scaled if item < steps})) if many else scaled[0]
     return changed(config, {"schedule": schedule, "horizon": {"steps": steps}})
 
@@ -96,9 +96,9 @@ def shortened(
 def run(
     config: ml_collections.ConfigDict, workdir: Path, *, shared: Shared, stop: Callable[[], int] = signals.never
 ) -> Outcome:
-    """Trains `config` in `workdir`, on from where it was; the test split stays sealed. stop: see `train_and_evaluate`.
+    """Trains `config` in `workdir`, or continues it. The test split stays sealed. stop: as for `train_and_evaluate`.
 
-    A trial is there to judge its rate: what is not finite ends it, whatever config.guard says.
+    NaN or Inf ends the trial, whatever config.guard says: a trial judges its learning rate.
     """
     try:
         result = train_and_evaluate(
@@ -130,5 +130,5 @@ def run(
 
 
 def records(workdir: Path) -> list[dict]:
-    """The logged steps of the trial in `workdir`."""
+    """The log records of the trial in `workdir`."""
     return read_records(workdir / workdir_lib.METRICS)

@@ -1,4 +1,4 @@
-"""`tune`: a config through the seven steps, in a workdir that can be killed and continued."""
+"""`tune`: takes a config through the seven steps. After a kill, the same workdir continues."""
 
 import math
 import tempfile
@@ -21,7 +21,7 @@ from linseed.trainer.tuning.diagnosis.findings import CAUSES
 from linseed.trainer.tuning.procedure import COUPLED_DECAYS, DECOUPLED_DECAYS, Procedure
 from linseed.trainer.tuning.report import page
 
-# What an optimiser's section holds for `make_tx` itself, beside the parameters of its entry.
+# Keys of the optimizer section that `make_tx` takes; the others are parameters of the optimiser.
 MAKE_TX = ("lr", "lr_per_batch", "clip", "clip_norm", "rules")
 
 STEPS = {
@@ -50,13 +50,13 @@ def tune(
     writer: Quiet,
     stop: Callable[[], int] = signals.never,
 ) -> dict:
-    """Takes `config` through one step of `STEPS`, or "all" of them; returns what `study.json` holds.
+    """Runs one step of `STEPS`, or "all" of them, on `config`; returns the content of `study.json`.
 
-    budget: `UNLIMITED` for the natural length of each step. storage: an SQLAlchemy URL, "" for a file in `workdir`;
-    study: the name of the study in it. sampler: of `search.SAMPLERS`. rates, decays: the grid of step 4, () for those
-    around the rate of step 3 and those that suit the optimiser. name: of the config, for the page. stop: as for
-    `train_and_evaluate`. Raises a LinseedError for all that a user can mend; what was found before is kept, and the
-    same call goes on.
+    budget: `UNLIMITED` gives each step its natural length. storage: an SQLAlchemy URL, "" for a file in `workdir`.
+    study: the name of the study in the storage. sampler: a key of `search.SAMPLERS`. rates, decays: the grid of step 4;
+    () for rates around the one of step 3, and for decays that suit the optimiser. name: the config's name on the page.
+    stop: as for `train_and_evaluate`. Raises LinseedError for errors that the user can fix. Results are kept, and the
+    same call continues.
     """
     if step not in (*STEPS, "all"):
         raise ConfigError(unknown_name("step", step, (*STEPS, "all")))
@@ -65,10 +65,10 @@ def tune(
     config = resolve(config)
     if "weight_decay" not in config.optimizer:
         raise ConfigError(
-            f"'{config.optimizer.name}' has no rate and decay to search for; choose another config.optimizer.name"
+            f"config.optimizer.name='{config.optimizer.name}' has no weight decay to tune; choose another, such as sgd"
         )
     if not config.data.batch_size:
-        raise ConfigError("the steps are about mini-batches; set config.data.batch_size above 0")
+        raise ConfigError("tune needs mini-batches, config.data.batch_size=0 takes all of train; set it above 0")
     if not decays:
         decays = DECOUPLED_DECAYS if _decouples(config) else COUPLED_DECAYS
     _check_grid(rates, decays)
@@ -108,11 +108,11 @@ def tune(
 
 def _check_grid(rates, decays):
     if any(not 0 < rate < math.inf for rate in rates) or any(not 0 <= decay < math.inf for decay in decays):
-        raise ConfigError("--rates should be above 0 and --decays at least 0, and all of them finite")
+        raise ConfigError("--rates should be above 0, --decays at least 0, and all of them finite")
     if len(set(rates)) == 1 and len(set(decays)) == 1:
         raise ConfigError(
-            f"a grid of one point, --rates={rates[0]:g} and --decays={decays[0]:g}, leaves nothing to choose; give two "
-            "of one, or leave one out"
+            f"--rates={rates[0]:g} with --decays={decays[0]:g} leaves nothing to choose; give two values of one flag, "
+            "or leave one flag out"
         )
 
 
@@ -122,24 +122,24 @@ def _decouples(config):
 
 
 def _conclude(record):
-    """The verdict in words, what to do next, and the page."""
+    """Saves the verdict and the next commands, and writes the page."""
     winner, findings = record.record.get("winner"), []
     for step in record.record["steps"]:
         findings += step["findings"]
-    # What the winner has mended needs no mending.
+    # Once there is a winner, only the problems of its own curves are open.
     open_findings = (record.step("curves") or {}).get("findings", []) if winner else findings
     following = list(dict.fromkeys(finding["remedy"] for finding in open_findings))
     if winner:
         path = record.workdir / study_lib.WINNER
         verdict = (
-            f"lr {winner['lr']:.3g} and decay {winner['weight_decay']:.3g} reach {winner['val_accuracy']:.2%} on "
-            f"validation after {winner['epochs']:.1f} epochs."
+            f"lr {winner['lr']:.3g} and decay {winner['weight_decay']:.3g} reach {winner['val_accuracy']:.2%} "
+            f"validation accuracy after {winner['epochs']:.1f} epochs."
         )
         following.insert(0, f"python -m scripts.train --config={path} --workdir=runs/winner")
     else:
         verdict = "There is no winner yet."
     causes = list(dict.fromkeys(CAUSES[finding["cause"]] for finding in findings))
-    verdict += f" On the way: {'; '.join(causes)}." if causes else " Nothing was found to be wrong."
+    verdict += f" Problems found: {'; '.join(causes)}." if causes else " No problem was found."
     record.save(verdict=verdict, next=following)
     workdirs = {trial["id"]: record.workdir / study_lib.TRIALS / trial["workdir"] for trial in record.record["trials"]}
     page.write(

@@ -1,7 +1,7 @@
-"""The measured curve: the records of a run as arrays, and all that is read off them, whatever it may mean.
+"""The measured curve: the records of a run as arrays, and the quantities that `signs_*.py` interpret.
 
-Two clocks. Steps, and the learning rate summed over them (`Curve.clock`): under a decaying schedule a loss stands still
-at the end for want of a rate, and only on the second clock does standing still say something of the network.
+There are two clocks: steps, and the learning rate summed over steps (`Curve.clock`). Any loss flattens when the rate
+decays to 0. Only on the second clock does a flat loss say something about the network.
 """
 
 import math
@@ -12,15 +12,15 @@ import numpy as np
 
 from linseed.trainer.tuning.diagnosis import floors
 
-SIGMAS = 3.0  # of a binomial or a window's noise; a run is asked some twenty questions, and at 3 one in 700 errs
-POINTS = 0.05  # accuracies nearer than five points are alike, whatever their standard errors
-AT_CHANCE = 0.97  # of the loss at chance. A network that learns anything in an epoch passes below it
-LEARNT = 0.1  # of the loss at chance, above the floor: below it train is learnt, and the loss has nowhere to go
-STANDS_STILL = 0.97  # of the loss a third of the way before; a power law of exponent 0.1 falls below it
+SIGMAS = 3.0  # of a binomial or a window's noise; a run faces some twenty tests, and at 3 one in 700 errs
+POINTS = 0.05  # accuracies within five points count as equal, whatever their standard errors
+AT_CHANCE = 0.97  # of the loss at chance. A network that learns anything in an epoch goes below it
+LEARNT = 0.1  # of the loss at chance, above the floor: below it train is learnt, and the loss cannot fall much
+STANDS_STILL = 0.97  # of the loss a third of the run earlier; a power law of exponent 0.1 falls below it
 
 
 class Accuracy(NamedTuple):
-    """The share of `examples` draws that is `right`."""
+    """right: the correct share of so many `examples`."""
 
     right: float
     examples: float
@@ -32,18 +32,18 @@ class Accuracy(NamedTuple):
         return math.sqrt(p * (1 - p) / (self.examples + 4))
 
     def beats_chance(self, *, classes: int) -> bool:
-        """Whether guessing is unlikely to be so often right.
+        """Whether guessing is unlikely to be right so often.
 
-        Who guesses may know how frequent the classes are; in benchmark data these differ by about a tenth.
+        A guess may use the class frequencies, which differ by about a tenth in benchmark data.
         """
         chance = 1.1 / classes
         return self.right > chance + SIGMAS * Accuracy(chance, self.examples).error
 
 
 class Curve(NamedTuple):
-    """The records of a run as arrays [R], in order of step; V of them hold an evaluation of validation.
+    """The records of a run as arrays [R], in order of step; V of them hold an evaluation on validation.
 
-    The loss, the accuracy and the ratio of update to weights are means over the window of steps that ends at `step`.
+    Loss, accuracy and update ratio (update over weights) are means over the log window that ends at `step`.
     """
 
     step: np.ndarray
@@ -53,7 +53,7 @@ class Curve(NamedTuple):
     rate: np.ndarray
     grad_norm: np.ndarray
     update_ratio: np.ndarray
-    val_index: np.ndarray  # [V] which records
+    val_index: np.ndarray  # [V] their records' indices
     val_loss: np.ndarray  # [V]
     val_accuracy: np.ndarray  # [V]
     val_examples: np.ndarray  # [V]
@@ -69,15 +69,15 @@ class Curve(NamedTuple):
     def examples(self) -> np.ndarray:
         """[R] images visited in each window.
 
-        Where a step takes all of train and the config does not say how many these are, a step counts as one image: too
-        few for any claim about an accuracy.
+        If a step takes all of train and the config does not give its size, a step counts as one image. That is too few
+        for any claim about an accuracy.
         """
         data = self.config["data"]
         return self.steps * max(1, data["batch_size"] or data["train_examples"])
 
     @property
     def clock(self) -> np.ndarray:
-        """[R] the rate summed over steps, 0..1 of the run; steps where the rate is 0 throughout."""
+        """[R] the rate summed over steps, scaled to 1 at the end; steps if the rate is 0 throughout."""
         clock = np.cumsum(np.maximum(self.rate, 0.0) * self.steps)
         return clock / clock[-1] if clock[-1] > 0 else self.step / self.step[-1]
 
@@ -88,7 +88,7 @@ class Curve(NamedTuple):
 
     @property
     def floor(self) -> float:
-        """The lowest loss there can be."""
+        """The lowest possible loss."""
         smoothing = self.config["label_smoothing"]
         return floors.lowest_loss(self.config["loss"]["name"], num_classes=self.classes, label_smoothing=smoothing)
 
@@ -104,7 +104,7 @@ class Curve(NamedTuple):
 
     @property
     def noise(self) -> np.ndarray:
-        """[R] standard deviation of each window's loss, from how the ten before and after it differ from one another.
+        """[R] standard deviation of each window's loss, from the jumps between the ten windows before and after it.
 
         1.4826 times the median of absolute deviations is the standard deviation of normal noise.
         """
@@ -116,26 +116,26 @@ class Curve(NamedTuple):
 
     @property
     def restarted(self) -> np.ndarray:
-        """bool [R]: whether the rate, once it had halved, went up again: warm restarts raise the loss, and mean to."""
+        """bool [R]: whether the rate went up after it had halved. Warm restarts raise the loss on purpose."""
         halved = np.minimum.accumulate(self.rate / np.maximum.accumulate(np.maximum(self.rate, 1e-30))) < 0.5
         lowest = np.minimum.accumulate(np.where(halved, self.rate, np.inf))
         return halved & (self.rate > 1.5 * lowest)
 
     @property
     def path(self) -> float:
-        """The lengths of all updates over that of the weights: an upper bound on how far these have moved."""
+        """The summed norms of all updates over the norm of the weights: a bound on how far these have moved."""
         return float(self.update_ratio @ self.steps)
 
     @property
     def hardly_moved(self) -> bool:
-        """Whether the weights still are the initial ones, to within a tenth of their length.
+        """Whether the weights are still the initial ones, to within a tenth of their norm.
 
-        Runs of this framework that learn have a path of 0.3 to 25, those at a hundredth of their rate one of 0.03.
+        Runs of this framework that learn have a path of 0.3 to 25; at a hundredth of their rate it is 0.03.
         """
         return self.path < 0.1
 
     def part(self, start: float, end: float) -> np.ndarray:
-        """bool [R]: the records with clock in (start, end]; where these are fewer than three, the three nearest."""
+        """bool [R]: the records with clock in (start, end], or the three nearest if these are fewer."""
         clock = self.clock
         inside = (clock > start) & (clock <= end)
         if inside.sum() < 3:
@@ -143,7 +143,7 @@ class Curve(NamedTuple):
         return inside
 
     def median(self, values: np.ndarray, start: float, end: float) -> float:
-        """Of `values` [R] in the part of the clock from `start` to `end`."""
+        """The median of `values` [R] over `part(start, end)`."""
         return float(np.median(values[self.part(start, end)]))
 
     def thirds(self, values: np.ndarray) -> tuple[float, float, float]:
@@ -151,16 +151,16 @@ class Curve(NamedTuple):
         return tuple(self.median(values, i / 3, (i + 1) / 3) for i in range(3))
 
     def train(self, inside: np.ndarray) -> Accuracy:
-        """Over all visits of the windows `inside`, bool [R]."""
+        """Train accuracy over the windows `inside`, bool [R]."""
         return _pooled(self.accuracy, self.examples, inside)
 
     def val(self, inside: np.ndarray) -> Accuracy:
-        """Over all visits of the evaluations `inside`, bool [V]."""
+        """Validation accuracy over the evaluations `inside`, bool [V]."""
         return _pooled(self.val_accuracy, self.val_examples, inside)
 
 
 def read(records: Sequence[Mapping[str, Any]], *, num_classes: int, config: Mapping[str, Any]) -> Curve | None:
-    """The records as a `Curve`, without those that hold no finite loss; None where none is left."""
+    """The records with finite values as a `Curve`; None if there are none."""
     keys = ("step", "epoch", "train_loss", "train_accuracy", "lr", "grad_norm")
     records = list({record["step"]: record for record in records if _finite(record, keys)}.values())
     if not records:
@@ -168,7 +168,7 @@ def read(records: Sequence[Mapping[str, Any]], *, num_classes: int, config: Mapp
     judged = [i for i, record in enumerate(records) if _finite(record, ("val_loss", "val_accuracy"))]
     return Curve(
         *(np.array([record[key] for record in records], float) for key in keys),
-        # Weights that are all zero at first have no length to compare with: NaN or infinite, and no fault.
+        # If all weights start at zero, the ratio is NaN or infinite, which is no fault.
         update_ratio=np.nan_to_num([record["update_ratio"] for record in records], nan=0.0, posinf=1e9),
         val_index=np.array(judged, int),
         val_loss=np.array([records[i]["val_loss"] for i in judged], float),
@@ -180,7 +180,7 @@ def read(records: Sequence[Mapping[str, Any]], *, num_classes: int, config: Mapp
 
 
 def windows(values: np.ndarray, length: int) -> np.ndarray:
-    """[R - length + 1, length]: each run of `length` of `values`; [0, length] of fewer values."""
+    """[R - length + 1, length]: each `length` consecutive `values` [R]; [0, length] if R < length."""
     if len(values) < length:
         return np.empty((0, length))
     return np.lib.stride_tricks.sliding_window_view(values, length)

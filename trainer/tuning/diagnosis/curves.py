@@ -1,7 +1,7 @@
-"""The curve doctor: step 6 of the lecture's seven, what a run's curves show and what to do about it.
+"""The curve doctor, step 6 of the lecture's seven: finds problems in a run's curves and suggests remedies.
 
 `diagnose(records, num_classes=..., config=...)` -> findings, the likelier cause first; a sound run gets none.
-`curve.py` has what is measured, `signs_*.py` what it means: one function for each cause, with its reason.
+`curve.py` measures, `signs_*.py` interpret: one function for each cause, with its reason.
 """
 
 import math
@@ -14,12 +14,12 @@ from linseed.trainer.tuning.diagnosis import signs_of_failure as failure
 from linseed.trainer.tuning.diagnosis.curve import read
 from linseed.trainer.tuning.diagnosis.findings import Finding
 
-# What is compared are medians of at least three windows of the log: fewer say nothing. The lecture gives a rate about
-# a hundred iterations to show what it does.
+# The signs compare medians of at least three log windows; fewer tell nothing. The lecture judges a rate after about a
+# hundred iterations.
 FEWEST_RECORDS = 6
 FEWEST_STEPS = 100
 
-# Of a run that left chance. A sign -> the signs that its cause explains, and that are then not asked.
+# For a run that left chance: sign -> the signs that its cause explains, which are then skipped.
 SIGNS = {
     train.double_softmax: (train.plateau, validation.underfit, train.lr_too_low, validation.overfit),
     validation.shuffled_labels: (
@@ -45,12 +45,12 @@ SIGNS = {
 def diagnose(
     records: Sequence[Mapping[str, Any]], *, num_classes: int, config: Mapping[str, Any], stopped: str = ""
 ) -> list[Finding]:
-    """What the curve of a run shows to be wrong, the likelier cause first; [] for a sound run or one too short to tell.
+    """The problems that a run's curve shows, the likelier cause first; [] if it is sound, or too short to tell.
 
-    A cause that the curve cannot tell from the one before it says so (`signs_in_train.SAME`): one of the two is enough.
-    records: those of its `metrics.jsonl`, see `read_records`. config: that of the run. stopped: the message of
-    the NonFiniteError that ended it, if one did. Chance means classes about equally frequent: where one is far more
-    so, a network that only guesses it is taken for one that learns, and gets no finding.
+    If the curve cannot tell a cause from the one before it, the evidence is `signs_in_train.SAME`: either may be true.
+    records: of the run's `metrics.jsonl`, from `read_records`. config: the run's. stopped: the message of the
+    NonFiniteError that ended the run, or "". Chance assumes about equally frequent classes. If one class is far more
+    frequent, a network that only guesses it seems to learn, and gets no finding.
     """
     keys = ("train_loss", "grad_norm", "val_loss")
     whole = all(math.isfinite(record[key]) for record in records for key in keys if key in record)

@@ -1,4 +1,4 @@
-"""What can be wrong with a run, by name: the words that the checks and the curve doctor share."""
+"""The problems that a run can have, by name, for the checks and the curve doctor."""
 
 from typing import NamedTuple
 
@@ -6,29 +6,28 @@ CAUSES = {
     "augmentation": "the augmentation destroys the class",
     "bad_init": "the initial weights have the wrong scale",
     "dead_units": "units that no image of the batch activates: their weights get no gradient",
-    "decay_too_high": "weight decay outweighs the data",
-    "decayed_too_early": "the rate fell before learning was done",
+    "decay_too_high": "the weight decay is too high",
+    "decayed_too_early": "the learning rate fell too early",
     "double_softmax": "the network's last layer is a softmax, and the loss applies another",
-    "input_scale": "the pixels reach the network unnormalised",
+    "input_scale": "the pixels are not normalised",
     "lr_too_high": "the learning rate is too high",
     "lr_too_low": "the learning rate is too low",
     "non_finite": "the loss, the gradient or the update became NaN or infinite",
-    "overfit": "train goes on to improve while validation does not",
-    "plateau": "the loss stands still and the rate does not fall",
+    "overfit": "overfitting: train improves while validation does not",
+    "plateau": "the loss stands still and the learning rate does not fall",
     "shuffled_labels": "the labels do not belong to the images",
     "spike": "the loss jumped up and came back",
     "too_small": "the network is too small for the data",
-    "underfit": "train is no better than validation, and both could be better",
-    "val_distribution": "validation does not look like train",
-    "zero_weights": "weights that start at zero keep all units alike",
+    "underfit": "underfitting: train is no better than validation, and both are low",
+    "val_distribution": "the validation data differ from the train data",
+    "zero_weights": "the weights start at zero, and all units stay equal",
 }
 
 
 class Finding(NamedTuple):
-    """One thing that is wrong. cause: a key of CAUSES.
+    """One problem. cause: a key of CAUSES.
 
-    evidence: a sentence with the numbers that made it say so. remedy: what to do next, flags of scripts.train where
-    there are any.
+    evidence: a sentence with the numbers. remedy: what to do next, as flags of scripts.train if there are any.
     """
 
     cause: str

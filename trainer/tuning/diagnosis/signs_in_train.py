@@ -1,6 +1,6 @@
-"""What the curve of train says: the rate, the decay, the initial weights, and a softmax too many.
+"""Signs in the train curve: the rate, the decay, the initial weights, and a second softmax.
 
-Each function looks for one cause in a run that left chance, and yields nothing where it does not see it.
+Each function looks for one cause in a run that left chance, and yields nothing if it does not find it.
 """
 
 import math
@@ -13,12 +13,12 @@ from linseed.trainer.tuning.diagnosis import floors, remedies
 from linseed.trainer.tuning.diagnosis.curve import AT_CHANCE, LEARNT, POINTS, SIGMAS, STANDS_STILL, Curve, windows
 from linseed.trainer.tuning.diagnosis.findings import Finding
 
-SAME = "the curve alone cannot tell it from the one before"
-JUMP = 0.05  # of the loss at chance: small losses double and halve without meaning
+SAME = "the curve alone cannot tell it from the cause before"
+JUMP = 0.05  # of the loss at chance: small losses double and halve by noise
 
 
 def double_softmax(curve: Curve) -> Iterator[Finding]:
-    """Probabilities taken for logits: no loss is below a floor of its own, and each image got wrong has 1 - s more."""
+    """The loss is at the floor of a double softmax plus 1 - s for each wrong image, s the label smoothing."""
     if "softmax" not in curve.config["loss"]["name"] or curve.config["data"]["mix"]["name"] != "none":
         return
     smoothing = curve.config["label_smoothing"]
@@ -30,14 +30,14 @@ def double_softmax(curve: Curve) -> Iterator[Finding]:
     if below or far or accuracy.right < 0.5 or loss < STANDS_STILL * before:
         return
     evidence = (
-        f"train loss {loss:.3f} at {accuracy.right:.1%} train accuracy; no window is below {floor:.3f}, the least that "
-        f"a softmax of a softmax gives with {curve.classes} classes"
+        f"train loss {loss:.3f} at {accuracy.right:.1%} train accuracy; no window is below {floor:.3f}, the lowest "
+        f"loss of a softmax of a softmax with {curve.classes} classes"
     )
-    yield Finding("double_softmax", evidence, "end the network with its logits: the loss applies the softmax")
+    yield Finding("double_softmax", evidence, "return logits from the network: the loss applies the softmax")
 
 
 def lr_too_high(curve: Curve) -> Iterator[Finding]:
-    """The loss rises while the rate is up, or stays near chance until the rate has come down."""
+    """The loss rises at a high rate, or stays near chance until the rate falls."""
     lower = remedies.rate(curve.config, times=1 / 3)
     if evidence := _rise(curve):
         yield Finding("lr_too_high", evidence, lower)
@@ -47,11 +47,11 @@ def lr_too_high(curve: Curve) -> Iterator[Finding]:
 
 
 def _rise(curve):
-    """From the lowest median of three windows to that of the five ahead, since a spike is shorter; "" without one."""
+    """Evidence of a rise from the lowest median of three windows to a later one of five (spikes are shorter), or ""."""
     lowest = np.minimum.accumulate(np.median(windows(curve.excess, 3), axis=1))
     ahead = np.median(windows(curve.excess, 5), axis=1)[3:]
     lowest = lowest[: len(ahead)]
-    # By a quarter, and by JUMP: windows of a sound run vary by less.
+    # Windows of a sound run vary by less than a quarter plus JUMP.
     risen = ahead > lowest + np.minimum(0.25 * lowest, _above_floor(curve, JUMP)) + _above_floor(curve, JUMP)
     # Medians of 3 and of 5 differ by 0.86 of a window's noise; the lowest of R is lower by another sqrt(2 log R).
     sigmas = 0.86 * (SIGMAS + math.sqrt(2 * math.log(len(curve.loss))))
@@ -67,7 +67,7 @@ def _rise(curve):
 
 
 def _wait_for_decay(curve):
-    """Train loss near chance at a high rate, with weights that are replaced all the while; "" where it is not so."""
+    """Evidence of a loss near chance at a high rate while the updates replace the weights, or ""."""
     (high, rate), (low, decayed) = (
         [curve.median(values, *span) for values in (curve.excess, curve.rate)] for span in ((0.1, 0.6), (0.9, 1.0))
     )
@@ -76,7 +76,7 @@ def _wait_for_decay(curve):
     return (
         f"train loss stays at {high + curve.floor:.3f} while the rate is high ({curve.chance:.3f} at chance), with "
         f"updates of {curve.median(curve.update_ratio, 0.1, 0.6):.1g} of the weights, and falls to "
-        f"{low + curve.floor:.3f} once the rate has"
+        f"{low + curve.floor:.3f} after the rate falls"
     )
 
 
@@ -85,10 +85,10 @@ def _above_floor(curve, part):
 
 
 def lr_too_low(curve: Curve) -> Iterator[Finding]:
-    """The loss falls to the end, and the weights are hardly other than at first."""
+    """The loss still falls at the end, and the weights have hardly moved."""
     _, before, end = curve.thirds(curve.excess)
     if curve.hardly_moved and LEARNT * curve.chance < end < before:
-        evidence = f"train loss is still falling, {curve.loss[-1]:.3f} in the end; {short_path(curve)}"
+        evidence = f"train loss still falls at the end, at {curve.loss[-1]:.3f}; {short_path(curve)}"
         yield Finding("lr_too_low", evidence, remedies.rate(curve.config, times=10))
         if curve.median(curve.loss, 0.0, 1 / 3) > AT_CHANCE * curve.chance:
             yield Finding("bad_init", SAME, remedies.better_start(curve.config))
@@ -96,11 +96,11 @@ def lr_too_low(curve: Curve) -> Iterator[Finding]:
 
 def short_path(curve: Curve) -> str:
     """The evidence of weights that have hardly moved."""
-    return f"all updates together are {curve.path:.2g} of the length of the weights"
+    return f"all updates together are {curve.path:.2g} times the norm of the weights"
 
 
 def decayed_too_early(curve: Curve) -> Iterator[Finding]:
-    """A loss falls as a power of the step at a constant rate: the exponent before the first drop, and a fifth after."""
+    """The loss falls as a power of the step: after the first drop of the rate, the exponent is below a fifth."""
     if curve.config["schedule"]["name"] not in ("step", "plateau"):
         return
     drops = np.flatnonzero(curve.rate < 0.4 * np.maximum.accumulate(curve.rate))
@@ -113,28 +113,28 @@ def decayed_too_early(curve: Curve) -> Iterator[Finding]:
     fell = was * (log_step[drop] - log_step[before[0]])
     if fell > 0.2 and now < 0.2 * was and np.median(curve.excess[-3:]) > LEARNT / 2 * curve.chance:
         evidence = (
-            f"train loss fell as step^-{was:.2g} until the rate did, around step {curve.step[drop]:.0f} of "
-            f"{curve.step[-1]:.0f}, and as step^{-now:.2g} after it; it stands at {curve.loss[-1]:.3f}"
+            f"train loss fell as step^-{was:.2g} until the rate fell, around step {curve.step[drop]:.0f} of "
+            f"{curve.step[-1]:.0f}, and as step^{-now:.2g} after that; it ends at {curve.loss[-1]:.3f}"
         )
         yield Finding("decayed_too_early", evidence, "a later schedule.at_percent, or --config.schedule.name=cosine")
 
 
 def decay_too_high(curve: Curve) -> Iterator[Finding]:
-    """Train loss stands far from its floor, and decay is most of the update."""
+    """Train loss stands still far above its floor, and decay is most of the update."""
     _, before, end = curve.thirds(curve.excess)
     if end > max(LEARNT * curve.chance, 0.9 * before):
-        yield from decay_outweighs(curve, evidence=f"train loss stands at {curve.loss[-1]:.3f}")
+        yield from decay_outweighs(curve, evidence=f"train loss stands still at {curve.loss[-1]:.3f}")
 
 
 def decay_outweighs(curve: Curve, *, evidence: str) -> Iterator[Finding]:
-    """Decoupled decay is more than half the length of the updates; where training goes well it is a hundredth of it."""
+    """Decoupled decay is more than half the norm of the updates; in a sound run it is about a hundredth."""
     optimizer = curve.config["optimizer"]
-    if optimizer["name"] not in ("adamw", "lion", "muon", "schedule_free"):  # the others put it into the gradient
+    if optimizer["name"] not in ("adamw", "lion", "muon", "schedule_free"):  # the others add it to the gradient
         return
     shares = curve.rate * optimizer["weight_decay"] / np.maximum(curve.update_ratio, 1e-30)
     share = curve.median(shares, 1 / 3, 1.0)
     if share > 0.5:
-        told = f"{evidence}; weight decay alone would make an update {share:.2g} times as long as the updates made"
+        told = f"{evidence}; weight decay alone has {share:.2g} times the norm of the updates"
         yield Finding("decay_too_high", told, remedies.flag("optimizer.weight_decay", 1e-4))
 
 
@@ -156,23 +156,23 @@ def bad_init(curve: Curve) -> Iterator[Finding]:
 
 
 def starts_high(curve: Curve) -> bool:
-    """Whether the first window is at twice chance; initial weights that fit give up to 1.5 of it in the first steps."""
+    """Whether the first window is above twice chance; good initial weights give up to 1.5 times chance there."""
     return bool(curve.loss[0] > 2 * curve.chance + SIGMAS * curve.noise[0])
 
 
 def high_start(curve: Curve, *, more: str) -> Iterator[Finding]:
-    """A first window far above chance: the rate where its updates have replaced the weights, else weights or pixels."""
+    """A first window far above chance: the rate if its updates replaced the weights, else the weights or the pixels."""
     path = curve.update_ratio[0] * curve.steps[0]
     evidence = f"train loss is {curve.loss[0]:.3g} in the first window, {curve.chance:.3g} at chance{more}"
     if path > 1:
-        told = f"{evidence}; the updates of that window alone are {path:.2g} times the length of the weights"
+        told = f"{evidence}; the updates of that window alone are {path:.2g} times the norm of the weights"
         yield Finding("lr_too_high", told, remedies.rate(curve.config, times=0.1))
         evidence = SAME
     yield from bad_start(curve.config, evidence=evidence)
 
 
 def bad_start(config: Mapping[str, Any], *, evidence: str) -> Iterator[Finding]:
-    """The weights or the pixels; these first where the config gives their statistics, or leaves them as they are."""
+    """The weights or the pixels; the pixels first if the config sets their statistics or does not normalise them."""
     normalize = remedies.flag("data.normalize", "channel_mean_std --config.data.std='()'")
     scale = Finding("input_scale", evidence, normalize)
     init = Finding("bad_init", evidence, remedies.better_start(config))

@@ -1,4 +1,4 @@
-"""Runs that learnt nothing: those that ended in NaN, and those whose loss stayed at chance."""
+"""Signs in runs that learnt nothing: they ended in NaN, or the loss stayed at chance."""
 
 import math
 from collections.abc import Iterator, Mapping
@@ -20,7 +20,7 @@ from linseed.trainer.tuning.diagnosis.signs_in_train import (
 
 
 def non_finite(curve: Curve | None, *, config: Mapping[str, Any], stopped: str) -> Iterator[Finding]:
-    """A NaN or an infinity, and its causes. curve: the finite records before it, None where there are none."""
+    """NaN or infinity, and its causes. curve: the finite records before it, None if there are none."""
     lower = remedies.rate(config, times=0.1)
     if curve is None:
         evidence = f"it came before the first record ({stopped or 'no record holds a finite loss'})"
@@ -39,7 +39,7 @@ def non_finite(curve: Curve | None, *, config: Mapping[str, Any], stopped: str) 
 
 
 def stays_at_chance(curve: Curve) -> bool:
-    """Whether the second half of the run is at chance: its loss, its accuracy, and that on validation."""
+    """Whether the second half of the run is at chance: loss, train accuracy and validation accuracy."""
     half = curve.part(0.5, 1.0)
     late = curve.val_index >= np.flatnonzero(half)[0]
     known = [accuracy.beats_chance(classes=curve.classes) for accuracy in (curve.train(half), curve.val(late))]
@@ -47,7 +47,7 @@ def stays_at_chance(curve: Curve) -> bool:
 
 
 def at_chance(curve: Curve) -> Iterator[Finding]:
-    """The first cause that the numbers speak for, and beside it layers that no gradient reaches."""
+    """The first cause that fits the numbers, and also layers that no gradient reaches."""
     yield from next(filter(None, (list(sign(curve)) for sign in STUCK)), [])
     yield from _no_gradient(curve)
 
@@ -64,7 +64,7 @@ def _lr_too_low(curve):
 
 
 def _lr_too_high(curve):
-    """The loss had left chance and came back, or went past it."""
+    """The loss fell below chance and came back, or ends above chance."""
     if curve.smooth.min() < 0.9 * curve.chance or _late(curve, curve.loss) > 1.1 * curve.chance:
         evidence = f"{_where(curve)}; lowest {curve.loss.min():.3f} before"
         yield Finding("lr_too_high", evidence, remedies.rate(curve.config, times=0.1))
@@ -75,12 +75,12 @@ def _decay_too_high(curve):
 
 
 def _shuffled_labels(curve):
-    """There are gradients, and the weights move, all to no avail."""
+    """There are gradients and the weights move, but the loss stays at chance."""
     if _is_silent(curve):
         return
     gradient, ratio = _late(curve, curve.grad_norm), _late(curve, curve.update_ratio)
     evidence = (
-        f"{_where(curve)}, though gradient norm {gradient:.3g} and updates {ratio:.1g} of the weights are not small"
+        f"{_where(curve)}, though gradient norm {gradient:.3g} and updates of {ratio:.1g} of the weights are not small"
     )
     yield Finding("shuffled_labels", evidence, "look at images with their labels")
     yield Finding("bad_init", SAME, remedies.better_start(curve.config))
@@ -91,15 +91,15 @@ STUCK = (_bad_start, _lr_too_low, _lr_too_high, _decay_too_high, _shuffled_label
 
 
 def _no_gradient(curve):
-    """Dead units where there was more gradient at first, else initial weights through which no signal comes."""
+    """Dead units if the gradient was larger at first, else initial weights that let no signal through."""
     if not _is_silent(curve):
         return
     gradient, where = _late(curve, curve.grad_norm), _where(curve)
-    silence = f"gradient norm {gradient:.3g}, that of the last bias alone is {_bias_gradient(curve):.3g}"
-    remedy = f"{remedies.rate(curve.config, times=0.1)}, or leaky_relu"
-    dead = Finding("dead_units", f"{silence}: nothing reaches the layers below; {where}", remedy)
+    silence = f"gradient norm {gradient:.3g}, of which the last bias alone gives {_bias_gradient(curve):.3g}"
+    remedy = f"{remedies.rate(curve.config, times=0.1)}, or --config.model.activation=leaky_relu"
+    dead = Finding("dead_units", f"{silence}: no gradient reaches the layers below; {where}", remedy)
     init = Finding("bad_init", f"{silence}; {where}", remedies.better_start(curve.config))
-    inits = [] if starts_high(curve) else [init]  # said already
+    inits = [] if starts_high(curve) else [init]  # already reported
     if gradient < 0.5 * curve.grad_norm[0]:
         yield from (dead, *(init._replace(evidence=silence) for init in inits))
     else:
@@ -111,16 +111,17 @@ def _is_silent(curve):
 
 
 def _bias_gradient(curve):
-    """Expected norm of the gradient of the last layer's bias at chance: draws of a batch, of mean 0.
+    """Expected gradient norm of the last layer's bias at chance: the mean of a batch of draws with mean 0.
 
-    At probabilities of 1/C an image's gradient is p - y, of length^2 1 - 1/C; at equal scores the SVM's is C (C - 1).
+    At probabilities of 1/C an image's gradient is p - y, with squared norm 1 - 1/C; at equal scores the SVM's is
+    C (C - 1).
     """
     square = 1 - 1 / curve.classes
     if curve.config["loss"]["name"] == "svm":
         square = curve.classes * (curve.classes - 1)
     model = curve.config["model"]
     if model.get("activation") == "sigmoid" and model.get("normalization") == "none":
-        square *= 1 + model["widths"][-1] / 4  # sigmoids of nothing are 1/2, and so inputs as constant as the bias's
+        square *= 1 + model["widths"][-1] / 4  # sigmoids of 0 are 1/2: constant inputs, like the bias's
     return math.sqrt(square / (curve.examples / curve.steps)[0])
 
 

@@ -1,4 +1,4 @@
-"""`study.html`: one self-contained page a study, made from `study.json` and the records of its trials alone."""
+"""`study.html`: one self-contained page per study, made only from `study.json` and the records of its trials."""
 
 import json
 import math
@@ -113,8 +113,8 @@ _TEMPLATE = """<!doctype html>
 {% endfor %}
 
 {% if phases %}<h2>Curves</h2>
-<p>The thick black line is {{ "the winner, elsewhere " if winner }}the best of its phase. The others are the darker, the
-higher their learning rate; dashed ones were dropped, dotted ones failed, at the cross.</p>
+<p>The thick black line is {{ "the winner, or " if winner }}the best trial of its phase. Darker lines have a higher
+learning rate. Dashed trials were dropped; dotted ones failed, at the cross.</p>
 {% for heading, drawings in phases %}<h3>{{ heading }}</h3>
 {{ pictures(drawings) }}
 {% endfor %}{% endif %}
@@ -131,7 +131,7 @@ higher their learning rate; dashed ones were dropped, dotted ones failed, at the
 <td><code>{{ new }}</code></td></tr>
   {% endfor %}
 </table></div>
-{% else %}<p>It is the config that was given.</p>{% endif %}{% endif %}
+{% else %}<p>It is the given config.</p>{% endif %}{% endif %}
 
 {% if study.next %}<h2>What to try next</h2>
 <ul>
@@ -162,7 +162,7 @@ higher their learning rate; dashed ones were dropped, dotted ones failed, at the
 </tbody>
 {% endfor %}</table></div>{% endif %}
 
-{% if config %}<details><summary>the config that was given</summary><pre>{{ config }}</pre></details>{% endif %}
+{% if config %}<details><summary>the given config</summary><pre>{{ config }}</pre></details>{% endif %}
 </html>
 """
 
@@ -170,11 +170,11 @@ higher their learning rate; dashed ones were dropped, dotted ones failed, at the
 def write(path: Path, study: dict, curves: dict[str, list[dict]]):
     """Writes the page of `study` to `path`.
 
-    study: what `study.json` holds; any part may be absent, and a figure may be null or a word such as "NaN".
-    curves: trial id -> its records, as `read_records` returns them; without any it is drawn from its rungs.
+    study: the content of `study.json`; any part may be absent, and a number may be null or a word such as "NaN".
+    curves: trial id -> its records, from `read_records`; a trial without records is drawn from its rungs.
     """
     page = _PAGE.render(_content(study, curves))
-    # A name that came from the file system may hold what is no character.
+    # A file name may hold bytes that are no characters.
     workdir_lib.write_whole(path, page.encode(errors="replace").decode())
 
 
@@ -224,7 +224,7 @@ def _facts(study, trials):
 
 
 def _steps(steps):
-    """(number, what to show) of each that ran, and of those of the seven that did not."""
+    """(number, content) of each of the seven steps, whether it ran or not."""
     entries = []
     for number, title in STEPS.items():
         ran = [step for step in steps if step.get("step") == number]
@@ -240,7 +240,7 @@ def _steps(steps):
 
 
 def _searches(study, phases):
-    """(heading, drawing, trials to list by rank) of each search that has trials with a place in its picture."""
+    """(heading, drawing, trials to list by rank) of each search with trials that can be drawn."""
     steps = {step.get("step"): step for step in study.get("steps") or ()}
     searches = []
     for phase in ("lr", "coarse", "refine"):
@@ -265,7 +265,7 @@ def _searches(study, phases):
 
 
 def _bold(trials, *, winner):
-    """The id of the trial whose curve stands out."""
+    """The id of the trial with the thick curve, or ""."""
     if winner in {trial.id for trial in trials}:
         return winner
     best = shown.ranked(trials)[0]

@@ -1,7 +1,6 @@
-"""The pictures of a study. Black and grey, so that a plain printer will do; all words in them are ours.
+"""The plots of a study, in black and grey for plain printers. Their text is fixed: no names from the study.
 
-Those that place a trial by its rate and decay take finite ones, the rate above zero, the decay
-not below it.
+Plots over rate or decay need finite values, the rate above 0 and the decay at least 0.
 """
 
 import math
@@ -17,12 +16,12 @@ from matplotlib.ticker import MaxNLocator, NullLocator, PercentFormatter
 
 from linseed.trainer.tuning.report.shown import Trial, number, ranked
 
-_WIDTH, _HEIGHT = 4.8, 3.1  # inches: two abreast on the page, one on a narrow screen
-_HIGH = 2.0  # a loss of so many times that of the untrained network is off the scale
+_WIDTH, _HEIGHT = 4.8, 3.1  # inches: two side by side on the page, one on a narrow screen
+_HIGH = 2.0  # a loss above so many times the untrained loss is off the scale
 
 
 class Drawing(NamedTuple):
-    """A figure, what it shows for who does not see it, and what is written below it."""
+    """A figure, its alternative text for screen readers, and its caption."""
 
     figure: Figure
     alt: str
@@ -30,7 +29,7 @@ class Drawing(NamedTuple):
 
 
 def rate_search(trials: Sequence[Trial], *, chosen: float = math.nan, untrained: float = math.nan) -> Drawing:
-    """Train loss over learning rate. chosen: the rate taken; untrained: the loss before the first step; NaN: none."""
+    """Train loss over learning rate. chosen: the chosen rate. untrained: the loss before training. NaN: none."""
     trials = sorted(trials, key=lambda trial: trial.lr)
     steps = max((trial.last.steps for trial in trials if trial.rungs), default=math.nan)
     sound = [trial for trial in trials if trial.rungs and not trial.diverged]
@@ -49,7 +48,7 @@ def rate_search(trials: Sequence[Trial], *, chosen: float = math.nan, untrained:
     )
     if math.isfinite(untrained):
         axes.axhline(untrained, color="0.5", linestyle="--", linewidth=1, label="untrained")
-    # What has no place on the loss axis stands at its top.
+    # Losses beyond the axis are drawn at its top.
     top = axes.get_xaxis_transform()
     axes.plot([t.lr for t in high], [0.95] * len(high), "k^", transform=top, label="off the scale")
     axes.plot([t.lr for t in diverged], [0.95] * len(diverged), "kx", mew=2, ms=8, transform=top, label="diverged")
@@ -64,11 +63,11 @@ def rate_search(trials: Sequence[Trial], *, chosen: float = math.nan, untrained:
     reached = {t: "diverged" if t.diverged else f"{t.last.train_loss:.3g}" if t.rungs else "under way" for t in trials}
     told = "; ".join(f"{trial.lr:g}: {became}" for trial, became in reached.items())
     alt = f"{after} by learning rate: {told}" + (f"; chosen {chosen:g}" if math.isfinite(chosen) else "")
-    return Drawing(figure, alt, f"The {after} of short runs, one a learning rate, on all train images.")
+    return Drawing(figure, alt, f"The {after} of short runs, one per learning rate, on all train images.")
 
 
 def is_grid(trials: Sequence[Trial]) -> bool:
-    """Whether most of the cells of lr x decay hold a trial: points drawn at random fill few of them."""
+    """Whether at least half the cells of lr x decay hold a trial; random points fill few."""
     cells = {(trial.lr, trial.weight_decay) for trial in trials}
     rates, decays = ({cell[axis] for cell in cells} for axis in (0, 1))
     return 2 * len(cells) >= len(rates) * len(decays)
@@ -91,7 +90,7 @@ def heat_map(trials: Sequence[Trial]) -> Drawing:
     axes = figure.subplots()
     for (row, column), (accuracy, text, hatch) in shown.items():
         share = (accuracy - lowest) / (highest - lowest) if highest > lowest else 0.0
-        # No darker than this, so that black on it is read everywhere.
+        # Light enough for black text.
         face = "white" if math.isnan(accuracy) else str(0.97 - 0.37 * share)
         corner = (column - 0.5, row - 0.5)
         axes.add_patch(Rectangle(corner, 1, 1, facecolor=face, edgecolor="0.8", hatch=hatch, linewidth=0.8))
@@ -110,19 +109,19 @@ def heat_map(trials: Sequence[Trial]) -> Drawing:
         f"lr {rates[column]:g}, decay {decays[row]:g}: {' '.join(text.split())}"
         for (row, column), (_, text, _) in shown.items()
     )
-    caption = "Validation accuracy at the end: darker is better, the frame is the best."
+    caption = "Validation accuracy at the end: darker is better, the frame marks the best."
     if any(hatch for _, _, hatch in shown.values()):
-        caption += " Hatched cells did not go the whole way."
+        caption += " Trials in hatched cells did not finish."
     return Drawing(figure, f"Validation accuracy by learning rate and weight decay. {told}", caption)
 
 
 def scatter(trials: Sequence[Trial]) -> Drawing:
-    """Weight decay over learning rate, each trial with its rank of `ranked`."""
+    """Weight decay over learning rate, each trial with its rank in `ranked`."""
     places: dict[tuple[float, float], list[tuple[int, Trial]]] = {}
     for rank, trial in enumerate(ranked(trials), 1):
         places.setdefault((trial.lr, trial.weight_decay), []).append((rank, trial))
     decays = sorted({decay for _, decay in places})
-    # Zero has no place on a log axis: a decade below the least that has.
+    # A log axis has no zero: it is drawn a decade below the smallest positive decay.
     floor = min((decay for decay in decays if decay > 0), default=1.0) / 10
     figure, axes = _panel()
     for (lr, decay), inside in reversed(places.items()):
@@ -134,7 +133,7 @@ def scatter(trials: Sequence[Trial]) -> Drawing:
             whole = best.state == "complete"
             face = ("black" if rank == 1 else "0.85") if whole else "white"
             ink = "white" if face == "black" else "black"
-            # A circle hides what lies under it with its number: the better one is on top.
+            # Circles hide what lies under them: the better trial is on top.
             look = dict(markersize=15, markerfacecolor=face, markeredgecolor="black" if whole else "0.55")
             axes.plot(lr, y, "o", zorder=3 - rank / 1000, **look)
             words = dict(fontsize=8, color=ink, zorder=3 - (rank - 0.5) / 1000)
@@ -149,15 +148,15 @@ def scatter(trials: Sequence[Trial]) -> Drawing:
         f"{rank}: lr {lr:g}, decay {decay:g}" for (lr, decay), inside in places.items() for rank, _ in inside
     )
     caption = (
-        "The trials by rank, as in the table; black is the best, white was dropped or is under way, a cross failed."
+        "The trials by their rank in the table. Black: the best; white: dropped or under way; cross: failed."
     )
     return Drawing(figure, f"Weight decay over learning rate, by rank. {told}", caption)
 
 
 def curves(trials: Sequence[Trial], *, records: dict[str, list[dict]], bold: str) -> list[Drawing]:
-    """Train loss, and validation accuracy, over steps, as far as there are any.
+    """Train loss and validation accuracy over steps, one drawing each, where there are values.
 
-    records: by trial id; a trial without any is drawn from its rungs. bold: the id of the trial to stand out.
+    records: by trial id; a trial without records is drawn from its rungs. bold: the id of the thick line's trial.
     """
     drawings = []
     for field, name in (("train_loss", "train loss"), ("val_accuracy", "validation accuracy")):
@@ -199,12 +198,12 @@ def _curves(lines, *, name, bold):
     alt = f"{name} over steps of {len(lines)} trials, which end between {min(ends):{written}} and {max(ends):{written}}"
     stands_out = [points[-1, 1] for trial, points in lines.items() if trial.id == bold]
     alt += f"; the thick line ends at {stands_out[0]:{written}}" if stands_out else ""
-    caption = name[0].upper() + name[1:] + "." + (" What leaves the plot at the top has diverged." if clipped else "")
+    caption = name[0].upper() + name[1:] + "." + (" Lines beyond the top have diverged." if clipped else "")
     return Drawing(figure, alt, caption)
 
 
 def _points(trial, records, field):
-    """float64 [n, 2] of (step, value), the finite ones."""
+    """The finite (step, value) pairs, float64 [n, 2]."""
     if any(field in record for record in records or ()):
         pairs = [(record["step"], number(record.get(field))) for record in records]
     else:
@@ -213,7 +212,7 @@ def _points(trial, records, field):
 
 
 def _cell(trials):
-    """Accuracy (NaN unless a trial went the whole way), what to write, and the hatch, of the trials at one place."""
+    """(accuracy, text, hatch) of the trials in one cell. The accuracy is NaN unless one has finished."""
     states = [trial.state for trial in trials]
     whole = [trial.last.val_accuracy for trial in trials if trial.state == "complete"]
     whole = [accuracy for accuracy in whole if math.isfinite(accuracy)]
@@ -248,7 +247,7 @@ def _legend_below(figure, axes):
 
 
 def _log_ticks(axes, which, values, *, zero_at=math.nan):
-    """Makes `which` ("x" or "y") a log axis with few, plain ticks around `values`; zero stands at `zero_at`."""
+    """Makes `which` ("x" or "y") a log axis with few, plain ticks around `values`; zero is drawn at `zero_at`."""
     positive = [value for value in values if 0 < value < math.inf]
     low, high = min(positive, default=1.0), max(positive, default=1.0)
     decades = [10.0**decade for decade in range(math.floor(math.log10(low)), math.ceil(math.log10(high)) + 1)]
@@ -261,7 +260,7 @@ def _log_ticks(axes, which, values, *, zero_at=math.nan):
     if zero_at > 0 and 0.0 in values:
         ticks, labels = [zero_at, *ticks], ["0", *labels]
         low, high = zero_at, high if positive else zero_at
-    # The limits come first: on a log axis matplotlib widens a single point only with a warning.
+    # Set the limits first: on a log axis matplotlib warns when it widens a single point.
     margin = max(1.5, (high / low) ** 0.1)
     axes.set(**{f"{which}lim": (low / margin, high * margin)})
     axes.set(**{f"{which}scale": "log"})

@@ -1,7 +1,7 @@
-"""Trials and figures as the page of a study shows them.
+"""Trials and numbers as the page of a study shows them.
 
-What JSON has no number for, inf and NaN, comes as null or as a word, and a trial that is under way lacks some keys:
-`read_trial` makes NaN of what is not there, and whatever shows a trial takes NaN.
+JSON holds inf and NaN as null or as a word, and a trial that is under way lacks some keys. `read_trial` turns missing
+values into NaN, and all that shows a trial accepts NaN.
 """
 
 import math
@@ -14,7 +14,7 @@ _SMALLEST, _LARGEST = float(np.finfo(np.float32).tiny), float(np.finfo(np.float3
 
 
 class Rung(NamedTuple):
-    """What a trial had reached after `steps` optimiser steps; NaN where it was not measured."""
+    """The metrics of a trial after `steps` optimiser steps; NaN if not measured."""
 
     steps: float
     epochs: float
@@ -24,7 +24,7 @@ class Rung(NamedTuple):
 
 
 class Trial(NamedTuple):
-    """A trial as it is shown. state: complete, dropped, failed or running; reason: why, in words."""
+    """A trial, for display. state: complete, dropped, failed or running; reason: why, in words."""
 
     id: str
     phase: str
@@ -39,7 +39,7 @@ class Trial(NamedTuple):
 
     @property
     def last(self) -> Rung:
-        """The last rung; all NaN where there is none yet."""
+        """The last rung; all NaN if there is none yet."""
         return self.rungs[-1] if self.rungs else Rung(*[math.nan] * len(Rung._fields))
 
     @property
@@ -48,7 +48,7 @@ class Trial(NamedTuple):
 
 
 def number(value: Any) -> float:
-    """`value` as a float; NaN where it is none, infinite or zero where it is so in float32, in which training runs."""
+    """`value` as a float, NaN if it is no number; inf or 0 if it overflows or underflows float32, as in training."""
     try:
         value = float(value)
     except (TypeError, ValueError, OverflowError):
@@ -67,7 +67,7 @@ def read_trial(values: dict) -> Trial:
 
 
 def ranked(trials: Iterable[Trial]) -> list[Trial]:
-    """Best first: those that went the whole way, by validation accuracy, then those dropped, then the others."""
+    """Best first: complete trials, then dropped, running and failed ones, each by validation accuracy."""
     order = {"complete": 0, "dropped": 1, "running": 2}
     return sorted(
         trials,
@@ -76,7 +76,7 @@ def ranked(trials: Iterable[Trial]) -> list[Trial]:
 
 
 def _finite_or(write):
-    """`write`, for what may be no number: inf is said, NaN and what is not there are a dash."""
+    """`write` for any value: inf is written as a word, NaN and missing values as a dash."""
 
     def written(value: Any) -> str:
         value = number(value)
@@ -93,7 +93,7 @@ seconds = _finite_or(lambda value: f"{value:,.1f}")
 
 
 def fact(value: Any) -> str:
-    """A figure of a step, which may be any word."""
+    """The text for a number or a word of a step."""
     if isinstance(value, float):
         return f"{value:.6g}"
     return "–" if value is None else str(value)
