@@ -86,5 +86,5 @@ def test_pieces_come_in_order_and_carry_on():
 
 
 def test_parts_that_do_not_divide_the_batch_are_refused():
-    with pytest.raises(ConfigError, match="16 examples a device does not fall into 3 equal parts"):
+    with pytest.raises(ConfigError, match="accumulation_parts=3 does not divide the 16 examples"):
         accumulate(lambda *_: None, (), BATCH, parts=3)

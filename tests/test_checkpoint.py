@@ -165,7 +165,7 @@ def test_a_damaged_latest_is_moved_aside_and_the_one_before_is_used(tmp_path, ca
         snapshots.save(state_at(3), step=3, progress={"evaluations": 3}, val_accuracy=0.5)
         assert_is_step(snapshots.restore_latest(state_at(0)), 3)
     assert len(list((tmp_path / "damaged_checkpoints").iterdir())) == 1
-    assert "snapshot of step 3 is damaged" in caplog.text
+    assert "checkpoint of step 3 is damaged" in caplog.text
 
 
 @pytest.mark.parametrize("damage", DAMAGES)
@@ -198,7 +198,7 @@ def test_a_snapshot_of_another_model_is_refused_and_stays(tmp_path):
 def test_a_step_that_is_not_newer_is_an_error_not_a_silence(tmp_path):
     save_all(tmp_path / "checkpoints", [0.5, 0.6])
     with Snapshots(tmp_path / "checkpoints", keep_latest=1) as snapshots:
-        with pytest.raises(CheckpointError, match="no snapshot was written at step 1"):
+        with pytest.raises(CheckpointError, match="no checkpoint was written at step 1"):
             snapshots.save(state_at(1), step=1, progress={}, val_accuracy=0.1)
 
 
@@ -213,10 +213,10 @@ def test_where_all_are_damaged_the_run_stops_and_says_where_they_are(tmp_path, d
     damage(tmp_path / "checkpoints" / "1")
     with Snapshots(tmp_path / "checkpoints", keep_latest=1) as snapshots:
         with pytest.raises(
-            CheckpointError, match="every snapshot in .* was damaged and is now in .*damaged_checkpoints"
+            CheckpointError, match="every checkpoint in .* was damaged and is now in .*damaged_checkpoints"
         ):
             snapshots.restore_latest(state_at(0))
-        with pytest.raises(CheckpointError, match="every snapshot in"):
+        with pytest.raises(CheckpointError, match="every checkpoint in"):
             list(snapshots.restore_all(state_at(0)))
 
 
@@ -246,6 +246,6 @@ def test_a_full_disk_is_named_and_earlier_snapshots_stay(tmp_path, monkeypatch):
 
         with monkeypatch.context() as patched:
             patched.setattr(snapshots._manager, "wait_until_finished", fail)
-            with pytest.raises(CheckpointError, match="the disk of .* is full; earlier snapshots are sound: free some"):
+            with pytest.raises(CheckpointError, match="the disk of .* is full; earlier checkpoints are sound: free"):
                 snapshots.wait()
         assert_is_step(snapshots.restore_latest(state_at(0)), 1)

@@ -33,7 +33,7 @@ def test_a_run_of_another_seed_differs_in_hash_record_and_a_named_array(runs):
     found = compare.differences(runs / "first", runs / "other")
     assert found[0].startswith("params_sha256: ")
     assert any(line.startswith("metrics.jsonl at step 2, train_loss: ") for line in found)
-    assert "first difference in the last snapshots: " in found[-1] and ", by at most " in found[-1]
+    assert "first difference in the last checkpoints: " in found[-1] and ", by at most " in found[-1]
 
 
 def test_one_record_that_differs_is_found_and_the_clock_is_not_looked_at(runs, tmp_path):

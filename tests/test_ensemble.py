@@ -239,14 +239,14 @@ def refused(workdirs, *, split, error, says):
 
 @pytest.mark.parametrize("split", ["val", "test"])
 def test_members_of_other_data_are_refused_before_test_is_opened(runs, other, split):
-    says = "not of the same train and validation splits and classes; choose runs of one config.data"
+    says = "different train and validation splits or classes; choose runs with the same config.data"
     refused([runs[0], other], split=split, error=DataError, says=says)
 
 
 @pytest.mark.parametrize("split", ["val", "test"])
 def test_members_of_another_loss_are_refused_before_test_is_opened(runs, tmp_path, split):
     svm = copy(runs[0], tmp_path / "svm", **{"loss.name": "svm"})
-    says = "svm has another config.loss than .*linear .name: softmax -> svm.*; choose runs of one loss"
+    says = "svm has another config.loss than .*linear .name: softmax -> svm.*; choose runs with the same loss"
     refused([runs[0], svm], split=split, error=ConfigError, says=says)
 
 
@@ -270,11 +270,11 @@ def test_members_of_other_classes_are_refused(runs, tmp_path, monkeypatch):
         wide = fit(tmp_path / "wide", **{"horizon.epochs": 1.0})
     order = iter([load, wider])
     monkeypatch.setattr(sources, "load", lambda **kwargs: next(order)(**kwargs))
-    refused([runs[0], wide], split="test", error=DataError, says="splits and classes")
+    refused([runs[0], wide], split="test", error=DataError, says="splits or classes")
 
 
 def test_what_cannot_be_an_ensemble_is_one_line(runs, other, tmp_path):
-    with pytest.raises(WorkdirError, match="linear is given twice; give each member"):
+    with pytest.raises(WorkdirError, match="linear is given twice; pass each member"):
         evaluate_ensemble([runs[0], runs[0].parent / "cnn" / ".." / "linear"], which="best", split="val")
     with pytest.raises(WorkdirError, match="nowhere holds no run"):
         evaluate_ensemble([runs[0], tmp_path / "nowhere"], which="best", split="val")
@@ -286,7 +286,7 @@ def test_what_cannot_be_an_ensemble_is_one_line(runs, other, tmp_path):
     lost = copy(other, tmp_path / "lost")
     for folder in (lost / "checkpoints").glob("[0-9]*"):
         (folder / "metrics" / "metrics").write_text("")
-    with pytest.raises(CheckpointError, match="every snapshot in .* was damaged"):
+    with pytest.raises(CheckpointError, match="every checkpoint in .* was damaged"):
         evaluate_ensemble([lost], which="snapshots", split="val")
 
 

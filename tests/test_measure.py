@@ -24,7 +24,7 @@ def test_a_backend_that_counts_nothing_leaves_nothing_but_the_figure_out():
 
     flops = count_flops(Lowered(), devices=1, optimizer="adamw", accumulation_parts=1)
     assert flops.step is None
-    assert flops.missing == ("what other libraries compute (__onednn$convolution)",)
+    assert flops.missing == ("the work of other libraries (__onednn$convolution)",)
 
 
 def test_timing_stops_at_its_limit_but_measures_once():

@@ -31,7 +31,7 @@ def test_a_killed_run_of_a_users_config_is_proven_equal(tmp_path):
 
 TOO_LATE = """
 import runpy
-from scripts import moments
+from linseed.scripts.cli import moments
 
 class Run:
     def __init__(self, config, workdir):

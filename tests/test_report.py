@@ -44,6 +44,6 @@ def test_page_holds_the_result_and_the_curves_and_nothing_from_elsewhere(tmp_pat
 def test_the_best_snapshot_is_marked_on_the_accuracy():
     figure = report.draw_curves([record(step) for step in (1, 2, 3)], best_step=2)
     loss, accuracy, rate = figure.axes
-    marked = [line for line in accuracy.get_lines() if line.get_label() == "best snapshot"]
+    marked = [line for line in accuracy.get_lines() if line.get_label() == "best checkpoint"]
     assert [tuple(point) for point in marked[0].get_xydata()] == [(1.0, 0.5)]
     assert rate.get_ylim()[0] == 0 and len(loss.get_lines()) == 2

@@ -49,7 +49,7 @@ def test_a_rule_is_read_as_written(text, rule):
     [
         ("head/.*", "should read 'pattern: settings'"),
         (": lr=1", "should read 'pattern: settings'"),
-        ("head/(: lr=1", "is no regular expression"),
+        ("head/(: lr=1", "is not a regular expression"),
         ("head: lr=-1", "at least 0"),
         ("head: lr=nan", "at least 0"),
         ("head: lr=inf", "at least 0"),

@@ -307,7 +307,7 @@ def test_another_config_is_refused_unless_told_to(straight, tmp_path):
     ("change", "says"),
     [
         ({"model.widths": (4, 12)}, "is of another model or optimizer .*use a new --workdir"),
-        ({"data.split_seed": 1}, "train and validation splits are not those that this run began with"),
+        ({"data.split_seed": 1}, "train and validation splits changed since this run started"),
         ({"data.val_fraction": 0.3}, "train and validation splits are not those"),
         ({"data.source.seed": 7}, "train and validation splits are not those"),
     ],
@@ -332,9 +332,9 @@ def test_data_that_changed_under_a_run_is_refused(tmp_path, monkeypatch):
         return source
 
     monkeypatch.setattr(sources, "load", changed)
-    with pytest.raises(DataError, match="not those that this run began with; restore the data"):
+    with pytest.raises(DataError, match="changed since this run started; restore the data"):
         run(tiny(), tmp_path)
-    with pytest.raises(DataError, match="not those that this run began with; restore the data"):
+    with pytest.raises(DataError, match="changed since this run started; restore the data"):
         evaluation.evaluate_snapshot(tmp_path, which="best", split="val")
 
 
@@ -437,7 +437,7 @@ def test_damage_in_the_latest_snapshot_costs_time_but_not_the_result(straight, t
         path.write_bytes(path.read_bytes()[:-7])
     with caplog.at_level(logging.WARNING):
         again = run(config, tmp_path)
-    assert "snapshot of step 16 is damaged" in caplog.text
+    assert "checkpoint of step 16 is damaged" in caplog.text
     assert again["params_sha256"] == straight[0]["params_sha256"]
     assert records(tmp_path) == records(straight[1])
 
@@ -470,7 +470,7 @@ def test_an_average_that_was_not_kept_cannot_be_judged(tmp_path):
 def test_evaluation_before_the_first_snapshot_is_one_line(tmp_path):
     with pytest.raises(Stop):
         run(tiny(), tmp_path, writer=Killer(1))
-    with pytest.raises(CheckpointError, match="has no snapshot yet; train first"):
+    with pytest.raises(CheckpointError, match="has no checkpoint yet; train first"):
         evaluation.evaluate_snapshot(tmp_path, which="best", split="val")
 
 

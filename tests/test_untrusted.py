@@ -50,7 +50,7 @@ def test_a_decoder_that_gives_no_image_or_fills_the_memory_is_a_failure(monkeypa
 
 def test_memory_that_was_in_use_and_given_back_is_counted():
     code = """
-from linseed.scripts.benchmarks import mutations
+from linseed.scripts.faults import mutations
 before, fill = mutations._memory("VmRSS"), bytearray(b"x") * 2**27
 del fill
 print(mutations._memory("VmHWM") - before)

@@ -1,4 +1,4 @@
-"""Checksums, to tell that what is read is what was written: of JSON objects, which carry theirs, and of arrays."""
+"""Checksums to verify that data read are the data written: inside JSON objects, and of arrays."""
 
 import json
 import zlib
@@ -14,7 +14,7 @@ def seal(record: dict[str, Any]) -> dict[str, Any]:
 
 
 def unseal(record: Any) -> dict[str, Any] | None:
-    """What `seal` was given; None where `record` is not, whole, what it made."""
+    """The record that `seal` was given; None if `record` is not exactly the result of `seal`."""
     if not isinstance(record, dict):
         return None
     rest = {key: value for key, value in record.items() if key != "crc32"}
@@ -22,7 +22,7 @@ def unseal(record: Any) -> dict[str, Any] | None:
 
 
 def loads(text: str) -> dict[str, Any] | None:
-    """`unseal` of JSON text; None where it is no JSON, too."""
+    """`unseal` of JSON text; also None if it is not JSON."""
     try:
         return unseal(json.loads(text))
     except (ValueError, RecursionError):
@@ -43,6 +43,6 @@ def checksums(tree) -> dict[str, list]:
 
 
 def shapes(tree) -> set[tuple]:
-    """(path, dtype, shape) of every array of `tree`: what must agree before the values can."""
+    """(path, dtype, shape) of every array of `tree`: these must agree before values can."""
     leaves = jax.tree_util.tree_leaves_with_path(tree)
     return {(jax.tree_util.keystr(path), str(leaf.dtype), leaf.shape) for path, leaf in leaves}

@@ -1,7 +1,7 @@
-"""Ensembles: what several members predict is averaged, example by example, and the largest average wins.
+"""Ensembles: averages the predictions of several members per example; the largest average wins.
 
-Members are independent runs, or the snapshots of one run with a cyclic rate (Huang et al. 2017, "Snapshot Ensembles:
-Train 1, get M for free"). They may be of different models; their data, classes and loss are the same.
+Members are independent runs, or the checkpoints of one run with a cyclic learning rate (Huang et al. 2017, "Snapshot
+Ensembles: Train 1, get M for free"). They may have different models, but the same data, classes and loss.
 """
 
 import contextlib
@@ -26,7 +26,7 @@ from linseed.trainer.step import losses, metrics
 def mean_softmax(logits: jax.Array) -> jax.Array:
     """log of the members' mean softmax probability, float32 [M, B, C] -> [B, C]; its softmax is that mean.
 
-    Summed as logarithms, so that a label that every member holds impossible has a large loss and not an infinite one.
+    The sum is over logarithms: if every member rules a label out, its loss is large but not infinite.
     """
     return jax.nn.logsumexp(jax.nn.log_softmax(logits), axis=0) - jnp.log(len(logits))
 
@@ -38,11 +38,11 @@ def mean_sigmoid(logits: jax.Array) -> jax.Array:
 
 
 def mean_scores(logits: jax.Array) -> jax.Array:
-    """The members' mean score, float32 [M, B, C] -> [B, C]; the scores of an SVM stand for no probability."""
+    """The members' mean score, float32 [M, B, C] -> [B, C]; SVM scores are not probabilities."""
     return jnp.mean(logits, axis=0)
 
 
-# By the loss that the members were trained with. Each hands back logits, so that the same loss judges the average.
+# By the members' training loss. Each returns logits, so the same loss can evaluate the average.
 AVERAGES = {
     "sigmoid": mean_sigmoid,
     "softmax": mean_softmax,
@@ -52,10 +52,10 @@ AVERAGES = {
 
 
 class Run(NamedTuple):
-    """One workdir's part of an ensemble: its snapshots, all of one model."""
+    """One workdir's part of an ensemble: its checkpoints, all of one model."""
 
     workdir: Path
-    steps: tuple[int, ...]  # of its snapshots, S of them
+    steps: tuple[int, ...]  # of its S checkpoints
     weights: Any  # {"params", "model_state"}, host arrays with a leading axis [S]
     num_classes: int
     logits: Callable  # (weights, images) -> [B, C]
@@ -64,9 +64,9 @@ class Run(NamedTuple):
 def make_ensemble_step(*, logits: Sequence[Callable], average: Callable, loss: Callable) -> Callable:
     """`ensemble_step(weights, batch) -> (sums, member_sums)`, under the contract of `trainer.runtime.data_parallel`.
 
-    logits: of each run, (weights, images uint8 [B, H, W, C]) -> [B, C]. average: an entry of AVERAGES. loss: (logits,
-    labels) -> [B]. weights: of each run, its snapshots stacked along a leading axis. The sums are those of
-    `metrics.masked_sums`, for the average and for each member, run after run.
+    logits: for each run, (weights, images uint8 [B, H, W, C]) -> [B, C]. average: an entry of AVERAGES. loss: (logits,
+    labels) -> [B]. weights: for each run, its checkpoints stacked along a leading axis. The sums are those of
+    `metrics.masked_sums`, for the average and for each member, run by run.
     """
 
     def ensemble_step(weights, batch):
@@ -89,17 +89,17 @@ def make_ensemble_step(*, logits: Sequence[Callable], average: Callable, loss: C
 def evaluate_ensemble(workdirs: Sequence[Path], *, which: str, split: str) -> dict[str, Any]:
     """Evaluates the ensemble of the runs in `workdirs`, every example once.
 
-    which: of each run, "best", "latest" or "ema" as for `judging.evaluate_snapshot`, or "snapshots": all the sound ones
-    that it kept (config.checkpoint.keep_latest, and the best), with the weights that validation judges. split:
-    "val" or "test"; test is opened once, after the opening is recorded in every workdir, with the newest step judged.
+    which: for each run, "best", "latest" or "ema" as in `evaluation.evaluate_snapshot`, or "snapshots": all undamaged
+    checkpoints that it kept (config.checkpoint.keep_latest, and the best), with their validation weights. split: "val"
+    or "test". Test is opened once, after every workdir has recorded the opening with its newest step in use.
 
-    Averaged are probabilities for the softmax losses, each class's own probability for `sigmoid`, scores for
-    `svm`; `loss` is the members' loss, without label smoothing, of that average: for `softmax` -log of the label's mean
-    probability, in nats. All weights are on each device at once.
+    It averages probabilities for the softmax losses, each class's own probability for `sigmoid`, scores for `svm`.
+    `loss` is the members' loss of that average, without label smoothing: for `softmax` -log of the label's mean
+    probability, in nats. Each device holds all weights at once.
 
     Returns `accuracy`, `loss`, `examples`; `members`, each with `workdir`, `step` and its own `accuracy` and `loss`;
     `which`, `split`; and `test_openings` by workdir. Raises WorkdirError for a workdir given twice, ConfigError for
-    members of different losses, DataError for members of different data or classes, and what one of them would raise.
+    members of different losses, DataError for members of different data or classes, and the errors of restoring each.
     """
     _check_workdirs(workdirs)
     configs = [evaluation.read_run(workdir) for workdir in workdirs]
@@ -114,8 +114,8 @@ def evaluate_ensemble(workdirs: Sequence[Path], *, which: str, split: str) -> di
             run, other = _restore(config, workdir, which=which)
             if (other.fingerprint, run.num_classes) != (experiment.fingerprint, runs[0].num_classes):
                 raise DataError(
-                    f"{workdir} and {workdirs[0]} are not of the same train and validation splits and classes; "
-                    "choose runs of one config.data"
+                    f"{workdir} and {workdirs[0]} have different train and validation splits or classes; "
+                    "choose runs with the same config.data"
                 )
             runs.append(run)
         seals = _seals(runs, experiment.test)
@@ -143,30 +143,30 @@ def evaluate_ensemble(workdirs: Sequence[Path], *, which: str, split: str) -> di
 
 def _check_workdirs(workdirs):
     if not workdirs:
-        raise WorkdirError("an ensemble needs at least one run; give its --workdir")
+        raise WorkdirError("an ensemble needs at least one run; pass its --workdir")
     places = [workdir.resolve() for workdir in workdirs]
     for index, workdir in enumerate(workdirs):
         if places[index] in places[:index]:
-            raise WorkdirError(f"--workdir={workdir} is given twice; give each member of the ensemble once")
+            raise WorkdirError(f"--workdir={workdir} is given twice; pass each member of the ensemble once")
 
 
 def _check_same_sections(config, first_config, *, workdir, first, split):
     changed = canonical.differences(first_config.loss, config.loss)
     if changed:
         raise ConfigError(
-            f"{workdir} has another config.loss than {first} ({'; '.join(changed)}): what they predict has no common "
-            "average; choose runs of one loss"
+            f"{workdir} has another config.loss than {first} ({'; '.join(changed)}): their predictions cannot be "
+            "averaged; choose runs with the same loss"
         )
     changed = canonical.differences(first_config.data.source, config.data.source)
-    if changed and split == "test":  # no fingerprint covers it, and it is opened for all of them at once
+    if changed and split == "test":  # no fingerprint covers test, and it is opened for all runs at once
         raise DataError(
             f"{workdir} has another config.data.source than {first} ({'; '.join(changed)}): their test splits may "
-            "differ; choose runs of one source, or --split=val"
+            "differ; choose runs with the same source, or --split=val"
         )
 
 
 def _restore(config, workdir, *, which):
-    """The run in `workdir`, locked, and its experiment."""
+    """The `Run` in `workdir`, which is locked, and its experiment."""
     experiment, snapshots = evaluation.restore_weights(config, workdir, which=which)
     steps, weights = zip(*snapshots, strict=True)
     stacked = jax.tree.map(lambda *leaves: np.stack(leaves), *weights)
@@ -174,13 +174,13 @@ def _restore(config, workdir, *, which):
 
 
 def _seals(runs, first_test):
-    """The seal of each run on the one test split; behind those of all but the first there is nothing to read."""
+    """Each run's seal on their common test split; only the first one reads the data."""
     others = [SealedTest(lambda: None, record=run.workdir / workdir_lib.OPENINGS) for run in runs[1:]]
     return [first_test, *others]
 
 
 def _open(seals, runs, *, which):
-    """Opens the test split for all `runs`: each has its record of it before the last seal, the first run's, is read."""
+    """Opens the test split for all `runs`: the first run's seal comes last, so all record it before it is read."""
     for seal, run in reversed(list(zip(seals, runs, strict=True))):
         split = seal.open(by="evaluate", which=f"ensemble of {which}", step=max(run.steps))
     return split

@@ -1,6 +1,6 @@
-"""The snapshots of a run, judged: the best one at its end, any of them later.
+"""Evaluates a run's checkpoints: the best one at the end of the run, any of them later.
 
-What is judged are weights, {"params", "model_state"}, on a split; that the data are those of the run is checked first.
+It evaluates weights, {"params", "model_state"}, on a split, after checking that the data are the run's.
 """
 
 from collections.abc import Sequence
@@ -21,7 +21,7 @@ from linseed.trainer.run.progress import Progress
 from linseed.trainer.runtime import processes
 from linseed.trainer.step import state as state_lib
 
-# The weights that `which` names: {"params", "model_state"} of a state, {} where the run kept none.
+# The weights that `which` names: {"params", "model_state"} of a state, {} if the run kept none.
 WEIGHTS = {
     "best": state_lib.evaluated_weights,
     "ema": lambda state: state.ema,
@@ -39,15 +39,15 @@ def evaluate_best(
     judge: Sequence[str],
     writer: Quiet,
 ) -> dict[str, Any]:
-    """The end of a run: the best snapshot restored, the test split opened for it if it is to be judged, the result.
+    """The end of a run: restores the best checkpoint, opens and evaluates test if asked to, and assembles the result.
 
-    state: after the last step, on the devices. judge: as for `train.train_and_evaluate`. Returns what `result.json`
-    holds, but the hash of the config.
+    state: after the last step, on the devices. judge: as for `train.train_and_evaluate`. Returns the contents of
+    `result.json` without the hash of the config.
     """
     best, best_progress = processes.restored_by_writer(snapshots.restore_best, like=experiment.state)
     best_step, weights = int(best.step), state_lib.evaluated_weights(best)
     if best_step != progress.best_step:
-        writer.say(f"the best snapshot, of step {progress.best_step}, is lost; that of step {best_step} stands in")
+        writer.say(f"the best checkpoint, of step {progress.best_step}, is lost; using the one of step {best_step}")
     test = None
     if "test" in judge:
         test_split = experiment.test.open(by="train", which="best", step=best_step)
@@ -67,11 +67,11 @@ def evaluate_best(
 
 
 def evaluate_snapshot(workdir: Path, *, which: str, split: str) -> dict[str, Any]:
-    """Evaluates a snapshot of the run in `workdir`.
+    """Evaluates a checkpoint of the run in `workdir`.
 
-    which: "best" (the weights that won on validation), "latest" (the parameters of the newest
-    snapshot) or "ema" (its moving average). split: "val" or "test"; opening test is recorded.
-    Returns `accuracy`, `loss`, `examples`, `step`, `which`, `split` and `test_openings`.
+    which: "best" (the best weights on validation), "latest" (the parameters of the newest checkpoint) or "ema" (its
+    moving average). split: "val" or "test"; opening test is recorded. Returns `accuracy`, `loss`, `examples`, `step`,
+    `which`, `split` and `test_openings`.
     """
     config = read_run(workdir)
     with workdir_lib.lock(workdir):
@@ -82,18 +82,18 @@ def evaluate_snapshot(workdir: Path, *, which: str, split: str) -> dict[str, Any
 
 
 def read_run(workdir: Path) -> ml_collections.ConfigDict:
-    """The config that ran in `workdir`. Raises WorkdirError where there is none, ConfigError where it is not valid."""
+    """The config of the run in `workdir`. Raises WorkdirError if there is none, ConfigError if it is invalid."""
     return resolve(workdir_lib.read_config(workdir))
 
 
 def restore_weights(
     config: ml_collections.ConfigDict, workdir: Path, *, which: str
 ) -> tuple[Experiment, list[tuple[int, dict[str, Any]]]]:
-    """The experiment in `workdir`, which the caller has locked, and the `(step, weights)` to judge, oldest first.
+    """The experiment in `workdir`, locked by the caller, and the `(step, weights)` to evaluate, oldest first.
 
-    which: as for `evaluate_snapshot`, or "snapshots" for all that are sound. weights: {"params", "model_state"},
-    host arrays. Raises CheckpointError where there is no snapshot, ConfigError where there is no moving average,
-    DataError where the data are not those of the run.
+    which: as for `evaluate_snapshot`, or "snapshots" for all undamaged ones. weights: {"params", "model_state"}, host
+    arrays. Raises CheckpointError without a checkpoint, ConfigError without a moving average, DataError if the data are
+    not the run's.
     """
     experiment = build(config, workdir, shared=Shared())
     found = []
@@ -107,16 +107,16 @@ def restore_weights(
             check_same_data(experiment, Progress(**progress))
             found.append((int(state.step), WEIGHTS[which](state)))
     if not found:
-        raise CheckpointError(f"{workdir} has no snapshot yet; train first")
+        raise CheckpointError(f"{workdir} has no checkpoint yet; train first")
     if not found[0][1]:
         raise ConfigError(f"{workdir} kept no moving average (config.ema_decay=0); use --which=best or latest")
     return experiment, found
 
 
 def check_same_data(experiment: Experiment, progress: Progress):
-    """Raises DataError on other splits: they would put images that this run is judged on into its training."""
+    """Raises DataError for other splits: the run would train on images that it is evaluated on."""
     if progress.fingerprint != experiment.fingerprint:
         raise DataError(
-            "the train and validation splits are not those that this run began with; restore the data and "
+            "the train and validation splits changed since this run started; restore the data and "
             "config.data, or choose another --workdir"
         )

@@ -1,4 +1,4 @@
-"""Whole-batch cost of each augmentation op: images/s, and time over that of a copy."""
+"""Cost of each augmentation op on a whole batch: images/s, and its time over a copy's."""
 
 import itertools
 import math
@@ -13,13 +13,13 @@ from linseed.scripts.gallery.strips import SPECS
 from linseed.trainer.data.augment import make_augment
 from linseed.trainer.data.augment.place import Place
 
-TURN_SECONDS = 0.05  # at least, of a turn: a single call is too short for the clock
+TURN_SECONDS = 0.05  # minimum of a turn: a single call is too short for the clock
 
 
 def measure(*, batch: int, size: int, rounds: int) -> dict:
     """batch: images; size: their height and width in pixels; rounds: see `in_turns`.
 
-    A turn makes the call again and again, for at least `TURN_SECONDS`.
+    A turn repeats the call for at least `TURN_SECONDS`.
     """
     keys = jax.random.split(jax.random.key(0), batch)
     images = jax.random.uniform(jax.random.key(1), (batch, size, size, 3))
@@ -49,7 +49,7 @@ def _call(function, *arguments):
 
 
 def _repeats(call):
-    """How many calls take `TURN_SECONDS`, by the fastest of three; the one before them compiles."""
+    """How many calls take `TURN_SECONDS`, by the fastest of three calls; one call before them compiles."""
     ends = [(jax.block_until_ready(call()), time.perf_counter())[1] for _ in range(4)]
     return math.ceil(TURN_SECONDS / min(end - begin for begin, end in itertools.pairwise(ends)))
 

@@ -1,4 +1,4 @@
-"""The configs that benchmarks run, brought to a size."""
+"""The benchmarks' configs, brought to a size."""
 
 import ml_collections
 
@@ -17,10 +17,10 @@ def synthetic(config: ml_collections.ConfigDict, *, examples: int, image_size: i
 def tiny() -> ml_collections.ConfigDict:
     """Digits in 24 steps, logged 12 times and saved 6 times; it takes a second.
 
-    The rate rises to one that destroys the network, so that the best snapshot, of step 8, is an early one.
+    The learning rate rises until it destroys the network, so the best checkpoint, of step 8, is an early one.
     """
     config = resolve(digits.get_config())
-    config.convolution = "xla"  # whose programs are kept for the next start
+    config.convolution = "xla"  # its programs stay in the cache for the next start
     config.data.batch_size = 64
     config.model = dict(
         name="mlp", widths=(32,), activation="relu", kernel_init="auto", normalization="none", dropout=0.2
@@ -35,7 +35,7 @@ def tiny() -> ml_collections.ConfigDict:
     return config
 
 
-# What one trains: name -> config. `small` for two CPU cores, the others for an accelerator.
+# name -> config to train. `small` is for two CPU cores, the others are for an accelerator.
 CASES = {
     "digits": lambda: synthetic(resolve(digits.get_config()), examples=2000, image_size=8),
     "small": lambda: synthetic(resolve(cifar10_small.get_config()), examples=4000, image_size=32),

@@ -1,4 +1,4 @@
-"""What snapshots cost: steps/s of runs that save every few steps over those of runs that save once, at the end."""
+"""The cost of checkpoints: steps/s of runs that save every few steps over runs that save once, at the end."""
 
 import statistics
 import tempfile
@@ -15,11 +15,11 @@ from linseed.trainer.run.console import Quiet
 from linseed.trainer.train import train_and_evaluate
 from linseed.trainer.tuning.trials import at_constant_rate
 
-_EVALUATED = 80  # images: eight of each of ten classes, and what divides over 1, 2, 4, 5, 8, 10 or 16 devices
+_EVALUATED = 80  # images: eight of each of ten classes; a number that divides over 1, 2, 4, 5, 8, 10 or 16 devices
 
 
 class _Clock(Quiet):
-    """When each record came, in seconds."""
+    """Notes the time of each record, in seconds."""
 
     def __init__(self):
         self.records = []
@@ -29,13 +29,13 @@ class _Clock(Quiet):
 
 
 def measure(*, config, steps: int, every: int, rounds: int) -> dict:
-    """config: what to train, on ten classes. steps: of a run. every: the steps between two snapshots.
+    """config: what to train, on ten classes. steps: per run. every: steps between two checkpoints.
 
-    A snapshot comes with an evaluation, which is of a few images here, in one batch of as many. Timed is the whole from
-    the first record, at `every` steps, to the last. Raises LinseedError where these are the same.
+    A checkpoint comes with an evaluation, here of a few images in one batch. Timed from the first record, at `every`
+    steps, to the last. Raises LinseedError if these are the same.
     """
     if steps <= every:
-        raise LinseedError(f"--steps={steps} has one snapshot at most with --every={every}; give more steps")
+        raise LinseedError(f"--steps={steps} has one checkpoint at most with --every={every}; raise --steps")
     config = evaluated_at_once(config)
     configs = {
         "saving": at_constant_rate(config, steps=steps, eval_every_steps=every, log_every_steps=every),
@@ -61,12 +61,12 @@ def measure(*, config, steps: int, every: int, rounds: int) -> dict:
         "steps_per_second": round(1 / statistics.median(seconds["saving"]), 2),
         "plain_steps_per_second": round(1 / statistics.median(seconds["plain"]), 2),
         "ratio": round(ratio(seconds["plain"], seconds["saving"]), 3),
-        "ratio_is": f"steps/s with a snapshot every {every} steps over those without, median over rounds",
+        "ratio_is": f"steps/s with a checkpoint every {every} steps over those without, median over rounds",
     }
 
 
 def evaluated_at_once(config: ml_collections.ConfigDict) -> ml_collections.ConfigDict:
-    """`config`, whose source is generated, with `_EVALUATED` images of validation in one batch."""
+    """`config` on generated images, with `_EVALUATED` validation images in one batch."""
     fraction = _EVALUATED / config.data.source.num_examples
-    # A larger batch would be filled up, and computed, to its size.
+    # A larger batch would be padded and computed at its full size.
     return changed(config, {"data.val_fraction": fraction, "eval.batch_size": _EVALUATED})

@@ -1,4 +1,4 @@
-"""A function in a process of its own, whose JAX sees as many virtual CPU devices as asked for, or what there is."""
+"""Runs a function in its own process, where JAX sees a given number of virtual CPU devices."""
 
 import multiprocessing
 import os
@@ -6,14 +6,14 @@ from concurrent.futures import ProcessPoolExecutor
 
 
 def in_child(function, *arguments, devices: int, **kwargs):
-    """What `function`, of a module, returns in a process of its own. devices: how many virtual CPUs; 1: as here."""
+    """Calls a module's `function` in its own process and returns its result. devices: virtual CPUs; 1: as here."""
     spawn = multiprocessing.get_context("spawn")
     with ProcessPoolExecutor(1, spawn, initializer=_set_devices, initargs=(devices,)) as pool:
         return pool.submit(function, *arguments, **kwargs).result()
 
 
 def _set_devices(count):
-    # Before JAX asks for its devices. Of a flag that is given twice the last one counts.
+    # Before JAX reads its devices. The last of repeated flags counts.
     if count > 1:
-        os.environ["JAX_PLATFORMS"] = "cpu"  # also where there is an accelerator, of which none are virtual
+        os.environ["JAX_PLATFORMS"] = "cpu"  # even with an accelerator, which has no virtual devices
     os.environ["XLA_FLAGS"] = f"{os.environ.get('XLA_FLAGS', '')} --xla_force_host_platform_device_count={count}"

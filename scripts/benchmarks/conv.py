@@ -1,6 +1,6 @@
-"""Convolutions by oneDNN against XLA's own, which `flax.linen.Conv` calls: each by itself, and whole train steps.
+"""oneDNN's convolutions against XLA's, which `flax.linen.Conv` calls: each alone, and in whole train steps.
 
-With a Python that has PyTorch, its steps as well, in a process of its own, in turns with ours.
+Given a Python with PyTorch, it also times PyTorch's steps, in their own process, in turns with ours.
 """
 
 import contextlib
@@ -24,7 +24,7 @@ from linseed.trainer.runtime.onednn import CONVOLUTIONS
 from linseed.trainer.runtime.onednn_probe import proven
 from linseed.trainer.tuning.trials import at_constant_rate
 
-# Height and width, channels, features, kernel, stride, padding: those of the networks below.
+# Height and width, channels, features, kernel, stride, padding: from the networks below.
 SHAPES = (
     (32, 3, 24, 2, 1, 0),
     (31, 24, 64, 3, 1, 1),
@@ -43,12 +43,12 @@ SHAPES_BATCH = 256
 
 
 def measure(*, batch: int, rounds: int, torch_python: str) -> dict:
-    """batch: images of a convolution and of a train step; 0: `SHAPES_BATCH`, and what each network's config says.
+    """batch: images of a convolution and of a train step; 0: `SHAPES_BATCH`, and each network's config.
 
     rounds: see `in_turns`. torch_python: "" for no PyTorch.
     """
     if not proven():
-        raise LinseedError("oneDNN's convolutions were not proven to work here, so that there is nothing to compare")
+        raise LinseedError("oneDNN's convolutions were not proven to work here: there is nothing to compare")
     configs = {name: get_config() for name, get_config in NETWORKS.items()}
     batches = {name: batch or config.data.batch_size for name, config in configs.items()}
     steps = {}
@@ -84,14 +84,14 @@ def measure(*, batch: int, rounds: int, torch_python: str) -> dict:
 
 @contextlib.contextmanager
 def _torch_step(name, *, batch, python):
-    """{"torch": a call that makes one step of PyTorch}, or {} without a `python` that has it."""
+    """{"torch": a call that makes one step of PyTorch}, or {} without `python`."""
     if not python:
         yield {}
         return
     command = [python, "-m", "scripts.benchmarks.torch_steps", name, str(batch)]
     with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True) as child:
         if not child.stdout.readline():
-            raise LinseedError(f"{python} cannot run PyTorch; --torch_python wants a Python in whose packages it is")
+            raise LinseedError(f"{python} cannot import torch; give --torch_python a Python that has PyTorch")
 
         def call():
             print("step", file=child.stdin, flush=True)
@@ -102,7 +102,7 @@ def _torch_step(name, *, batch, python):
 
 
 def _speeds(size, channels, features, kernel, stride, pad, *, batch, rounds):
-    """GF/s of value and of both gradients, [XLA, ours] each."""
+    """GF/s of the value and of both gradients, [XLA, ours] each."""
     rng = np.random.default_rng(0)
     x = jnp.asarray(rng.normal(size=(batch, size, size, channels)), jnp.float32)
     weights = jnp.asarray(rng.normal(size=(kernel, kernel, channels, features)), jnp.float32)
@@ -134,7 +134,7 @@ def _gradient(conv, index):
 
 
 def _step_times(config, *, batch, rounds, others):
-    """Train steps of `config` as the loop runs them, on generated images, in turns with the calls `others`."""
+    """Times train steps of `config` like the loop's, on generated images, in turns with the calls `others`."""
     config = synthetic(config, examples=2 * batch, image_size=PIXELS)
     config.data.batch_size, config.precision = batch, "float32"
     config = at_constant_rate(config, steps=1, eval_every_steps=1, log_every_steps=1)

@@ -1,4 +1,4 @@
-"""One global batch over 1, 2, 4 and 8 virtual CPU devices: what cutting it costs where no device is added."""
+"""One global batch over 1, 2, 4 and 8 virtual CPU devices: the cost of splitting it when no device is added."""
 
 import inspect
 import itertools
@@ -18,7 +18,7 @@ COUNTS = (1, 2, 4, 8)
 
 
 def measure(*, config: ml_collections.ConfigDict, turn: int, rounds: int) -> dict:
-    """config: what to train. turn: steps of a turn. In a process of its own, which has the devices."""
+    """config: what to train. turn: steps per turn. Runs in its own process, which has the devices."""
     found = in_child(_measure, config, devices=max(COUNTS), turn=turn, rounds=rounds)
     return {
         "model": config.model.name,
@@ -26,7 +26,7 @@ def measure(*, config: ml_collections.ConfigDict, turn: int, rounds: int) -> dic
         "rounds": rounds,
         "backends": found,
         "ratio": found["pmap"]["times_faster"][str(max(COUNTS))],
-        "ratio_is": f"time of a step on one device over that of the same batch on {max(COUNTS)} that share its cores",
+        "ratio_is": f"time of a step on one device over its time on {max(COUNTS)} devices that share the same cores",
     }
 
 
@@ -52,5 +52,5 @@ def _measure(config, *, turn, rounds):
 
 
 def _waited_for(program):
-    """`program`, whose end is waited for: two with collectives in flight could wait for each other."""
+    """`program`, waiting for its end: two with collectives in flight could deadlock."""
     return lambda state, batch: jax.block_until_ready(program(state, batch))

@@ -1,7 +1,7 @@
-"""Planted faults and clean runs: do the checks and the curve doctor name the cause, and are they silent without one?
+"""Planted faults and clean runs: do the checks and the curve doctor name the cause, and stay silent without one?
 
-Each case goes through what a user would run: steps 1, 2 and 3 of `scripts.tune`, then a plain run of the config and the
-curve doctor on its curves. What counts is the first finding said; all are in the table.
+Each case takes a user's way: steps 1, 2 and 3 of `scripts.tune`, then a plain run of the config and the curve doctor on
+its curves. The first finding counts; the table holds all.
 """
 
 import itertools
@@ -35,7 +35,7 @@ STEPS = ("check", "overfit", "lr")
 
 
 def _base(model, optimizer, **changes):
-    """Digits, with nothing that a small network does not need."""
+    """Digits, without anything that a small network does not need."""
     config = resolve(digits.get_config())
     config.model = dict(activation="relu", kernel_init="auto", dropout=0.0, **model)
     config.optimizer = dict(clip="global_norm", clip_norm=1.0, rules=("rest:",), lr_per_batch=0, **optimizer)
@@ -49,7 +49,7 @@ def _base(model, optimizer, **changes):
 _ADAMW = dict(name="adamw", lr=1e-2, b1=0.9, b2=0.999, eps=1e-8, weight_decay=1e-2)
 _MOMENTUM = dict(name="momentum", lr=0.1, momentum=0.9, weight_decay=1e-4)
 
-# Each learns digits when nothing is planted in it: that is what the clean runs are.
+# Each learns digits without a planted fault: these are the clean runs.
 BASES = {
     "cnn": _base(dict(name="cnn", widths=(16, 32), normalization="batch"), _ADAMW),
     "mlp": _base(dict(name="mlp", widths=(64, 64), normalization="none"), _MOMENTUM, **{"data.augment": ""}),
@@ -57,7 +57,7 @@ BASES = {
 
 
 class Fault(NamedTuple):
-    """A fault planted in a base of `BASES`. expected: keys of `findings.CAUSES`, each of which names it rightly."""
+    """A fault planted in a base of `BASES`. expected: keys of `findings.CAUSES`, any of which is right."""
 
     base: str
     changes: Mapping[str, Any]  # dotted keys of the config
@@ -75,7 +75,7 @@ FAULTS = {
     "softmax twice": Fault("cnn", {"model.name": "softmax_output"}, ("double_softmax",)),
     "dead ReLUs": Fault("mlp", {"model.name": "dead_relus"}, ("dead_units",)),
     "decay 10": Fault("mlp", {"optimizer.weight_decay": 10.0}, ("decay_too_high",)),
-    # A square of 16 pixels is right for 32x32 images.
+    # A square of 16 pixels suits 32x32 images.
     "augmentation hides the digit": Fault("cnn", {"data.augment": "pad_crop(1)|cutout(16)"}, ("augmentation",)),
     "validation inverted": Fault("cnn", {}, ("val_distribution",), source="inverted_validation"),
     "too small a net": Fault("cnn", {"model.widths": (1, 2)}, ("too_small", "underfit")),
@@ -83,10 +83,10 @@ FAULTS = {
 
 
 class Said(NamedTuple):
-    """What was said of a case: the step that said it, and the findings in the order of the steps."""
+    """The findings of a case, in the order of the steps, each with the step that made it."""
 
     findings: list[tuple[str, dict[str, str]]]
-    val_accuracy: float | None  # of the plain run's best snapshot; None where the run failed
+    val_accuracy: float | None  # of the plain run's best checkpoint; None if the run failed
     seconds: float  # on the clock
     cpu_seconds: float
 
@@ -108,10 +108,10 @@ class Said(NamedTuple):
 
 
 def measure(*, faults: Sequence[str], seeds: int, epochs: float) -> dict[str, Any]:
-    """faults: of `FAULTS`; seeds: of clean runs, one base after the other; epochs: of the plain runs, 0
-    for the bases' own.
+    """Runs the planted faults and the clean runs, and counts the right first findings.
 
-    Raises LinseedError for an unknown fault.
+    faults: of `FAULTS`; seeds: number of clean runs, over the bases in turn; epochs: of the plain runs, 0 for each
+    base's own. Raises LinseedError for an unknown fault.
     """
     for name in faults:
         if name not in FAULTS:
@@ -135,7 +135,7 @@ def measure(*, faults: Sequence[str], seeds: int, epochs: float) -> dict[str, An
         "clean": clean,
         "cpu_seconds": round(sum(entry["cpu_seconds"] for entry in [*table, *clean]), 1),
         "ratio": round(named / max(1, len(table)), 4),
-        "ratio_is": "planted faults whose cause is the first thing said, over all that were planted",
+        "ratio_is": "planted faults whose cause is the first finding, over all planted faults",
     }
 
 
@@ -156,7 +156,7 @@ def _planted(name, fault, folder, *, more):
 
 
 def examine(config: ml_collections.ConfigDict, folder: Path) -> Said:
-    """Steps 1 to 3 on `config`, a plain run of it, and the curve doctor, in a new folder within `folder`."""
+    """Runs steps 1 to 3, a plain run and the curve doctor on `config`, in a new folder within `folder`."""
     began, cpu = time.monotonic(), time.process_time()
     workdir = Path(tempfile.mkdtemp(dir=folder))
     findings = []

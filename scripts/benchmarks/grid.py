@@ -1,10 +1,10 @@
-"""Trials over learning rate, weight decay and seed: in processes of their own, in one process, in one program.
+"""Trials over learning rate, weight decay and seed: in separate processes, in one process, in one program.
 
-Whole runs: `scripts.train` once a trial, which judges test too as it always does, against `train_and_evaluate` again
-and again with a `Shared`. Train steps: K trials one after the other against one program that takes the K states as
-one, each with its own rate, decay and weights, and the same batch; by `jax.vmap`, or by `jax.lax.map`. Devices: four
-virtual ones, every trial cut over all of them against a trial on each. All at a constant rate. The CPU time beside
-the time on the clock is what counts where other work shares the machine.
+Whole runs: `scripts.train` once per trial, which always evaluates test too, against repeated `train_and_evaluate` with
+one `Shared`. Train steps: K trials in sequence against one program on K stacked states, by `jax.vmap` or `jax.lax.map`.
+Each trial has its own rate, decay and weights, and all share the batch. Devices: every trial split over four virtual
+devices, against one trial on each. All run at a constant rate. On a machine with other work the CPU time counts, not
+the time on the clock.
 """
 
 import inspect
@@ -42,9 +42,9 @@ DEVICES = 4
 
 class Case(NamedTuple):
     config: Callable  # folder of CIFAR-10, "" for none -> config
-    most: int  # trials in one program: what takes minutes is not worth a figure
-    share: float  # of the steps asked for
-    turn: int  # steps of a turn
+    most: int  # most trials in one program: more would take minutes
+    share: float  # of the requested steps
+    turn: int  # steps per turn
 
 
 def _linear(root):
@@ -71,7 +71,7 @@ CASES = {
 
 
 def measure(*, models: list[str], trials: int, steps: int, root: str, rounds: int) -> dict:
-    """models: of `CASES`; trials: the most; steps: of a run; root: CIFAR-10 as class folders, or ""; rounds: of turns.
+    """models: of `CASES`; trials: their number; steps: per run; root: CIFAR-10 as class folders, or ""; rounds: turns.
 
     Without root speednet trains on synthetic images of the same size. Raises LinseedError for an unknown model.
     """
@@ -85,8 +85,8 @@ def measure(*, models: list[str], trials: int, steps: int, root: str, rounds: in
         "rounds": rounds,
         "models": figures,
         "ratio": round(statistics.geometric_mean(found["runs"]["times_faster"][most] for found in figures.values()), 2),
-        "ratio_is": f"time of {trials} runs in a process each, one cold start and the rest warm, over that of all in "
-        "one; geometric mean of the models",
+        "ratio_is": f"time of {trials} runs in a process each, one cold start and the rest warm, over the time of all "
+        "in one; geometric mean of the models",
     }
 
 
@@ -107,7 +107,7 @@ def _measure(case, trials, *, steps, root, rounds):
 
 
 def _trial(config, index, *, steps):
-    """The trial `index` of a grid: four rates from the config's own down, three decays, a seed each."""
+    """Trial `index` of a grid: four rates from the config's own down, three decays, and its own seed."""
     config.seed = index
     config.optimizer.lr *= 0.5 ** (index % 4)
     config.optimizer.weight_decay = (0.0, 1e-4, 1e-3)[index // 4 % 3]
@@ -121,8 +121,8 @@ def _trial(config, index, *, steps):
 def _runs(configs, folder, *, counts):
     """Seconds of whole runs, from the start of a process to the last result, by the number of trials.
 
-    Two are run in a process of their own, before and after those in one. The first compiles (cold) and the second loads
-    what can be kept of that (warm), as all that come after it would: K processes cost cold + (K - 1) warm.
+    Two runs have their own process, one before and one after the shared process. The first compiles (cold); the second
+    loads the cached programs (warm), as all later ones would. So K processes cost cold + (K - 1) warm.
     """
     starts = {"cold": _train_command(configs[0], folder / "process0")}
     ends = in_child(_one_after_the_other, configs, folder, devices=1, began=time.monotonic())
@@ -142,7 +142,7 @@ def _runs(configs, folder, *, counts):
 
 
 def _one_after_the_other(configs, folder, *, began):
-    """(wall, CPU) seconds since `began`, of `time.monotonic`, and of this process, at the end of each run."""
+    """(wall, CPU) seconds at the end of each run: since `began`, of `time.monotonic`, and of this process."""
     shared, ends = Shared(), []
     for index, config in enumerate(configs):
         workdir = folder / f"shared{index}"
@@ -154,9 +154,9 @@ def _one_after_the_other(configs, folder, *, began):
 def one_program(configs: list[ml_collections.ConfigDict], folder: Path, *, counts, turn, rounds) -> dict:
     """Train steps of the first K trials in one program, for each K of `counts`, against one after the other.
 
-    By the way, "vmap" or "map", and K: milliseconds of a step a trial, how many times faster that is than alone, the
-    seconds of the first call (which compiles), and the largest difference of a parameter from that of its trial alone
-    after a turn, of `turn` steps.
+    For "vmap" and "map" and each K: milliseconds per step and trial, the speedup over separate trials, and the seconds
+    of the first call (which compiles). Also the largest difference of a parameter from its separate trial after a turn
+    of `turn` steps.
     """
     shared = Shared()
     experiments = [build(config, folder, shared=shared) for config in configs]
@@ -203,7 +203,7 @@ def one_program(configs: list[ml_collections.ConfigDict], folder: Path, *, count
 
 
 def _over_devices(configs, folder, *, turn, rounds):
-    """A step of each trial on `DEVICES` virtual devices: one trial a device against all trials on all devices."""
+    """A step of each trial on `DEVICES` virtual devices: one trial per device against all trials on all devices."""
     shared = Shared()
     experiments = [build(config, folder, shared=shared) for config in configs]
     cut, step, batch = experiments[0].parallel, experiments[0].train_step, experiments[0].feed.batch(0)
@@ -219,7 +219,7 @@ def _over_devices(configs, folder, *, turn, rounds):
         ]
 
     def one_by_one(calls):
-        # Two programs with collectives in flight can wait for each other for ever: their devices share threads.
+        # Two programs with collectives in flight can deadlock: their devices share threads.
         return lambda: [jax.block_until_ready(call()) for call in calls]
 
     def round_and_round(calls):
@@ -246,7 +246,7 @@ def _over_devices(configs, folder, *, turn, rounds):
 
 
 def _train_command(config, folder):
-    """(wall, CPU) seconds of `scripts.train`, whose compiled programs are kept beside `folder`."""
+    """(wall, CPU) seconds of `scripts.train`, which caches its compiled programs next to `folder`."""
 
     def spent():
         usage = resource.getrusage(resource.RUSAGE_CHILDREN)

@@ -1,8 +1,8 @@
 """Images/s of the streamed input, up to augmented images on the device, against bare JPEG decoding on the same cores.
 
-The images are made here: smooth colour with noise, 500x375, JPEG of quality 95, about 100 kB, as ImageNet's are. Bare
-decoding is `Image.open(path).convert("RGB")` of whole images, by as many threads as there are cores, nothing kept.
-Beside it, the same decoding with the same random crop and resize, which tells the stream's own cost from Pillow's.
+The images are generated: smooth colour with noise, 500x375, JPEG of quality 95, about 100 kB, like ImageNet's. Bare
+decoding is `Image.open(path).convert("RGB")` of whole images in one thread per core, keeping nothing. A second baseline
+adds the same random crop and resize, which separates the stream's own cost from Pillow's.
 """
 
 import contextlib
@@ -31,9 +31,9 @@ _EPOCHS = 16
 def measure(*, images: int, rounds: int) -> dict:
     """images: how many files, at least a batch of 64; rounds: of turns.
 
-    A turn is `_EPOCHS` epochs. That of the stream opens and closes it, so that nothing is decoded in another turn;
-    what it had decoded ahead when it was closed counts against it. Decoding is in threads: processes take seconds to
-    start. Peak memory is of this process, after each turn of the stream.
+    A turn is `_EPOCHS` epochs. The stream's turn opens and closes it, so it decodes nothing in another turn; images
+    prefetched before closing count against it. Decoding is in threads: processes take seconds to start. Peak memory is
+    this process's, after each turn of the stream.
     """
     with tempfile.TemporaryDirectory() as root:
         paths = write_photographs(Path(root), images)
@@ -58,7 +58,7 @@ def measure(*, images: int, rounds: int) -> dict:
         def stream_turn():
             with contextlib.closing(stream.batches(0)) as batches:
                 for batch in itertools.islice(batches, steps):
-                    done = on_device(keys, batch["image"])  # in place of the one before: kept, all would fill memory
+                    done = on_device(keys, batch["image"])  # replaces the previous one: kept, all would fill memory
                 done.block_until_ready()
             peaks.append(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss // 1024)
             return done
@@ -78,12 +78,12 @@ def measure(*, images: int, rounds: int) -> dict:
         "peak_mib_by_turn": peaks,
         "ratio_to_decode_crop_and_resize": round(ratio(times["bare_crop_and_resize"].wall, times["stream"].wall), 3),
         "ratio": round(ratio(times["bare"].wall, times["stream"].wall), 3),
-        "ratio_is": "images/s of the stream over those of bare full decoding on as many threads as cores",
+        "ratio_is": "images/s of the stream over images/s of bare full decoding on as many threads as cores",
     }
 
 
 def write_photographs(root: Path, count: int) -> list[str]:
-    """Makes `count` JPEG files in class folders, two of them also as the test split; returns the paths of train."""
+    """Makes `count` JPEG files in class folders, two of them also as the test split; returns the train paths."""
     paths = []
     for i in range(count):
         rng = np.random.default_rng(i)

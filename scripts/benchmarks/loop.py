@@ -1,4 +1,4 @@
-"""What the training loop costs: images/s of whole runs over those of the bare compiled step on one resident batch."""
+"""The cost of the training loop: images/s of whole runs over those of the bare compiled step on one resident batch."""
 
 import statistics
 import tempfile
@@ -14,10 +14,10 @@ from linseed.trainer.tuning.trials import at_constant_rate
 
 
 def measure(*, config, steps: int, rounds: int) -> dict:
-    """config: what to train, on one program for all rounds. steps: of a run, and of the bare step in each round.
+    """config: what to train; all rounds share one program. steps: of a run, and of the bare step in each round.
 
-    The run logs every `config.log_every_steps`, evaluates and saves twice, and draws its batches as always. Its rate is
-    the one in its `result.json`: of all steps but those that waited for the compiler, evaluations left out.
+    The run logs every `config.log_every_steps`, evaluates and saves twice, and draws its batches as always. Its
+    images/s are from its `result.json`: all steps except those that waited for the compiler, without evaluations.
     """
     config = at_constant_rate(
         config, steps=steps, eval_every_steps=-(-steps // 2), log_every_steps=config.log_every_steps
@@ -42,7 +42,7 @@ def measure(*, config, steps: int, rounds: int) -> dict:
         "resident": bool(experiment.feed.resident),
         "images_per_second": round(statistics.median(rates["run"])),
         "bare_images_per_second": round(statistics.median(rates["bare"])),
-        # Of the whole run, with its evaluations and saves: an upper bound of what the loop adds.
+        # Of the whole run, with evaluations and saves: an upper bound of the loop's cost.
         "cpu_seconds_over_bare": round(_median_ratio(rates["run_cpu"], rates["bare_cpu"]), 3),
         "ratio": round(_median_ratio(rates["run"], rates["bare"]), 3),
         "ratio_is": "images/s of train_and_evaluate over those of the bare step, median over rounds",
@@ -59,7 +59,7 @@ def _run(config, workdir, *, shared):
 
 
 def _bare(experiment, *, steps):
-    """(images/s, CPU seconds) of the compiled step, again and again on one batch; the first two are not counted."""
+    """(images/s, CPU seconds) of the compiled step, repeated on one batch; the first two calls do not count."""
     state = experiment.parallel.replicate(experiment.state)
     batch = experiment.parallel.shard(experiment.feed.batch(0))
     for step in range(steps + 2):

@@ -1,7 +1,7 @@
-"""Whether memory stays flat over epochs: of the host, workers included, and of the devices, at the end of each epoch.
+"""Whether memory stays flat over epochs: the host's, workers included, and the devices', at the end of each epoch.
 
-Runs of `train_and_evaluate`, each in a process of its own: images that wait on the device, and JPEG files that two
-worker processes decode, or the threads of the one. What is asked of the system is `/proc`, so that this needs Linux.
+Runs `train_and_evaluate`, each in its own process: with images on the device, and with JPEG files decoded by two worker
+processes or by threads. Reads `/proc`, so it needs Linux.
 """
 
 import functools
@@ -25,8 +25,8 @@ from linseed.trainer.run.console import Quiet
 from linseed.trainer.train import train_and_evaluate
 
 MIB = 2**20
-BATCH = 32  # small: whole batches make an epoch
-FLAT = 0.005  # of the peak, an epoch: what growth there may be
+BATCH = 32  # small, so whole batches make an epoch
+FLAT = 0.005  # allowed growth per epoch, as a share of the peak
 _ROLLUP = "smaps_rollup"
 
 
@@ -65,16 +65,15 @@ RUNS = {
 
 
 def measure(*, epochs: int, images: int) -> dict:
-    """epochs: of a run, at least 4. images: of a run, train and validation; the stream makes so many JPEG files.
+    """epochs: per run, at least 4. images: per run, train and validation; the stream makes as many JPEG files.
 
-    MiB. host: of the process and its workers, shared memory counted once, without the files mapped into them, which
-    other programs share. rss, peak_rss: of the process alone. device: in use, and where the
-    backend has no figure for it, all arrays that are alive.
+    In MiB. host: of the process and its workers, shared memory counted once, without mapped files, which other programs
+    share. rss, peak_rss: of the process alone. device: in use, or all live arrays if the backend does not report it.
     """
     if not Path(f"/proc/self/{_ROLLUP}").exists():
-        raise LinseedError(f"the memory of a process is read from /proc/self/{_ROLLUP}, which Linux alone has")
+        raise LinseedError(f"this benchmark reads /proc/self/{_ROLLUP}, which only Linux has")
     if epochs < 4:
-        raise LinseedError(f"--epochs={epochs:g} is too few to tell growth; give at least 4")
+        raise LinseedError(f"--epochs={epochs:g} is too few to measure growth; give at least 4")
     runs = {name: in_child(_run, name, devices=1, epochs=epochs, images=images) for name in RUNS}
     for found in runs.values():
         found["growth_of_peak_per_epoch"] = {
@@ -92,9 +91,9 @@ def measure(*, epochs: int, images: int) -> dict:
 
 
 def growth(values: list[float]) -> float:
-    """What `values` grow by from one to the next, over their later half, as a share of the largest of all.
+    """The growth of `values` per step over their later half, as a share of the largest of all.
 
-    The median slope of all pairs (Theil and Sen): an epoch whose end met a save under way does not decide.
+    The median slope of all pairs (Theil and Sen): one epoch that ends during a save does not decide.
     """
     later = list(enumerate(values))[len(values) // 2 :]
     slopes = [(b - a) / (j - i) for (i, a), (j, b) in itertools.combinations(later, 2)]
@@ -108,7 +107,7 @@ def later_over_earlier(values: list[float]) -> float:
 
 
 class _Watch(Quiet):
-    """Memory at the end of each epoch, which evaluates; the next one is then under way."""
+    """Notes the memory at the end of each epoch, which evaluates; the next epoch is then running."""
 
     def __init__(self):
         self.found = []
@@ -119,7 +118,7 @@ class _Watch(Quiet):
 
 
 def memory() -> dict[str, float]:
-    """Of this process, its multiprocessing children and the first device, in MiB; see `measure`. workers: a count."""
+    """Memory of this process, its children and the first device, in MiB; see `measure`. workers: their number."""
     children = multiprocessing.active_children()
     processes = [os.getpid(), *(child.pid for child in children)]
     host = sum(_kib(f"/proc/{pid}/{_ROLLUP}", kind) for pid in processes for kind in ("Anonymous", "Pss_Shmem"))
@@ -136,7 +135,7 @@ def memory() -> dict[str, float]:
 
 
 def _kib(path, prefix):
-    """The sum of the lines `NAME: N kB` of a file whose name begins with `prefix`; 0 for a process that has ended."""
+    """The sum of a file's lines `NAME: N kB` whose name begins with `prefix`; 0 for a process that has ended."""
     try:
         lines = Path(path).read_text().splitlines()
     except (FileNotFoundError, ProcessLookupError):
@@ -145,7 +144,7 @@ def _kib(path, prefix):
 
 
 def _run(name, *, epochs, images):
-    flags.FLAGS.mark_as_parsed()  # Grain reads them where it starts workers
+    flags.FLAGS.mark_as_parsed()  # Grain reads them when it starts workers
     watch = _Watch()
     with tempfile.TemporaryDirectory(prefix="linseed-memory-") as folder:
         config = RUNS[name](f"{folder}/data", images=images)

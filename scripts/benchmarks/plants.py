@@ -1,7 +1,7 @@
-"""Faults that no config can express, planted from outside: models that start or end wrongly, data that do not fit.
+"""Faults that no config can express: models that start or end wrongly, data that do not match.
 
-`MODELS` are entries for `models.MODELS`, each a model of that table with one thing done to it; `SOURCES` write an .npz
-of the digits with one thing done to them. The library knows nothing of either.
+`MODELS` are entries for `models.MODELS`, each a model of that table with one change. `SOURCES` write an .npz of the
+digits with one change. The library knows nothing of either.
 """
 
 import functools
@@ -23,7 +23,7 @@ def _same(value):
 
 
 class Planted(NamedTuple):
-    """A Linen module whose initial parameters and whose logits pass through a function each."""
+    """A Linen module whose initial parameters and logits each pass through a function."""
 
     module: Any
     params: Callable = _same
@@ -56,7 +56,7 @@ def _kernels(change: Callable) -> Callable:
 
 
 def _biases(value: float) -> Callable:
-    """All hidden layers' biases: with normalised pixels no unit of them is ever above zero."""
+    """Sets the biases of all hidden layers; with a low `value` and normalised pixels no unit is ever above zero."""
 
     def change(params):
         hidden = {name: layer for name, layer in params.items() if name != "head"}
@@ -75,12 +75,12 @@ MODELS = {
 
 
 def _shuffle_labels(arrays):
-    """Each label of train and validation, which is carved from it, is that of another image."""
+    """Gives each image of train, and of validation carved from it, another image's label."""
     arrays["train_labels"] = np.random.default_rng(0).permutation(arrays["train_labels"])
 
 
 def _invert_validation(arrays):
-    """A tenth of train is validation of its own, its digits black on white instead of white on black."""
+    """Makes a tenth of train the validation split, with black digits on white instead of white on black."""
     part = np.random.default_rng(0).permutation(len(arrays["train_labels"])) < len(arrays["train_labels"]) // 10
     images, labels = arrays["train_images"], arrays["train_labels"]
     arrays |= {"val_images": 255 - images[part], "val_labels": labels[part]}
@@ -91,7 +91,7 @@ SOURCES = {"inverted_validation": _invert_validation, "shuffled_labels": _shuffl
 
 
 def source(name: str, folder: Path, *, test_fraction: float, split_seed: int) -> dict[str, str]:
-    """Writes the digits changed by `SOURCES[name]` to `folder`; returns config.data.source for them.
+    """Writes the digits, changed by `SOURCES[name]`, to `folder`; returns their config.data.source.
 
     test_fraction, split_seed: of `sources.digits`.
     """

@@ -1,4 +1,4 @@
-"""ResNet-50 train steps: images/s, and model FLOPs over what the device can do."""
+"""ResNet-50 train steps: images/s, and model FLOP/s over the device's peak."""
 
 import statistics
 import tempfile
@@ -14,8 +14,8 @@ from linseed.trainer.config.resolve import resolve
 from linseed.trainer.experiment import Shared, build
 from linseed.trainer.tuning.trials import at_constant_rate
 
-# Dense bfloat16 FLOP/s, without sparsity, of the makers' data sheets: the start of the device's kind -> peak. The first
-# that fits counts. JAX calls a v5p either name.
+# Peak dense bfloat16 FLOP/s (no sparsity) from data sheets, by the start of the device's name. The first match counts.
+# JAX uses either name for a v5p.
 PEAK_FLOPS = {
     "NVIDIA A100": 312e12,
     "NVIDIA H100 PCIe": 756e12,
@@ -29,13 +29,13 @@ PEAK_FLOPS = {
     "TPU v5": 459e12,
 }
 
-# Multiply-adds of a forward pass at 224x224 (He et al. 2015, table 1, with the stride in the 3x3 convolution); two
-# FLOPs each, and a train step is three forward passes. Scales with the area.
+# Multiply-adds of a forward pass at 224x224 (He et al. 2015, table 1, with the stride in the 3x3 convolution). Each is
+# two FLOPs, and a train step is three forward passes. Scales with the area.
 FORWARD_MULTIPLY_ADDS_224 = 4.09e9
 
 
 def measure(*, batch: int, image_size: int, turn: int, rounds: int) -> dict:
-    """batch: images a step. image_size: pixels. turn: steps of a turn. On generated images, resident on the devices."""
+    """batch: images per step. image_size: pixels. turn: steps per turn. Uses generated images kept on the devices."""
     config = ml_collections.ConfigDict(resolve(imagenet_resnet50.get_config()))
     config = synthetic(config, examples=max(2 * batch, 40), image_size=image_size)
     config.data.batch_size = batch
@@ -57,10 +57,10 @@ def measure(*, batch: int, image_size: int, turn: int, rounds: int) -> dict:
         "images_per_second": round(batch / seconds, 1),
         "model_tflops_per_second": round(flops / 1e12, 3),
         "ratio": utilisation and round(utilisation, 3),
-        "ratio_is": "model FLOPs over the device's bfloat16 peak; null where the peak is not known",
+        "ratio_is": "model FLOPs over the device's bfloat16 peak; null if the peak is unknown",
     }
 
 
 def peak_flops(kind: str) -> float | None:
-    """Of a device of JAX's name `kind`, FLOP/s; None where it is not in `PEAK_FLOPS`."""
+    """Peak FLOP/s of the device that JAX calls `kind`; None if it is not in `PEAK_FLOPS`."""
     return next((peak for start, peak in PEAK_FLOPS.items() if kind.startswith(start)), None)

@@ -1,7 +1,7 @@
-"""The CIFAR-10 speed record's config: seconds and accuracy, over seeds, each a whole run.
+"""The CIFAR-10 speed record's config: seconds and accuracy of whole runs, over seeds.
 
-The record's clock runs while the stem is whitened, while it trains, and while the trained network sees test in six
-views; it stands while data are read, programs compiled and its own progress evaluated.
+The record's clock runs during whitening of the stem, training, and evaluation of test with six-view test-time
+augmentation. It stops while data are read, programs compiled and progress evaluated.
 """
 
 import math
@@ -21,13 +21,13 @@ from linseed.trainer.step import data_init
 from linseed.trainer.step.state import evaluated_weights
 from linseed.trainer.train import train_and_evaluate
 
-# airbench94_muon on one A100, of its own page: mean seconds of a run, mean test accuracy with its six views.
+# airbench94_muon on one A100, from its page: mean seconds per run, mean test accuracy with six views.
 RECORD_SECONDS, RECORD_ACCURACY = 2.59, 0.9401
 AROUND_ROUNDS = 3
 
 
 class _Span(Quiet):
-    """From the first step's dispatch to the last record."""
+    """Seconds from the dispatch of the first step to the last record."""
 
     def start(self, *, step, total_steps):
         self.began = time.perf_counter()
@@ -37,13 +37,12 @@ class _Span(Quiet):
 
 
 def measure(*, config: ml_collections.ConfigDict, seeds: int, within: float = math.inf) -> dict:
-    """config: of the record. seeds: the most runs. within: seconds from now in which another run has to fit, if it is
-    to be made; one is in any case.
+    """Runs up to `seeds` seeds of the record's `config`; a first run with another seed compiles for all.
 
-    A first run, of another seed, compiles for all; it is counted where `seeds` is 0. What is timed is what the record
-    times, and the evaluation of validation that a run ends with: whitening, once for all seeds, on the host; training,
-    from the first step to the record of the last; the pass over test with `config.eval.views`, its images brought to
-    the devices, once for all seeds.
+    within: makes another run only if it fits into so many seconds from now; one is always made. The first run counts if
+    `seeds` is 0. Timed are the record's parts, and the evaluation of validation at the end of a run. Whitening: once
+    for all seeds, on the host. Training: from the first step to the last record. Evaluating test with
+    `config.eval.views`: once for all seeds, with the transfer of its images to the devices.
     """
     shared, training, cpu, accuracy = Shared(), [], [], []
     end, longest = time.monotonic() + within, 0.0
@@ -77,13 +76,13 @@ def measure(*, config: ml_collections.ConfigDict, seeds: int, within: float = ma
         "test_accuracy_mean": round(statistics.mean(accuracy), 4),
         "test_accuracy_std": deviation(accuracy),
         "ratio": round(statistics.mean(seconds) / RECORD_SECONDS, 3),
-        "ratio_is": "mean seconds of whitening, training, its one evaluation of validation and the pass over test over "
+        "ratio_is": "mean seconds of whitening, training, one evaluation of validation and the evaluation of test over "
         f"the record's published {RECORD_SECONDS} of whitening, training and test on an A100 ({RECORD_ACCURACY:.2%})",
     }
 
 
 def _around(config, workdir, *, shared):
-    """Seconds of what the record times beside training, in the median of `AROUND_ROUNDS` calls after a first one."""
+    """Seconds of the record's other parts besides training: medians of `AROUND_ROUNDS` calls after a first one."""
     experiment = build(config, workdir, shared=shared)
     test = experiment.test.open(by="bench", which="untrained", step=0)
     weights = experiment.parallel.replicate(evaluated_weights(experiment.state))

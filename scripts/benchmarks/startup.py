@@ -1,8 +1,8 @@
-"""What a user waits for: from the start of the command to the end of the first training step.
+"""How long a user waits: from the start of the command to the end of the first training step.
 
-The command is `python -m scripts.train`, each time in a process of its own, with no program in the cache (cold) and
-with those of the run before (warm). The first step has ended when its record is in metrics.jsonl; the process is then
-ended.
+The command is `python -m scripts.train`, each time in a new process: with an empty compilation cache (cold), and with
+the programs of the previous run (warm). The first step has ended when metrics.jsonl holds its record; the process is
+then killed.
 """
 
 import functools
@@ -33,21 +33,19 @@ def _resnet20(convolution="auto"):
     return config
 
 
-# A program that calls oneDNN, the default on CPU, cannot be kept; XLA's can.
+# Programs that call oneDNN, the default on CPU, cannot be cached; XLA's can.
 CONFIGS = {
     "digits": digits.get_config,
     "resnet20": _resnet20,
     "resnet20_xla": functools.partial(_resnet20, convolution="xla"),
 }
-BAR = "resnet20"  # as its config says
+BAR = "resnet20"  # with its own config
 
 
 def measure(*, rounds: int) -> dict:
-    """Seconds of each config, cold and warm, one after the other in each of `rounds` rounds."""
+    """Seconds of each config, cold and then warm, in each of `rounds` rounds."""
     found = {name: {"cold": Times([], []), "warm": Times([], [])} for name in CONFIGS}
-    subprocess.run(
-        [sys.executable, "-c", "import linseed.trainer.train"], check=True
-    )  # so that the disk has been read once
+    subprocess.run([sys.executable, "-c", "import linseed.trainer.train"], check=True)  # reads the files from disk once
     for _ in range(rounds):
         for name, make in CONFIGS.items():
             with tempfile.TemporaryDirectory(prefix="linseed-startup-") as folder:
@@ -67,14 +65,14 @@ def measure(*, rounds: int) -> dict:
         "configs": figures,
         "rounds": rounds,
         "ratio": figures[BAR]["ratio"],
-        "ratio_is": f"{BAR}: seconds to the end of the first step with a warm cache over those with a cold one",
+        "ratio_is": f"{BAR}: seconds to the end of the first step with a warm cache over seconds with a cold one",
     }
 
 
 def first_step(config: ml_collections.ConfigDict, workdir: Path) -> tuple[float, float]:
     """Seconds until `config` has done a step in the new folder `workdir`: on the clock, and of the process.
 
-    The cache is that beside `workdir`. Raises LinseedError where the command ends before the step does.
+    The cache is next to `workdir`. Raises LinseedError if the command ends before the step.
     """
     config.log_every_steps = 1
     given = workdir.with_suffix(".json")
@@ -94,5 +92,5 @@ def first_step(config: ml_collections.ConfigDict, workdir: Path) -> tuple[float,
         process.kill()
         process.stderr.close()
     _, _, usage = os.wait4(process.pid, 0)
-    process.returncode = 0  # waited for above, which also says what it used
+    process.returncode = 0  # `wait4` above has waited; it also returns the usage
     return wall, usage.ru_utime + usage.ru_stime

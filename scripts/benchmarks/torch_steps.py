@@ -1,10 +1,10 @@
-"""Train steps of PyTorch, for `scripts.benchmarks.conv` to set beside ours; run by a Python that has torch, not ours.
+"""PyTorch train steps to compare with ours, for `scripts.benchmarks.conv`; run by a Python with torch, not ours.
 
     PYTHON -m scripts.benchmarks.torch_steps NAME BATCH
 
-makes a step of the network NAME for each line on stdin, and answers with a line. NCHW tensors in the memory order of
-NHWC ("channels last"), float32, eager mode. The images are there already, and are neither augmented nor normalised,
-which is less than our step does.
+For each line on stdin it makes a step of the network NAME and answers with a line. NCHW tensors in NHWC memory order
+("channels last"), float32, eager mode. The images are in memory, and neither augmented nor normalised: less work than
+our step.
 """
 
 import sys
@@ -18,7 +18,7 @@ PIXELS, CLASSES = 32, 10
 
 
 class SpeedBlock(nn.Module):
-    """As models/speednet.py: convolution, max-pooling, norm, GELU, convolution, norm, GELU."""
+    """Like models/speednet.py: convolution, max-pooling, norm, GELU, convolution, norm, GELU."""
 
     def __init__(self, channels: int, width: int):
         super().__init__()
@@ -47,7 +47,7 @@ class SpeedNet(nn.Module):
 
 
 class PlainShortcutBlock(nn.Module):
-    """As models/resnet.py: two convolutions round a shortcut that drops pixels and pads channels with zeros."""
+    """Like models/resnet.py: two convolutions around a shortcut that drops pixels and pads channels with zeros."""
 
     def __init__(self, channels: int, width: int, stride: int):
         super().__init__()
@@ -77,7 +77,7 @@ class ResNet20(nn.Module):
 
 
 class Muon(torch.optim.Optimizer):
-    """Momentum made orthogonal by three Newton-Schulz steps (K. Jordan 2024), for kernels [F, C, h, w]."""
+    """Orthogonalised momentum, by three Newton-Schulz steps (K. Jordan 2024), for kernels [F, C, h, w]."""
 
     def __init__(self, params, *, lr: float, momentum: float):
         super().__init__(params, {"lr": lr, "momentum": momentum})

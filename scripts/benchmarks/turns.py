@@ -1,4 +1,4 @@
-"""Things measured in turns, so that a noisy machine slows all of them alike."""
+"""Measures calls in turns, so a noisy machine slows all of them alike."""
 
 import itertools
 import statistics
@@ -10,16 +10,16 @@ import jax
 
 
 class Times(NamedTuple):
-    """Seconds of one call, a round each: on the clock, and of this process on all cores."""
+    """Seconds of a call in each round: on the clock, and of this process on all cores."""
 
     wall: list[float]
     cpu: list[float]
 
 
 def in_turns(calls: Mapping[Hashable, Callable], *, rounds: int) -> dict[Hashable, Times]:
-    """The times of each call, one round after the other; the first round compiles and is not counted.
+    """The times of each call, round by round; the first round compiles and does not count.
 
-    A call takes nothing and returns arrays, which are waited for.
+    A call takes no arguments and returns arrays; the time includes waiting for them.
     """
     found = {name: Times([], []) for name in calls}
     for round_ in range(rounds + 1):
@@ -33,9 +33,9 @@ def in_turns(calls: Mapping[Hashable, Callable], *, rounds: int) -> dict[Hashabl
 
 
 def stepper(step: Callable, state: Any, batches: Sequence, *, steps: int) -> Callable:
-    """A call that goes on training for `steps` steps, over `batches` again and again.
+    """A call that continues training for `steps` steps, cycling through `batches`.
 
-    step: (state, batch) -> (state, metrics), which gives `state` up.
+    step: (state, batch) -> (state, metrics); it may donate `state`.
     """
     states, batches = [state], itertools.cycle(batches)
 
@@ -48,5 +48,5 @@ def stepper(step: Callable, state: Any, batches: Sequence, *, steps: int) -> Cal
 
 
 def ratio(over: list[float], under: list[float]) -> float:
-    """The median over rounds of `over` / `under`, each of one round: noise that lasts a round drops out."""
+    """The median over rounds of `over` / `under` of the same round: noise that lasts a round cancels."""
     return statistics.median(a / b for a, b in zip(over, under, strict=True))

@@ -1,4 +1,4 @@
-"""Configs with random changes: each is refused in one line, or can be built; nothing else happens to anyone."""
+"""Randomly changed configs: each must be built, or refused in one line."""
 
 import copy
 import math
@@ -17,7 +17,7 @@ from linseed.trainer.experiment import Shared, build
 from linseed.trainer.run.console import Quiet
 from linseed.trainer.train import train_and_evaluate
 
-# What somebody may write, or a program: right types out of range, wrong types, names of other things.
+# Values that a user or program may write: right types out of range, wrong types, names of other things.
 VALUES: tuple[Any, ...] = (
     *(None, True, False, -1, 0, 1, 2, 3, 7, 64, 1000, 2**31, 2**63, 10**400, -(10**30)),
     *(0.1, 0.5, 0.999, 1.0, 1.5, -0.5, 100.0, 1e-320, 1e12, 1e308, math.nan, math.inf, -math.inf),
@@ -30,7 +30,7 @@ VALUES: tuple[Any, ...] = (
 
 
 def keys(config: ml_collections.ConfigDict) -> list[str]:
-    """What can be changed: every field, every section, and keys that no config has."""
+    """The keys to change: every field, every section, and keys that no config has."""
     fields = [key for key, _ in canonical.flatten(config)]
     sections = {key.rpartition(".")[0] for key in fields} - {""}
     new = ["nothing", "data.nothing", "model.depth", "schedule.warmup_steps", "horizon.steps", "horizon.percent"]
@@ -43,7 +43,7 @@ def names(key: str) -> tuple[str, ...]:
 
 
 def values(key: str, config: ml_collections.ConfigDict) -> tuple[Any, ...]:
-    """What `key` may be changed to; half of it of the type that it has, so that some of it can run."""
+    """The values to try for `key`; half are of its own type, so that some configs can run."""
     present = dict(canonical.flatten(config)).get(key)
     kind = (int, float) if isinstance(present, (int, float)) else type(present)
     alike = [value for value in VALUES if isinstance(value, kind) and not isinstance(value, bool)]
@@ -62,9 +62,9 @@ def draw(rng: np.random.Generator, config: ml_collections.ConfigDict) -> dict[st
 
 
 def apply(config: ml_collections.ConfigDict, changes: dict[str, Any]) -> ml_collections.ConfigDict | None:
-    """`config` with `changes`, of whatever types, as a `config.json` may bring them.
+    """`config` with `changes`, of any type, as a `config.json` may hold them.
 
-    None where a key lies in a section that is none any more.
+    None if a change has removed the section of another key.
     """
     nested = config.to_dict()
     for key, value in changes.items():
@@ -74,12 +74,12 @@ def apply(config: ml_collections.ConfigDict, changes: dict[str, Any]) -> ml_coll
             owner = owner.get(part) if isinstance(owner, dict) else None
         if not isinstance(owner, dict):
             return None
-        owner[name] = copy.deepcopy(value)  # one of VALUES, which a later change may reach into
+        owner[name] = copy.deepcopy(value)  # a later change may modify it, and VALUES must stay
     return ml_collections.ConfigDict(nested)
 
 
 def outcome(config: ml_collections.ConfigDict, workdir: Path, *, shared: Shared) -> str:
-    """ "invalid", "refused" (while it was built) or "built". Raises what is neither, and for a message of two lines."""
+    """ "invalid", "refused" (by building) or "built". Raises any other error, and for a message of two lines."""
     try:
         resolve(config)
     except LinseedError as error:
@@ -94,7 +94,7 @@ def outcome(config: ml_collections.ConfigDict, workdir: Path, *, shared: Shared)
 
 
 def train(config: ml_collections.ConfigDict, workdir: Path, *, shared: Shared) -> str:
-    """ "trained" or, by a LinseedError, "stopped", after two steps of `config`. Raises what is neither."""
+    """ "trained", or "stopped" by a LinseedError, after two steps of `config`. Raises any other error."""
     short = changed(config, {"horizon": {"steps": 2}, "schedule": {"name": "constant", "warmup_steps": 0}})
     try:
         train_and_evaluate(short, workdir, writer=Quiet(), on_config_change="refuse", shared=shared)
@@ -106,4 +106,4 @@ def train(config: ml_collections.ConfigDict, workdir: Path, *, shared: Shared) -
 
 def _check_line(error):
     if "\n" in str(error):
-        raise AssertionError(f"more than a line: {error}")
+        raise AssertionError(f"more than one line: {error}")

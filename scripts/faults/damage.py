@@ -1,7 +1,7 @@
-"""Damage to the files of a run: what is sound is used, what is not is named and kept, and the run ends as it should.
+"""Damages a run's files: sound files are used, damaged ones named and kept, and the run ends as it should.
 
-A run that was cut at its last but one snapshot is copied, damaged and gone on with. Snapshots are of steps 16 and 20,
-the latest, and of an earlier one, the best.
+Each case copies a run cut at its last but one checkpoint, damages the copy and resumes it. Checkpoints are of steps 16
+and 20, the latest, and of an earlier one, the best.
 """
 
 import functools
@@ -35,17 +35,17 @@ def flip(path: Path):
 
 
 def halve(path: Path):
-    """Cuts a file in the middle."""
+    """Truncates a file in the middle."""
     path.write_bytes(path.read_bytes()[: path.stat().st_size // 2])
 
 
 def lose(path: Path):
-    """Deletes a file, or a folder and all in it."""
+    """Deletes a file, or a folder with its contents."""
     shutil.rmtree(path) if path.is_dir() else path.unlink()
 
 
 def empty(path: Path):
-    """Leaves nothing in a file or a folder."""
+    """Empties a file or a folder."""
     if path.is_dir():
         for inside in path.iterdir():
             lose(inside)
@@ -54,11 +54,11 @@ def empty(path: Path):
 
 
 def junk(path: Path):
-    """Writes bytes that are no text where a file was."""
+    """Replaces a file's contents with bytes that are not text."""
     path.write_bytes(JUNK)
 
 
-# Of a snapshot. "largest": the file with most of the arrays.
+# Files of a checkpoint. "largest": the file with most of the arrays.
 _FILES = ("metrics/metrics", "record/metadata", "state/_METADATA", "state/manifest.ocdbt", "largest")
 _FOLDERS = (".", "state", "record", "metrics")
 SNAPSHOT: dict[str, tuple[Callable, str]] = {
@@ -70,7 +70,7 @@ SNAPSHOT: dict[str, tuple[Callable, str]] = {
 
 
 def damage_snapshot(folder: Path, name: str):
-    """Does the damage `name` of `SNAPSHOT` to the snapshot in `folder`."""
+    """Applies the damage `name` of `SNAPSHOT` to the checkpoint in `folder`."""
     how, file = SNAPSHOT[name]
     if file == "largest":
         path = max((path for path in (folder / "state").rglob("d/*")), key=lambda path: path.stat().st_size)
@@ -101,7 +101,7 @@ def _nested(path):
 
 
 def _rolled_back(how):
-    """`how`, done to the file of a run that went back once, at half the rate since."""
+    """`how`, applied to the rollback file of a run that rolled back once and halved its learning rate."""
 
     def damage(path):
         rollbacks = Rollbacks(path, on_non_finite="rollback", max_times=1, lr_factor=0.5)
@@ -111,7 +111,7 @@ def _rolled_back(how):
     return damage
 
 
-# Of the other files: what is done, to which file, and what has to be said, "" where all is made good in silence.
+# Damage to other files: the function, the file, and the words to expect in the log, "" if it is repaired silently.
 FILES: dict[str, tuple[Callable, str, str]] = {
     "half a line after metrics.jsonl": (_append_half_a_line, workdir_lib.METRICS, ""),
     "junk after metrics.jsonl": (_append_junk, workdir_lib.METRICS, ""),
@@ -136,7 +136,7 @@ FILES: dict[str, tuple[Callable, str, str]] = {
     },
     "config.json is lost": (lose, workdir_lib.CONFIG, "no config.json"),
 }
-# What the line that refuses says to do, done.
+# The manual fixes that the error messages ask for.
 _MENDED_BY_HAND = {
     workdir_lib.CONFIG: lambda workdir, straight: shutil.copyfile(straight / "config.json", workdir / "config.json"),
     workdir_lib.RESULT: lambda workdir, straight: (workdir / workdir_lib.RESULT).unlink(),
@@ -145,7 +145,7 @@ _MENDED_BY_HAND = {
 
 
 class Bench:
-    """One straight run in `folder`, and copies of it that are damaged."""
+    """One straight run in `folder`, and damaged copies of it."""
 
     def __init__(self, config, folder: Path):
         self.config, self._folder, self._shared, self._count = config, folder, Shared(), 0
@@ -163,17 +163,17 @@ class Bench:
         self.steps = self._restored(cut)
 
     def copy(self, workdir: Path, to: Path):
-        """A copy of all files of a run."""
+        """Copies all files of a run."""
         shutil.copytree(workdir, to)
 
     def go_on(self, workdir: Path, *, on_config_change: str = "refuse") -> dict:
-        """The result of training to the end."""
+        """Trains to the end and returns the result."""
         return train_and_evaluate(
             self.config, workdir, writer=Quiet(), on_config_change=on_config_change, shared=self._shared
         )
 
     def snapshot(self, name: str, *, of: str, finish: bool) -> str:
-        """Does the damage `name` of `SNAPSHOT` to the "latest" or the "best"; "" or what then went wrong."""
+        """Applies the damage `name` of `SNAPSHOT` to the "latest" or "best" checkpoint; "" or what went wrong."""
         workdir = self._another(self.cut)
         step = LATEST if of == "latest" else self.result["best_step"]
         checkpoints = workdir / workdir_lib.CHECKPOINTS
@@ -186,24 +186,24 @@ class Bench:
                 return f"{type(error).__name__}: {error}"
             expected = step if found == step else self._fallback(of)
             if found != expected:
-                return f"step {found} was restored, and step {expected} was there"
+                return f"step {found} was restored instead of step {expected}"
             if sums != self.steps[found]:
-                return f"what was restored is not what was saved at step {found}"
-            lines = said.about(f"snapshot of step {step} is damaged")
+                return f"the restored parameters are not those saved at step {found}"
+            lines = said.about(f"checkpoint of step {step} is damaged")
             if (found != step) != (len(lines) == 1):
-                return f"said {len(lines)} times that step {step} is damaged"
+                return f"logged {len(lines)} times that step {step} is damaged"
             aside = workdir / "damaged_checkpoints"
             after = {path.name: contents(path) for path in checkpoints.iterdir()}
             if found != step:
                 after[str(step)] = contents(next(aside.iterdir()))
             if after != before:
-                return f"files of snapshots changed: {sorted(set(after) ^ set(before)) or 'contents'}"
+                return f"files of checkpoints changed: {sorted(set(after) ^ set(before)) or 'contents'}"
             if finish and self._end(workdir) != self.result["params_sha256"]:
-                return "the run did not end as the straight one"
+                return "the run did not end like the straight one"
         return ""
 
     def file(self, name: str) -> str:
-        """Does the damage `name` of `FILES`, goes on to the end, and compares; "" or what then went wrong."""
+        """Applies the damage `name` of `FILES`, trains to the end and compares; "" or what went wrong."""
         how, file, words = FILES[name]
         workdir = self._another(self.straight if file in (workdir_lib.RESULT, workdir_lib.OPENINGS) else self.cut)
         if file == workdir_lib.OPENINGS:
@@ -221,15 +221,15 @@ class Bench:
             except Exception as error:
                 return f"{type(error).__name__}: {error}"
         if words and len(said.about(words)) != 1:
-            return f"did not say once '{words}': {said.lines}"
+            return f"did not log '{words}' once: {said.lines}"
         if any("\n" in line for line in said.lines):
-            return "said more than a line"
+            return "logged more than one line"
         keys = ("params_sha256", "best_params_sha256", "best_step", "val", "test")
         wrong = [key for key in keys if result[key] != self.result[key]]
         if wrong:
-            return f"the run did not end as the straight one: {', '.join(wrong)}"
+            return f"the run did not end like the straight one: {', '.join(wrong)}"
         if not words and _records(workdir) != _records(self.straight):
-            return "its records are not those of the straight run"
+            return "its records differ from the straight run's"
         return ""
 
     def _end(self, workdir):
@@ -248,7 +248,7 @@ class Bench:
         return int(state.step), params_sha256(state)
 
     def _restored(self, workdir):
-        """{step: hash} of every snapshot."""
+        """{step: hash} of every checkpoint."""
         with self._snapshots(workdir) as snapshots:
             return {int(state.step): params_sha256(state) for state, _ in snapshots.restore_all(self._like)}
 
@@ -256,7 +256,7 @@ class Bench:
         return Snapshots(workdir / workdir_lib.CHECKPOINTS, keep_latest=self.config.checkpoint.keep_latest)
 
     def _fallback(self, of):
-        """The step that stands in for a damaged one."""
+        """The step used instead of a damaged one."""
         if of == "latest":
             return max(step for step in self.steps if step < LATEST)
         judged = {record["step"]: record.get("val_accuracy") for record in _records(self.cut)}
@@ -265,7 +265,7 @@ class Bench:
 
 
 class Said(logging.Handler):
-    """What the library logs while it is entered, in place of whoever else listens."""
+    """Collects the library's log while entered, instead of the other handlers."""
 
     def __init__(self):
         super().__init__(logging.WARNING)
@@ -275,7 +275,7 @@ class Said(logging.Handler):
         self.lines.append(record.getMessage())
 
     def about(self, words: str) -> list[str]:
-        """The lines that hold `words`."""
+        """The lines that contain `words`."""
         return [line for line in self.lines if words in line]
 
     def __enter__(self):

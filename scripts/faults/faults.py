@@ -1,6 +1,6 @@
-"""Faults, each tried many times: runs that are killed or told to stop, damaged files, full disks, hostile inputs.
+"""Tries each fault many times: runs killed or told to stop, damaged files, full disks, hostile inputs.
 
-What is counted is how often the promise of docs/reliability.md held. It must hold each time.
+Counts how often the promise of docs/reliability.md held. It must hold each time.
 """
 
 import collections
@@ -25,15 +25,15 @@ from linseed.trainer.experiment import Shared
 from linseed.trainer.run import workdir as workdir_lib
 from linseed.trainer.run.compare import differences
 
-TERMINATED = 143  # the status of a run that SIGTERM ended: 128 + 15
+TERMINATED = 143  # exit status of a run that SIGTERM ended: 128 + 15
 CONFIGS, INPUTS = 200, 500
 TRAINED = 10  # of the mutated configs that can be built
-_SHOWN = 10  # failures
-_EVALUATED_EVERY = 40  # steps, of a run that is told to stop
+_SHOWN = 10  # failures to report
+_EVALUATED_EVERY = 40  # steps, in a run that is told to stop
 
 
 def measure(*, parts: Sequence[str], kills: int, signals: int, seed: int) -> dict:
-    """parts: names in `PARTS`. kills, signals: how many runs get SIGKILL, SIGTERM. seed: of all that is drawn."""
+    """parts: names in `PARTS`. kills, signals: how many runs get SIGKILL, SIGTERM. seed: of all random draws."""
     for name in parts:
         if name not in PARTS:
             raise LinseedError(unknown_name("part of the faults", name, PARTS))
@@ -49,24 +49,24 @@ def measure(*, parts: Sequence[str], kills: int, signals: int, seed: int) -> dic
     return {
         "parts": found,
         "ratio": held / tried if tried else None,
-        "ratio_is": "how many of the faults tried were held",
+        "ratio_is": "share of the faults for which the promise held",
     }
 
 
 class Tally:
-    """What was tried, what failed, and more to know of it."""
+    """The number of trials, their failures, and further figures."""
 
     def __init__(self, **more: Any):
         self.tried, self.failures, self.more = 0, [], more
 
     def add(self, name: str, wrong: str):
-        """One trial; wrong: what went wrong, "" if nothing did."""
+        """Adds a trial; wrong: what went wrong, "" if nothing did."""
         self.tried += 1
         if wrong:
             self.failures.append(f"{name}: {wrong}")
 
     def as_json(self) -> dict:
-        """Figures."""
+        """The figures."""
         held = self.tried - len(self.failures)
         words = f"{held} of {self.tried}" if self.tried else "not tried"
         return {
@@ -79,7 +79,7 @@ class Tally:
 
 
 def _kills(folder: Path, *, rng, size) -> Tally:
-    """`size` runs, each killed once (SIGKILL) at a random moment, started again, and compared with a straight one."""
+    """`size` runs, each killed once (SIGKILL) at a random moment, restarted, and compared with a straight one."""
     config, straight = tiny(), folder / "straight"
     _warm_up(config, folder)
     timeline = moments.Run(config, straight).timeline()
@@ -87,7 +87,7 @@ def _kills(folder: Path, *, rng, size) -> Tally:
     tally = Tally(stages=landed, too_late=0)
     for number, moment in enumerate(moments.draw(size, timeline=timeline, rng=rng)):
         workdir = folder / f"killed{number}"
-        # One that came too late is no trial; the next hits earlier.
+        # A kill that came too late is no trial; the next comes earlier.
         for seconds in (moment.seconds, moment.seconds / 4, 0.0):
             run = moments.Run(config, workdir)
             if run.end_at(moment._replace(seconds=seconds), by=signal.SIGKILL):
@@ -102,7 +102,7 @@ def _kills(folder: Path, *, rng, size) -> Tally:
 
 
 def _resumed(config, straight, workdir):
-    """ "" where the same command goes on after the last snapshot and ends as the straight run, or what differs."""
+    """ "" if the same command resumes after the last checkpoint and ends like the straight run, or the difference."""
     try:
         return _gone_on(config, workdir) or "; ".join(differences(straight, workdir))
     except LinseedError as error:
@@ -110,24 +110,24 @@ def _resumed(config, straight, workdir):
 
 
 def _gone_on(config, workdir):
-    """Runs the same command to the end; "" where it went on after the last snapshot. Raises as `moments.Run.finish`."""
-    saved = 0 if (workdir / workdir_lib.RESULT).exists() else _saved(workdir)  # a finished run has no more to do
+    """Runs the same command to the end; "" if it resumed after the last checkpoint. Raises as `moments.Run.finish`."""
+    saved = 0 if (workdir / workdir_lib.RESULT).exists() else _saved(workdir)  # a finished run has nothing left to do
     run = moments.Run(config, workdir)
     run.finish()
-    return "" if run.resumed_after() == saved else f"step {saved} was saved, and it went on after {run.resumed_after()}"
+    return "" if run.resumed_after() == saved else f"step {saved} was saved, but it resumed after {run.resumed_after()}"
 
 
 def _saved(workdir):
-    """The step of the last snapshot in `workdir`, or 0."""
+    """The step of the last checkpoint in `workdir`, or 0."""
     checkpoints = workdir / workdir_lib.CHECKPOINTS
     return max((int(path.name) for path in checkpoints.glob("[0-9]*") if path.name.isdigit()), default=0)
 
 
 def _signals(folder: Path, *, rng, size) -> Tally:
-    """`size` runs, each sent one SIGTERM: status 143, a snapshot of the last logged step, the same end.
+    """`size` runs, each sent one SIGTERM: status 143, a checkpoint of the last logged step, the same end.
 
-    It comes while they compile, step, evaluate or save, in turn. Each step is logged, and none after the one that is
-    saved.
+    The signal comes while they compile, step, evaluate or save, in turn. Each step is logged, but none after the saved
+    one.
     """
     config = changed(tiny(), {"log_every_steps": 1, "horizon": {"steps": 400}, "eval.every_steps": _EVALUATED_EVERY})
     config = changed(config, {"schedule": {"name": "constant", "warmup_steps": 0}, "optimizer.lr": 0.003})
@@ -154,28 +154,28 @@ def _signals(folder: Path, *, rng, size) -> Tally:
 
 def _told(run, config, straight):
     if run.wait() != TERMINATED:
-        return f"status {run.wait()} and not {TERMINATED}: {run.last_line()}"
+        return f"status {run.wait()} instead of {TERMINATED}: {run.last_line()}"
     saved = _saved(run.workdir)
     logged = run.records()[-1]["step"] if run.records() else 0
     if saved < logged:
-        return f"step {logged} was logged and step {saved} saved"
+        return f"step {logged} was logged, but step {saved} saved"
     try:
         wrong = _gone_on(config, run.workdir)
     except LinseedError as error:
         return str(error)
     ended = workdir_lib.read_result(run.workdir)
     if ended["params_sha256"] != straight["params_sha256"]:
-        return "the parameters are not those of the straight run"
+        return "the parameters differ from the straight run's"
     return wrong
 
 
 def _warm_up(config, folder):
-    """Compiles what the runs in `folder` then load, so that all take the same time."""
+    """Compiles the programs that the runs in `folder` then load, so all take the same time."""
     moments.Run(config, folder / "warm_up").finish()
 
 
 def _damage(folder: Path, *, rng, size) -> Tally:
-    """Every case of `damage.CASES`, each gone on with to the end."""
+    """Every case of `damage.CASES`, each trained to the end."""
     bench, tally = damage.Bench(tiny(), folder), Tally()
     for name, case in damage.CASES.items():
         tally.add(name, case(bench))
@@ -183,7 +183,7 @@ def _damage(folder: Path, *, rng, size) -> Tally:
 
 
 def _full_disk(folder: Path, *, rng, size) -> Tally:
-    """A disk that is full from a random record on: status 2 and one line that says so; with room again, the end."""
+    """Disks that fill up after a random record: status 2 and one line about it; with free space again, the same end."""
     config, straight = tiny(), folder / "straight"
     _warm_up(config, folder)
     timeline = moments.Run(config, straight).timeline()
@@ -215,7 +215,7 @@ def _filled(config, straight, disk, *, records):
 
 
 def _two_processes(folder: Path, *, rng, size) -> Tally:
-    """Every fault in either of two processes; and one process more or fewer when they are started again."""
+    """Every fault in either of two processes; then a restart with one process more or fewer."""
     bench = two_processes.Bench(folder)
     tally = Tally(ended_after_seconds=bench.seconds, ended_with_status=bench.statuses)
     tally.add("undisturbed", bench.undisturbed())
@@ -223,7 +223,7 @@ def _two_processes(folder: Path, *, rng, size) -> Tally:
         for index in range(2):
             tally.add(f"process {index} {fault}", bench.grief(fault, index))
     for devices in ([2], [1], [1, 1, 1]):
-        tally.add(f"gone on by processes with {devices} devices", bench.goes_on(devices))
+        tally.add(f"resumed by processes with {devices} devices", bench.goes_on(devices))
     return tally
 
 
@@ -248,7 +248,7 @@ def _configs(folder: Path, *, rng, size) -> Tally:
 
 
 def _inputs(folder: Path, *, rng, size) -> Tally:
-    """Mutated images and archives, read in a process of their own."""
+    """Mutated images and archives, read in a separate process."""
     found = in_child(mutations.try_inputs, INPUTS, seed=int(rng.integers(2**31)), bounded=True, devices=1)
     tally = Tally(**{key: found[key] for key in ("loaded", "skipped", "resident_mb")})
     tally.tried, tally.failures = found["inputs"], found["failures"]

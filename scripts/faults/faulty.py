@@ -1,4 +1,4 @@
-"""`scripts.train` that comes to grief when it reads the batch of one step: FAULT STEP, then the flags of scripts.train.
+"""`scripts.train` with a fault when it reads one step's batch: FAULT STEP, then the flags of scripts.train.
 
 python -m scripts.faults.faulty hung 12 --config=configs/digits.py --workdir=runs/digits
 """
@@ -11,7 +11,7 @@ import time
 
 from linseed.trainer.data import batching
 
-SAID = "faulty: "  # begins the line that says so, just before
+SAID = "faulty: "  # prefix of the line that announces the fault
 
 
 def _raise():
@@ -27,7 +27,7 @@ FAULTS = {
 
 
 def main():
-    """Reads its own two arguments and leaves the rest."""
+    """Takes its own two arguments and passes on the rest."""
     fault, step = sys.argv[1], int(sys.argv[2])
     del sys.argv[1:3]
     places = batching.places

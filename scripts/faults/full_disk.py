@@ -1,4 +1,4 @@
-"""A disk that is full in the middle of a run: a tmpfs of a few megabytes, and a file that fills it."""
+"""A disk that fills up in the middle of a run: a tmpfs of a few megabytes, and a file that fills it."""
 
 import contextlib
 import subprocess
@@ -14,7 +14,7 @@ class NoMountError(Exception):
 
 @contextlib.contextmanager
 def small_disk(folder: Path) -> Iterator[Path]:
-    """A file system of `SIZE` at `folder`, which is made; raises NoMountError where that is not permitted."""
+    """A file system of `SIZE` at `folder`, which it creates; raises NoMountError without the permission to mount."""
     folder.mkdir(parents=True)
     command = ["mount", "-t", "tmpfs", "-o", f"size={SIZE}", "tmpfs", str(folder)]
     try:
@@ -30,17 +30,17 @@ def small_disk(folder: Path) -> Iterator[Path]:
 
 
 class Filler:
-    """A file that takes all room of a disk, and gives it back."""
+    """A file that takes all free space of a disk, and gives it back."""
 
     def __init__(self, disk: Path):
         self._path = disk / "filler"
 
     def fill(self):
-        """Until not a byte is free."""
+        """Writes until no byte is free."""
         with self._path.open("wb", buffering=0) as file, contextlib.suppress(OSError):
             while file.write(bytes(4096)):
                 pass
 
     def free(self):
-        """Gives the room back."""
+        """Frees the space."""
         self._path.unlink()

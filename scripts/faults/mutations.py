@@ -1,4 +1,4 @@
-"""Images and archives with random damage: each is read, or left out and counted, in bounded memory, in its folder."""
+"""Images and archives with random damage: each must load or be skipped and counted, in bounded memory and folder."""
 
 import io
 import os
@@ -18,14 +18,14 @@ from linseed.trainer.data.sources.folder import folder
 from linseed.trainer.data.sources.npz import npz
 from linseed.trainer.errors import DataError
 
-ADDRESSES = 3 * 2**30  # bytes of address space beyond those of a fresh process; threads reserve much and use little
-RESIDENT = 2**30  # bytes of memory that may be in use beyond those of a fresh process
+ADDRESSES = 3 * 2**30  # bytes of address space beyond a fresh process; threads reserve much and use little
+RESIDENT = 2**30  # bytes of memory in use beyond a fresh process
 
 _IMAGES = {"JPEG": "jpg", "PNG": "png", "WEBP": "webp", "GIF": "gif", "BMP": "bmp"}
 _CIFAR_RECORD = 1 + 3 * 32 * 32
 
 
-# Every way that bytes become pixels, each with three channels.
+# All functions that decode bytes to pixels, each with three channels.
 _DECODERS: dict[str, Callable] = {
     "decode_image": lambda file: decode_image(file, image_size=0),
     "decode_random_crop": lambda file: decode_random_crop(file, image_size=16, rng=np.random.default_rng(0)),
@@ -34,7 +34,7 @@ _DECODERS: dict[str, Callable] = {
 
 
 def mutated(content: bytes, rng: np.random.Generator) -> bytes:
-    """`content` with one kind of damage, at a random place."""
+    """`content` with one kind of damage, at a random position."""
     data = bytearray(content)
     place, size = int(rng.integers(len(data))), int(rng.integers(1, 64))
     kind = rng.integers(7)
@@ -49,7 +49,7 @@ def mutated(content: bytes, rng: np.random.Generator) -> bytes:
         data[place:place] = rng.bytes(size)
     elif kind == 4:
         del data[place : place + size]
-    elif kind == 5:  # a number that claims much, more often than not in the header
+    elif kind == 5:  # a large number, mostly in the header
         place = int(rng.integers(min(64, len(data)))) if rng.random() < 0.7 else place
         data[place : place + 4] = rng.choice([b"\xff\xff\xff\xff", b"\x7f\xff\xff\xff", b"\x00\x00\x23\x28"])
     else:
@@ -74,7 +74,7 @@ def _npz(rng, *, compressed):
 
 
 def _tar(rng):
-    """An archive of CIFAR's kind, with members that would land outside or are links."""
+    """A CIFAR-like archive, with members that are links or would land outside the folder."""
     file = io.BytesIO()
     with tarfile.open(fileobj=file, mode="w:gz") as archive:
         for name in ("folder/data.bin", "../outside.bin", "/tmp/outside.bin"):
@@ -98,7 +98,7 @@ def _read_tar(path):
         list(cifar_archive.records(content, num_labels=1))
 
 
-# How an archive is made, and read.
+# How to make and read each kind of archive.
 _ARCHIVES: dict[str, tuple[Callable, Callable]] = {
     "npz": (lambda rng: _npz(rng, compressed=False), _read_npz),
     "npz compressed": (lambda rng: _npz(rng, compressed=True), _read_npz),
@@ -107,11 +107,11 @@ _ARCHIVES: dict[str, tuple[Callable, Callable]] = {
 
 
 def try_inputs(count: int, *, seed: int, bounded: bool) -> dict:
-    """Makes and reads `count` mutated inputs, half of them images; of what came of them, figures.
+    """Makes and reads `count` mutated inputs, half of them images, and returns figures.
 
-    bounded: sets a limit to the address space of this process, for good. Returns "inputs", "loaded", "skipped" (images,
-    listed by the source, and archives, refused by a DataError), "failures" (one line each) and "resident_mb", the most
-    that was in use beyond what was before.
+    bounded: limits the address space of this process, permanently. Returns "inputs", "loaded", "skipped" (images listed
+    by the source, archives refused by a DataError), "failures" (one line each) and "resident_mb", the peak memory
+    beyond that at the start.
     """
     rng = np.random.default_rng(seed)
     before = _memory("VmRSS")
@@ -135,7 +135,7 @@ def try_inputs(count: int, *, seed: int, bounded: bool) -> dict:
             except DataError as error:
                 skipped += 1
                 if "\n" in str(error):
-                    failures.append(f"{kind} {number}: more than a line: {error}")
+                    failures.append(f"{kind} {number}: more than one line: {error}")
             except Exception as error:
                 failures.append(f"{kind} {number}: {type(error).__name__}: {error}")
         beside = [path for path in outside.iterdir() if path != inside]
@@ -144,7 +144,7 @@ def try_inputs(count: int, *, seed: int, bounded: bool) -> dict:
         ]
     resident = _memory("VmHWM") - before
     if resident > RESIDENT:
-        failures.append(f"{resident / 2**20:.0f} MB of memory were in use")
+        failures.append(f"{resident / 2**20:.0f} MB of memory in use")
     return {
         "inputs": count,
         "loaded": loaded,
@@ -155,7 +155,7 @@ def try_inputs(count: int, *, seed: int, bounded: bool) -> dict:
 
 
 def _try_images(root, count, rng):
-    """(loaded, skipped, failures) of `count` mutated images beside two sound ones of each class."""
+    """(loaded, skipped, failures) of `count` mutated images next to two sound ones of each class."""
     for name in ("a", "b"):
         (root / name).mkdir(parents=True)
         for number in range(2):
@@ -164,7 +164,7 @@ def _try_images(root, count, rng):
     quiet_pillow()
     for number in range(count):
         format = formats[number % len(formats)]
-        # Now and then by the name of another format: what a file is, its first bytes say.
+        # Sometimes under the extension of another format: the first bytes decide, not the name.
         ending = _IMAGES[formats[int(rng.integers(len(formats)))]] if rng.random() < 0.2 else _IMAGES[format]
         path = root / "ab"[number % 2] / f"{number:04}.{ending}"
         content = mutated(_image(format, rng), rng)
@@ -184,21 +184,21 @@ def _try_images(root, count, rng):
 
 
 def _decode_by_all(content):
-    """A line for each decoder that gave no image and no reason in bounded memory."""
+    """A line for each decoder that returned no image and raised no error in bounded memory."""
     for name, decode in _DECODERS.items():
         try:
             pixels = decode(io.BytesIO(content))
         except MemoryError:
             yield f"{name}: out of memory"
-        except Exception:  # as each of them says of damaged bytes
+        except Exception:  # the decoders' errors for damaged bytes
             continue
         else:
             if pixels.dtype != np.uint8 or pixels.ndim != 3 or pixels.shape[2] != 3:
-                yield f"{name}: {pixels.dtype} {pixels.shape} is no image"
+                yield f"{name}: {pixels.dtype} {pixels.shape} is not an image"
 
 
 def _memory(kind):
-    """Bytes of this process: "VmRSS" now, "VmHWM" at most; the peak of `getrusage` is that of before exec as well."""
+    """Bytes of this process: "VmRSS" now, "VmHWM" peak; the peak of `getrusage` would include the time before exec."""
     with open("/proc/self/status") as file:
         return next(int(line.split()[1]) * 1024 for line in file if line.startswith(f"{kind}:"))
 

@@ -1,4 +1,4 @@
-"""One run in several processes, of which one comes to grief or which are more or fewer when they are started again."""
+"""A run in several processes: one of them fails, or more or fewer are started again."""
 
 import contextlib
 import shutil
@@ -19,14 +19,14 @@ from linseed.trainer.errors import LostError
 from linseed.trainer.run import workdir as workdir_lib
 from linseed.trainer.run.metrics_log import read_records
 
-WITHIN = 60.0  # seconds, for the others to end
+WITHIN = 60.0  # seconds in which the others must end
 WATCHDOG_MINUTES = 0.5
-_STEP = 12  # of 24, at which one comes to grief
-_LATEST = 300.0  # seconds, for what takes a few
+_STEP = 12  # of 24, at which one process fails
+_LATEST = 300.0  # seconds to wait for something that takes a few
 
 
 class Bench:
-    """What the cases share: a run by one process with two devices, whose end they all must come to."""
+    """Shared by the cases: a run by one process with two devices, whose end all must match."""
 
     def __init__(self, folder: Path):
         config = tiny()
@@ -34,34 +34,34 @@ class Bench:
         config.guard.watchdog_minutes = WATCHDOG_MINUTES
         self.folder, self.config = folder, config
         self.straight = self._straight("straight", config)
-        # Without dropout, which every device draws for itself, and at a rate at which rounding stays rounding.
+        # Without dropout, which each device draws itself, and at a learning rate that does not amplify rounding.
         gentle = {"schedule": {"name": "constant", "warmup_steps": 0}, "optimizer.lr": 0.01, "model.dropout": 0.0}
         self.gentle = changed(config, gentle)
         self.gentle_straight = self._straight("gentle_straight", self.gentle)
-        self.seconds, self.statuses = {}, {}  # of the one that nothing was done to, by case
+        self.seconds, self.statuses = {}, {}  # of the process without the fault, by case
 
     def undisturbed(self) -> str:
-        """ "" where two processes end as one with two devices does, or what differs."""
+        """ "" if two processes end like one process with two devices, otherwise the difference."""
         workdir = self.folder / "undisturbed"
         with launched(self.config, workdir, devices=[1, 1]) as runs:
             return _all_ended(runs) or _same_parameters(self.straight, workdir)
 
     def grief(self, fault: str, index: int) -> str:
-        """ "" where process `index` failed, the other ended in time, and the two went on to the same parameters."""
+        """ "" if process `index` failed, the other ended in time, and both resumed to the same parameters."""
         name = f"{fault}_{index}"
         workdir = self.folder / name
         with launched(self.config, workdir, devices=[1, 1], fault=(fault, index)) as runs:
             began = time.monotonic()
             while faulty.SAID not in runs[index].said():
                 if any(run.process.poll() is not None for run in runs) or time.monotonic() - began > _LATEST:
-                    return f"it did not come to step {_STEP}: {runs[index].last_line()}"
+                    return f"it did not reach step {_STEP}: {runs[index].last_line()}"
                 time.sleep(0.01)
             began = time.monotonic()
             other = runs[1 - index]
             try:
                 self.statuses[name] = other.process.wait(WITHIN)
             except subprocess.TimeoutExpired:
-                return f"the other process had not ended after {WITHIN:g} s"
+                return f"the other process did not end within {WITHIN:g} s"
             self.seconds[name] = round(time.monotonic() - began, 1)
             words = "Timeout (" if self.statuses[name] == 1 else "error: "  # the watchdog's, or ours
             if self.statuses[name] not in (1, LostError.status) or words not in other.said():
@@ -70,10 +70,10 @@ class Bench:
             return _all_ended(runs, resumed=True) or _same_parameters(self.straight, workdir)
 
     def goes_on(self, devices: list[int]) -> str:
-        """ "" where a run of two processes, one of which was killed, goes on by one process for each of `devices`.
+        """ "" if a run of two processes, one of them killed, resumes with one process for each of `devices`.
 
-        The same parameters bit for bit where the devices are two; else the same losses, but for rounding, as a batch of
-        other examples would not have.
+        With two devices the parameters must agree bit for bit. With another number the losses must agree up to
+        rounding, which a batch of other examples would not.
         """
         same = sum(devices) == 2
         config, straight = (self.config, self.straight) if same else (self.gentle, self.gentle_straight)
@@ -99,10 +99,10 @@ class Bench:
 def launched(
     config: ml_collections.ConfigDict, workdir: Path, *, devices: list[int], fault: tuple[str, int] | None = None
 ) -> Iterator[list[moments.Run]]:
-    """Trains in one process for each of `devices`, the number of its virtual CPU devices; none outlives the block.
+    """Trains in one process for each of `devices`, its number of virtual CPU devices; ends all with the block.
 
-    fault: of `faulty.FAULTS`, and the number of the process that it comes to. A process but the first has a workdir of
-    its own, as on another machine.
+    fault: of `faulty.FAULTS`, and the index of the process that gets it. Each process but the first has its own
+    workdir, as on another machine.
     """
     with socket.socket() as probe:
         probe.bind(("localhost", 0))
@@ -136,7 +136,7 @@ def _all_ended(runs, *, resumed=False):
     for run in runs:
         if status := run.wait():
             return f"status {status}: {run.last_line()}"
-    return "" if not resumed or "resuming after step" in runs[0].said() else "it began anew"
+    return "" if not resumed or "resuming after step" in runs[0].said() else "it started from scratch"
 
 
 def _same_parameters(straight, workdir):
@@ -147,6 +147,6 @@ def _same_parameters(straight, workdir):
 def _same_losses(straight, workdir):
     ours, theirs = (read_records(folder / workdir_lib.METRICS) for folder in (straight, workdir))
     if [record["step"] for record in ours] != [record["step"] for record in theirs]:
-        return "its records are not of the same steps"
+        return "its records are of other steps"
     apart = [abs(one["train_loss"] / other["train_loss"] - 1) for one, other in zip(ours, theirs, strict=True)]
-    return "" if np.max(apart) < 1e-3 else f"a loss is {np.max(apart):.1e} of itself away"
+    return "" if np.max(apart) < 1e-3 else f"a loss differs by {np.max(apart):.1e} of itself"

@@ -1,1 +1,1 @@
-"""What the optimisers, schedules, activations and augmentations do, drawn on toy problems and a photograph."""
+"""Drawings of what optimisers, schedules, activations and augmentations do, on toy problems and a photograph."""

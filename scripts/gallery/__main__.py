@@ -1,4 +1,4 @@
-"""Draws what optimisers, schedules, activations and augmentations do: pictures, and one page that holds them all.
+"""Draws what optimisers, schedules, activations and augmentations do, as pictures and on one page.
 
 python -m scripts.gallery --out=runs/gallery
 """

@@ -1,6 +1,6 @@
-"""The experiments of the gallery: which optimiser runs from where, at which rate, and why that rate.
+"""The experiments of the gallery: optimisers, their starts and learning rates, and the reasons for these rates.
 
-Each function gives the paths that `draw` shows and the tests count on, by label. Nothing is drawn here.
+Each function returns paths by label, for `draw` and the tests. Nothing is drawn here.
 """
 
 from collections.abc import Callable
@@ -19,9 +19,9 @@ MOMENTUM = dict(momentum=0.9)
 RMSPROP = dict(decay=0.99, eps=1e-7)
 ADAM = dict(b1=0.9, b2=0.999, eps=1e-8)
 
-# On the bowl. SGD has the rate that is best for the worst start, 2 / (1 + 100). The others have the lecture's constants
-# and, of 0.005, 0.01, 0.02, 0.05, 0.1, ... 2, the rate that comes to 1e-3 soonest and stays there; RMSProp the one
-# below it: at 0.1 it is soonest, but at the edge of never settling.
+# The bowl. SGD has the best rate for the worst start, 2 / (1 + 100). The others have the lecture's constants and the
+# rate, of 0.005, 0.01, 0.02, 0.05, 0.1, ... 2, that reaches 1e-3 first and stays there. RMSProp has the next lower
+# rate: 0.1 is fastest, but nearly never settles.
 BOWL_START, BOWL_STEPS, BOWL_SHOWN, BOWL_LOSS = (-4.0, 1.0), 400, 50, 1e-3
 BOWL_RUNS = {
     "sgd": dict(lr=2 / 101),
@@ -31,7 +31,7 @@ BOWL_RUNS = {
     "adam": dict(lr=0.1, **ADAM),
 }
 
-# The saddle's ridge is y = 0, where the gradient has no part in y: what starts on it stays on it, momentum or not.
+# On the saddle's ridge, y = 0, the gradient has no y component: no optimiser leaves it, momentum or not.
 SADDLE_OFF_RIDGE, SADDLE_STEPS, SADDLE_RATE = 1e-6, 70, 0.1
 SADDLE_RUNS = {"sgd": {}, "momentum": MOMENTUM}
 
@@ -63,7 +63,7 @@ def bowl_paths(surface: Callable[[jax.Array], jax.Array], start: tuple[float, fl
 
 
 def saddle_paths(off_ridge: float) -> dict[str, np.ndarray]:
-    """SGD and momentum at one rate, from x = -1 at the distance `off_ridge` of the ridge."""
+    """SGD and momentum at the same rate, from x = -1 at the distance `off_ridge` from the ridge."""
     return {
         name: _descend(
             surfaces.saddle, (-1.0, off_ridge), name=name, lr=SADDLE_RATE, steps=SADDLE_STEPS, noise=0.0, **run
@@ -73,7 +73,7 @@ def saddle_paths(off_ridge: float) -> dict[str, np.ndarray]:
 
 
 def dent_paths() -> dict[str, np.ndarray]:
-    """SGD and momentum at one rate, from x = 5, float32 [DENT_STEPS + 1, 1]."""
+    """SGD and momentum at the same rate, from x = 5, float32 [DENT_STEPS + 1, 1]."""
     return {
         name: _descend(surfaces.dented_bowl, DENT_START, name=name, lr=DENT_RATE, steps=DENT_STEPS, noise=0.0, **run)
         for name, run in DENT_RUNS.items()
@@ -81,9 +81,9 @@ def dent_paths() -> dict[str, np.ndarray]:
 
 
 def noisy_paths() -> dict[str, np.ndarray]:
-    """The round bowl, with noise of one standard deviation in each component of the gradient.
+    """Paths on the round bowl, with noise of one standard deviation in each component of the gradient.
 
-    Momentum has the rate (1 - momentum) lr, with which it goes as far as SGD under a constant gradient.
+    Momentum has the rate (1 - momentum) lr: under a constant gradient it moves as far as SGD.
     """
     span = dict(surface=surfaces.round_bowl, start=NOISE_START, steps=NOISE_STEPS)
     cosine = make_schedule("cosine", lr=NOISE_RATE, warmup_steps=0, total_steps=NOISE_STEPS)
@@ -97,15 +97,15 @@ def noisy_paths() -> dict[str, np.ndarray]:
 
 
 def noise_floor() -> float:
-    """The mean loss at which SGD stays on the round bowl of n = 2 axes: n / 2 * lr sigma^2 / (2 - lr).
+    """The mean loss of SGD in the long run, on the round bowl of n = 2 axes: n / 2 * lr sigma^2 / (2 - lr).
 
-    Each component follows x -= lr (x + noise), whose variance v keeps v = (1 - lr)^2 v + lr^2 sigma^2.
+    Each component follows x -= lr (x + noise); its variance v satisfies v = (1 - lr)^2 v + lr^2 sigma^2.
     """
     return NOISE_RATE * NOISE**2 / (2 - NOISE_RATE)
 
 
 def adam_step_sizes(steps: int) -> dict[str, np.ndarray]:
-    """The size of each of Adam's first steps under a constant gradient, in units of the learning rate: [steps]."""
+    """The sizes of Adam's first steps under a constant gradient, in units of the learning rate: [steps]."""
 
     def slope(point):
         return jnp.sum(point)
@@ -126,12 +126,12 @@ def adam_paths() -> dict[str, np.ndarray]:
 
 
 def made_up_loss(step: np.ndarray) -> np.ndarray:
-    """A loss that falls, stalls at 0.5 and at 0.25, and falls again, for `plateau` to watch."""
+    """A loss for `plateau` to watch: it falls, stalls at 0.5 and at 0.25, and falls in between."""
     return np.interp(step, [0, 25, 45, 60], [1.0, 0.5, 0.5, 0.25])
 
 
 def schedule_rates(name: str, *, warmup_steps: int) -> np.ndarray:
-    """The rate of each of SCHEDULE_STEPS steps as a part of the peak, float32 [SCHEDULE_STEPS]."""
+    """The learning rate at each step as a fraction of the peak, float32 [SCHEDULE_STEPS]."""
     schedule = make_schedule(
         name, lr=1.0, warmup_steps=warmup_steps, total_steps=SCHEDULE_STEPS, **SCHEDULE_SETTINGS[name]
     )
@@ -154,10 +154,10 @@ class _Alone(nn.Module):
 
 
 def activation_curve(activation: Any, x: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """An activation and its derivative at `x`, float32 [N] each, with its parameters as they are at first.
+    """An activation and its derivative at `x`, float32 [N] each, with its initial parameters.
 
-    activation: has `build` and `pieces`, as `models.layers.Activation`. One of several pieces is given as many lines
-    through zero, of slopes from 1 to -1/2: for two, max(x, -x / 2).
+    activation: has `build` and `pieces`, as `models.layers.Activation`. An activation of several pieces gets as many
+    lines through zero, of slopes from 1 to -1/2: for two, max(x, -x / 2).
     """
     slopes = np.linspace(1.0, -0.5, activation.pieces, dtype=np.float32)
     module = _Alone(activation)

@@ -1,6 +1,6 @@
-"""The figures of the gallery. Black and grey: lines differ by style and marker, so that a plain printer will do.
+"""The figures of the gallery, in black and grey: lines differ by style and marker, for any printer.
 
-A path is float32 [steps + 1, n], as `surfaces.descend` gives it, and paths come by label.
+A path is float32 [steps + 1, n], as from `surfaces.descend`; paths come by label.
 """
 
 import io
@@ -16,7 +16,7 @@ from PIL import Image
 
 from linseed.scripts.gallery import surfaces
 
-# Without these two an SVG of the same figure differs from one run to the next.
+# Without these two, the SVG of a figure differs between runs.
 _SAME = {"svg.hashsalt": "gallery"}
 _UNDATED = {"Date": None}
 
@@ -30,7 +30,7 @@ _STYLES = (
 
 
 def save(figure: Figure, path: Path):
-    """Writes `figure` as SVG, or as PNG in grey, by the suffix of `path`; the same figure gives the same bytes."""
+    """Writes `figure` as SVG or grey PNG, by the suffix of `path`; the same figure gives the same bytes."""
     buffer = io.BytesIO()
     if path.suffix == ".svg":
         with matplotlib.rc_context(_SAME):
@@ -43,7 +43,7 @@ def save(figure: Figure, path: Path):
 
 
 def bowl(paths: Mapping[str, np.ndarray], *, shown: int, loss: float, rates: Mapping[str, float]) -> Figure:
-    """The first `shown` steps of each path on the bowl, a panel each; then all losses, and when they reached `loss`."""
+    """The first `shown` steps of each path on the bowl, one panel each; then all losses, and when they reach `loss`."""
     figure, panels = _panels(columns=3, count=len(paths) + 1, height=2.3)
     for axes, (name, path) in zip(panels, paths.items(), strict=False):
         _contours(axes, surfaces.bowl, x=(-4.6, 1.6), y=(-1.25, 1.25), levels=np.geomspace(0.3, 80, 9))
@@ -60,7 +60,7 @@ def bowl(paths: Mapping[str, np.ndarray], *, shown: int, loss: float, rates: Map
 
 
 def saddle(paths: Mapping[str, np.ndarray], *, off_ridge: float) -> Figure:
-    """The paths on the saddle, and how far each is from the ridge, step by step."""
+    """The paths on the saddle, and the distance of each from the ridge, step by step."""
     figure, (plane, distance) = _panels(columns=2, count=2, height=3)
     _contours(plane, surfaces.saddle, x=(-1.2, 1.6), y=(-0.4, 1.5), levels=np.linspace(-0.24, 0.6, 12))
     for name, marker, style in (("sgd", "s", _STYLES[0]), ("momentum", ".", _STYLES[1])):
@@ -81,14 +81,14 @@ def saddle(paths: Mapping[str, np.ndarray], *, off_ridge: float) -> Figure:
 
 
 def dent(paths: Mapping[str, np.ndarray]) -> Figure:
-    """The paths on the dented bowl, and where each is, step by step."""
+    """The paths on the dented bowl, and the position of each, step by step."""
     figure, (curve, place) = _panels(columns=2, count=2, height=3)
     x = np.linspace(-1.5, 5.5, 400, dtype=np.float32)
     curve.plot(x, surfaces.losses(surfaces.dented_bowl, x[:, None]), color="0.7", linewidth=1)
     for name, marker, style in (("momentum", ".", _STYLES[1]), ("sgd", "s", _STYLES[0])):
         path = paths[name]
         place.plot(path[:, 0], label=name, **style)
-        # One lies over the other: momentum is drawn a little above the curve.
+        # Both would overlap: momentum is drawn a little above the curve.
         lift = 0.08 if name == "momentum" else 0.0
         line = {**style, "linestyle": "none"}
         curve.plot(
@@ -117,7 +117,7 @@ def dent(paths: Mapping[str, np.ndarray]) -> Figure:
 
 
 def noise(paths: Mapping[str, np.ndarray], *, plain: np.ndarray, floor: float) -> Figure:
-    """The paths under a noisy gradient, a panel each; then all losses, and the `floor` that theory gives for SGD.
+    """The paths under a noisy gradient, one panel each; then all losses, and SGD's theoretical `floor`.
 
     plain: the path without noise.
     """
@@ -174,7 +174,7 @@ def adam(sizes: Mapping[str, np.ndarray], *, paths: Mapping[str, np.ndarray]) ->
 
 
 def schedules(rates: Mapping[str, tuple[np.ndarray, np.ndarray]], *, watched: np.ndarray) -> Figure:
-    """A panel for each schedule: (with warm-up, without), float32 [steps]. watched: the loss that `plateau` saw."""
+    """A panel per schedule: (with warm-up, without), float32 [steps]. watched: the loss that `plateau` saw."""
     figure, panels = _panels(columns=4, count=len(rates), height=2.0)
     for axes, (name, (warm, cold)) in zip(panels, rates.items(), strict=True):
         axes.plot(cold, color="0.6", linestyle="--", linewidth=1.2, label="no warm-up")
@@ -187,7 +187,7 @@ def schedules(rates: Mapping[str, tuple[np.ndarray, np.ndarray]], *, watched: np
 
 
 def activations(curves: Mapping[str, tuple[np.ndarray, np.ndarray]], *, x: np.ndarray) -> Figure:
-    """A panel for each activation: (value, derivative) at `x`, float32 [N]."""
+    """A panel per activation: (value, derivative) at `x`, float32 [N]."""
     figure, panels = _panels(columns=3, count=len(curves), height=2.1)
     for axes, (name, (value, slope)) in zip(panels, curves.items(), strict=True):
         axes.axhline(0, color="0.85", linewidth=0.8)
@@ -228,6 +228,6 @@ def _path(axes: Axes, path: np.ndarray):
 
 
 def _entries(panels: list[Axes]):
-    """What the panels' lines are called, each once."""
+    """The lines and labels of the panels' legends, each label once."""
     named = {label: line for axes in panels for line, label in zip(*axes.get_legend_handles_labels(), strict=True)}
     return list(named.values()), list(named)

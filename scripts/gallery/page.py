@@ -1,4 +1,4 @@
-"""`index.html`: the whole gallery on one self-contained page, and each of its pictures as a file beside it."""
+"""`index.html`: the whole gallery on one self-contained page; each picture is also a file next to it."""
 
 import base64
 from collections.abc import Mapping, Sequence
@@ -39,7 +39,7 @@ _TYPES = {".svg": "image/svg+xml", ".png": "image/png"}
 
 
 class Picture(NamedTuple):
-    """A picture of the page. file: its name in the folder. alt: what it shows, for who does not see it."""
+    """A picture of the page. file: its name in the folder. alt: its description, for those who cannot see it."""
 
     file: str
     alt: str
@@ -54,59 +54,59 @@ OPTIMISERS = (
     Picture(
         "bowl.png",
         "Paths of sgd, momentum, nesterov, rmsprop and adam on an ill-conditioned bowl, and their losses",
-        f"The first {demos.BOWL_SHOWN} steps from the circle on (x² + 100 y²) / 2, condition number 100; the star is "
+        f"The first {demos.BOWL_SHOWN} steps from the circle on (x² + 100 y²) / 2, condition number 100. The star is "
         "the minimum. SGD, at the rate 2 / 101, jitters along the steep axis and crawls along the shallow one. RMSProp "
         "and Adam rescale each axis, which helps on a bowl that lies along the axes.",
     ),
     Picture(
         "saddle.svg",
         "Paths of sgd and momentum over a saddle",
-        f"Both start a millionth off the ridge, at one rate: after {demos.SADDLE_STEPS} steps SGD is still within a "
+        f"Both start a millionth off the ridge, at one rate. After {demos.SADDLE_STEPS} steps SGD is still within a "
         "thousandth of the saddle, and momentum has left for the minimum. Exactly on the ridge neither would leave.",
     ),
     Picture(
         "dent.svg",
         "sgd and momentum roll down a bowl with a dent",
-        "A local minimum on the way: SGD stops in it, momentum at the same rate carries through to the minimum.",
+        "A local minimum on the way: SGD stops in it. Momentum, at the same rate, rolls through it to the minimum.",
     ),
     Picture(
         "noise.png",
         "Paths of sgd and momentum under noisy gradients, and their losses",
-        "Noise of one standard deviation in each component of the gradient: SGD meanders, momentum goes the smoother "
-        "way. Both end at the floor that the noise sets; a falling rate gets below it.",
+        "Each component of the gradient has noise of one standard deviation. SGD meanders, and momentum takes a "
+        "smoother path. Both end at the floor that the noise sets; a falling rate gets below it.",
     ),
     Picture(
         "damping.svg",
         "sgd and rmsprop along the steep and the shallow axis of the bowl",
-        "RMSProp divides by the size of the gradient, so that the steep axis is damped and the shallow one sped up.",
+        "RMSProp divides by the size of the gradient. This damps the steep axis and speeds up the shallow one.",
     ),
     Picture(
         "adam.svg",
-        "Sizes of Adam's first steps, and its way to the minimum of a parabola, with and without bias correction",
+        "Sizes of Adam's first steps, and its path to the minimum of a parabola, with and without bias correction",
         "Without bias correction Adam's first step is (1 - b1) / sqrt(1 - b2) = 3.16 times the rate, and the next are "
-        "larger still: from one rate off the minimum of a parabola Adam steps onto it, without correction far past it.",
+        "larger still. From one rate off the minimum of a parabola Adam steps onto it, without correction far past it.",
     ),
 )
 SCHEDULES = Picture(
     "schedules.svg",
     f"Learning rate over {demos.SCHEDULE_STEPS} steps: {', '.join(demos.SCHEDULE_SETTINGS)}",
     f"Every schedule over {demos.SCHEDULE_STEPS} steps, with a linear warm-up of {demos.SCHEDULE_WARMUP} steps and "
-    "without; the warm-up of one_cycle ends at its first rate, and plateau watches a made-up loss.",
+    "without. The warm-up of one_cycle ends at its first rate. The plateau schedule watches a made-up loss.",
 )
 
 
 def write(out: Path, activations: Mapping[str, Any], *, specs: Mapping[str, str] = strips.SPECS) -> Path:
-    """Draws every picture into the folder `out`, made if it is not there, and `index.html`, whose path is returned.
+    """Draws all pictures and `index.html` into the folder `out`, created if needed; returns the page's path.
 
-    activations: name -> what `demos.activation_curve` takes. specs: augmentation -> the op string to draw. Raises
-    OSError where `out` cannot be written.
+    activations: name -> argument of `demos.activation_curve`. specs: augmentation -> the op string to draw. Raises
+    OSError if `out` is not writable.
     """
     out.mkdir(parents=True, exist_ok=True)
     rectifiers = Picture(
         "activations.svg",
         f"Value and derivative of each activation: {', '.join(activations)}",
-        "Every activation and its derivative; prelu with the slope it starts from, maxout as the larger of two lines, "
-        "x and -x / 2.",
+        "Every activation and its derivative. The slope of prelu is its initial one. The maxout is the larger of two "
+        "lines, x and -x / 2.",
     )
     photos = [
         Picture(f"op_{name}.png", f"A photograph and {strips.DRAWS} draws of {name}", spec)
@@ -130,7 +130,7 @@ def write(out: Path, activations: Mapping[str, Any], *, specs: Mapping[str, str]
 
 
 def render(out: Path, sections: Mapping[str, Sequence[Picture]]) -> str:
-    """The page, with the files of the pictures, in `out`, put into it."""
+    """The page, with the picture files in `out` embedded."""
     return _PAGE.render(
         credit=strips.CREDIT,
         sections=[

@@ -1,4 +1,4 @@
-"""Augmentations on a photograph: the original, then draws, side by side."""
+"""Augmentations of a photograph: the original, then draws, side by side."""
 
 import io
 import zlib
@@ -12,11 +12,11 @@ from sklearn.datasets import load_sample_image
 from linseed.trainer.data.augment import make_augment
 from linseed.trainer.data.augment.place import places
 
-CREDIT = 'The photograph is "china.jpg" of scikit-learn, by danielbuechele, CC BY 2.0, cut and made smaller.'
+CREDIT = 'The photograph is "china.jpg" of scikit-learn, by danielbuechele, CC BY 2.0, cropped and made smaller.'
 SIDE, DRAWS = 64, 7
 _GAP = 4
 
-# An op of each kind at a strength that shows; what comes with a probability shows both cases.
+# Each op at a strength that shows; ops with a probability show both cases.
 SPECS = {
     "alternating_flip": "alternating_flip()",
     "augmix": "augmix(3)",
@@ -60,13 +60,13 @@ def photograph() -> np.ndarray:
 
 
 def draws(spec: str, image: np.ndarray) -> np.ndarray:
-    """DRAWS results of the op string on `image`, float32 [H, W, C] in [0, 1], one an epoch: float32 [DRAWS, H, W, C].
+    """DRAWS results of the op string on `image`, float32 [H, W, C] in [0, 1], one per epoch: float32 [DRAWS, H, W, C].
 
-    The op string is the seed, so that two ops do not share their draws. Raises ConfigError as `make_augment` does.
+    The op string is the seed, so two ops do not share draws. Raises ConfigError as `make_augment` does.
     """
     root = jax.random.key(zlib.crc32(spec.encode()), impl="threefry2x32")
     epochs = np.arange(DRAWS, dtype=np.int32)
-    # Runs once, so that compiling is the cost: without LLVM's optimiser it is the lower one.
+    # It runs once, so compiling dominates; that is faster without LLVM's optimiser.
     augment = jax.jit(make_augment(spec), compiler_options={"xla_backend_optimization_level": 0})
     keys, same = jax.random.split(root, DRAWS), np.zeros_like(epochs)
     return np.asarray(augment(keys, np.stack([image] * DRAWS), places(root, same, epochs)))

@@ -1,4 +1,4 @@
-"""Toy losses of one or two parameters, and the path that an optimiser takes down them.
+"""Toy losses of one or two parameters, and the paths of optimisers down them.
 
 A surface maps a point, float32 [n], to its loss, a float32 scalar; n is 1 or 2.
 """
@@ -22,7 +22,7 @@ def bowl(point: jax.Array) -> jax.Array:
 
 
 def turned_bowl(point: jax.Array) -> jax.Array:
-    """`bowl`, turned by 45 degrees: neither axis is the steep one."""
+    """`bowl` rotated by 45 degrees: neither axis is the steep one."""
     x, y = point
     return bowl(jnp.stack([x + y, y - x]) / np.sqrt(2).astype(np.float32))
 
@@ -56,9 +56,9 @@ def descend(
 ) -> np.ndarray:
     """The points that `steps` updates of the optimiser `name` visit, `start` first: float32 [steps + 1, n].
 
-    schedule: updates made so far -> learning rate. noise: standard deviation of the normal noise on each component of
-    the gradient, drawn anew each step and the same for every optimiser. kwargs: the parameters of the entry of
-    `OPTIMIZERS`, without decay. Raises ConfigError as `make_tx` does.
+    schedule: number of updates so far -> learning rate. noise: standard deviation of normal noise on each component of
+    the gradient, redrawn each step and the same for every optimiser. kwargs: parameters of the entry in `OPTIMIZERS`,
+    without decay. Raises ConfigError as `make_tx` does.
     """
     tx = make_tx(name, schedule=schedule, clip_norm=0.0, weight_decay=0.0, **kwargs)
     start = jnp.asarray(start, jnp.float32)
@@ -88,7 +88,7 @@ def losses(surface: Callable[[jax.Array], jax.Array], points: np.ndarray) -> np.
 
 
 def steps_to(surface: Callable[[jax.Array], jax.Array], path: np.ndarray, *, loss: float) -> int | None:
-    """Updates after which `path` stays at or below `loss` to its end; None where it ends above."""
+    """The number of updates after which `path` stays at or below `loss`; None if it ends above."""
     above = np.flatnonzero(~(losses(surface, path) <= loss))
     reached = above[-1] + 1 if above.size else 0
     return int(reached) if reached < len(path) else None

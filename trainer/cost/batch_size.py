@@ -1,4 +1,4 @@
-"""The largest batch that the devices have room for, found by compiling the train step; nothing is run."""
+"""Finds the largest batch that fits on the devices by compiling the train step, without running it."""
 
 from collections.abc import Callable
 from typing import NamedTuple
@@ -11,16 +11,16 @@ from linseed.trainer.cost.measure import step_bytes
 from linseed.trainer.experiment import Experiment
 from linseed.trainer.train import AHEAD
 
-COMPILES = 8  # the most sizes that are tried
-PART = 50  # the search ends within one part in so many
+COMPILES = 8  # at most so many sizes are tried
+PART = 50  # precision of the search: one part in so many
 
 
 class Room(NamedTuple):
-    """The largest batch found to fit: examples on each device and on all, and bytes on each.
+    """The largest batch that fits: examples per device and in all, and bytes per device.
 
-    bytes: of its step, and of what the loop holds beside it. 0, 0 and the bytes of the smallest batch where that does
-    not fit. limit: bytes of a device. compiled: sizes tried. all_of_train: the batch is the train split, and larger
-    ones were not tried.
+    bytes: of its step and of everything else that the loop holds. If the smallest batch does not fit: 0, 0 and its
+    bytes. limit: bytes of a device. compiled: sizes tried. all_of_train: the batch is the train split; larger ones were
+    not tried.
     """
 
     per_device: int
@@ -32,9 +32,9 @@ class Room(NamedTuple):
 
 
 def find_room(experiment: Experiment, config: ml_collections.ConfigDict, *, limit: int) -> Room | None:
-    """Where each device has `limit` bytes; None where the backend does not analyse its memory.
+    """The largest batch for devices of `limit` bytes each; None if the backend does not analyse its memory.
 
-    config: that of `experiment`. The batch divides evenly over devices and their `accumulation_parts`.
+    config: of `experiment`. The batch divides evenly over devices and their `accumulation_parts`.
     """
     parallel, one_batch = experiment.parallel, experiment.feed.batch(0)
     state, unit = parallel.replicate(experiment.state), parallel.num_devices * config.accumulation_parts
@@ -69,17 +69,17 @@ def find_room(experiment: Experiment, config: ml_collections.ConfigDict, *, limi
 
 
 def _beside(experiment, config, *, one_batch):
-    """What the loop holds on each device beside a step, in bytes: always, and for each example of a batch there.
+    """Bytes that the loop holds on each device besides a step: a constant, and per example of a batch there.
 
-    Always: train and validation where they stay on the devices, and the copy of the state that is saved. For each
-    example: batches of the calls that are under way, but for the one that the step is at.
+    Constant: train and validation if they stay on the devices, and the copy of the state for checkpoints. Per example:
+    the batches of calls in flight, except the one of the current step.
     """
     resident, val = experiment.feed.resident, experiment.val
     always = sum(leaf.nbytes for leaf in [*jax.tree.leaves(experiment.state), *resident.values()])
     if resident:
         size = config.eval.batch_size
         padded = -(-len(val.labels) // size) * size
-        always += padded // experiment.parallel.num_devices * (val.images[0].nbytes + 4 + 4)  # and label and mask
+        always += padded // experiment.parallel.num_devices * (val.images[0].nbytes + 4 + 4)  # label and mask
     example = sum(array[0].nbytes for key, array in one_batch.items() if key not in resident)
     return always, ((AHEAD + 1) * config.steps_per_call - 1) * example
 
@@ -87,10 +87,10 @@ def _beside(experiment, config, *, one_batch):
 def largest_fitting(
     bytes_at: Callable[[int], int | None], *, start: int, most: int, limit: int
 ) -> dict[int, int] | None:
-    """n -> bytes_at(n) of all n in 1..most that were asked for, down to the largest with bytes_at(n) <= limit.
+    """{n: bytes_at(n)} for all n in 1..most that were tried, down to the largest with bytes_at(n) <= limit.
 
-    bytes_at is nearly a straight line, and dear to ask: after `start` and its half or double, the line through the two
-    nearest to the limit says where to ask next. None where bytes_at(start) is.
+    bytes_at is nearly linear and expensive. It tries `start`, then its half or double; then a line through the two
+    points nearest to the limit gives the next n. None if bytes_at(start) is.
     """
     known, fits, fails = {}, 0, most + 1
     guess = min(start, most)

@@ -1,7 +1,7 @@
-"""What a run will cost, before it is run: parameters, FLOPs, memory, time, disk, and which rule hits what.
+"""Estimates a run's cost before it starts: parameters, FLOPs, memory, time, disk, and the rule of each parameter.
 
-`forecast` builds the experiment in a folder of its own, counts what can be counted, and has `measure.py` time a handful
-of steps. It opens no test split, and writes nothing into the workdir.
+`forecast` builds the experiment in a temporary folder, counts what it can, and times a few steps with `measure.py`. It
+opens no test split and writes nothing into the workdir.
 """
 
 import shutil
@@ -26,11 +26,11 @@ from linseed.trainer.optim import rules as rules_lib
 from linseed.trainer.optim import schedules
 from linseed.trainer.run import workdir as workdir_lib
 
-POINTS = 1000  # at how many steps a schedule is drawn
+POINTS = 1000  # number of steps at which a schedule is drawn
 
 
 class Assignment(NamedTuple):
-    """What the rules make of one parameter: multipliers of rate and decay, 0 where frozen."""
+    """The rule of one parameter: its multipliers of learning rate and decay, 0 if frozen."""
 
     path: str
     shape: tuple[int, ...]
@@ -41,9 +41,9 @@ class Assignment(NamedTuple):
 
 
 class Steps(NamedTuple):
-    """A run, counted: optimiser steps in all, an epoch, of warm-up, and from one evaluation of validation to the next.
+    """Numbers of optimiser steps: in all, per epoch, of warm-up, and between two evaluations of validation.
 
-    The last evaluation is after the last step, whenever that is.
+    The last evaluation is always after the last step.
     """
 
     total: int
@@ -59,7 +59,7 @@ class Steps(NamedTuple):
 class Rates(NamedTuple):
     """The learning rate `lr`, float32 [N], at `steps`, int64 [N], ascending from 0.
 
-    at_most: the schedule follows the loss, and the rate is this while the loss gets better.
+    at_most: the schedule follows the loss; this is the rate if the loss keeps improving.
     """
 
     steps: np.ndarray
@@ -68,10 +68,10 @@ class Rates(NamedTuple):
 
 
 class Disk(NamedTuple):
-    """Snapshots, in bytes: one; how many there are at once at most; all of these; there now; free on their disk.
+    """Bytes of checkpoints: of one; `count`, the most at once; of that many; already there; free on their disk.
 
-    free is None where there is no workdir to ask. Uncompressed: the disk holds a little more for each array's name, and
-    less where arrays are full of zeros.
+    free is None without a workdir. Uncompressed: the disk holds a little more for array names, and less for arrays full
+    of zeros.
     """
 
     snapshot: int
@@ -88,7 +88,7 @@ class Disk(NamedTuple):
 class Standing(NamedTuple):
     """The run in the workdir. status: "none", "under way", "finished", or "of another config".
 
-    step: of its newest snapshot, 0 without one. changed: "key: old -> new", where it is of another config.
+    step: of its newest checkpoint, 0 without one. changed: "key: old -> new", if it is of another config.
     """
 
     status: str
@@ -97,7 +97,7 @@ class Standing(NamedTuple):
 
 
 class Forecast(NamedTuple):
-    """All of the above, of one config. parameters: how many in each top-level module. start: seconds to build it."""
+    """The whole forecast of one config. parameters: number per top-level module. start: seconds to build it."""
 
     description: str
     parameters: dict[str, int]
@@ -110,12 +110,12 @@ class Forecast(NamedTuple):
     seconds: Seconds
     disk: Disk
     standing: Standing
-    room: Room | None  # None where no limit is known, or the batch is all of the train split
+    room: Room | None  # None without a known limit, or if the batch is all of the train split
 
     def run_seconds(self, *, after: int) -> float:
-        """From the start of the command to the end of the run, where it goes on after step `after`; 0: the whole run.
+        """Seconds from the start of the command to the end of a run that resumes after step `after`; 0: the whole run.
 
-        Without saving snapshots, and without the test split, whose size is sealed.
+        Excludes saving checkpoints, and the test split, whose size is sealed.
         """
         steps, evaluations = self.steps.total - after, self.steps.evaluations(after=after)
         seconds = self.seconds
@@ -130,12 +130,12 @@ def forecast(
     time_limit: float,
     memory_limit: int | None,
 ) -> Forecast:
-    """What training with `config` will cost on this machine's devices.
+    """Forecasts the cost of training with `config` on this machine's devices.
 
-    workdir: where the run would be, or is; only read. timed_steps: how many steps to time, after one that warms up;
-    fewer, and at least one, once they have taken `time_limit` seconds together.
-    memory_limit: bytes of a device to find the largest batch for; None: what the device itself says.
-    Raises a LinseedError, whose message is one line, for all that would also stop the run.
+    workdir: the run's, started or not; only read. timed_steps: how many steps to time after a warm-up step; at least
+    one, but no more after `time_limit` seconds together. memory_limit: bytes of a device to find the largest batch for;
+    None: as the device reports. Raises a LinseedError, with a one-line message, for any error that would also stop the
+    run.
     """
     config = resolve(config)
     found = standing(workdir, config)
@@ -152,7 +152,7 @@ def forecast(
         warmup=experiment.warmup_steps,
         eval_every=experiment.eval_every_steps,
     )
-    # A snapshot is saved at each evaluation.
+    # each evaluation saves a checkpoint
     snapshots = dict(keep_latest=config.checkpoint.keep_latest, evaluations=steps.evaluations(after=0))
     return Forecast(
         description=experiment.description,
@@ -179,7 +179,7 @@ def parameters_by_module(params: Any) -> dict[str, int]:
 
 
 def assignments(rules: Sequence[str], params: Any) -> list[Assignment]:
-    """What `rules` make of each leaf of `params`. Raises ConfigError where they do not fit."""
+    """The rule of each leaf of `params`. Raises ConfigError if `rules` do not match them."""
     columns = (
         rules_lib.paths(params),
         jax.tree.leaves(params),
@@ -194,12 +194,12 @@ def assignments(rules: Sequence[str], params: Any) -> list[Assignment]:
 
 
 def rates(schedule: Callable, *, warmup_steps: int, total_steps: int) -> Rates:
-    """`schedule` at up to `POINTS` steps from the first to the last, evenly spaced but for the end of warm-up."""
+    """`schedule` at up to `POINTS` evenly spaced steps from first to last, and at the end of warm-up."""
     steps = np.union1d(np.linspace(0, total_steps - 1, POINTS).round().astype(np.int64), warmup_steps)
     follows_loss = isinstance(schedule, schedules.Plateau)
 
     def rate(step):
-        if follows_loss:  # as if the loss always got better
+        if follows_loss:  # as if the loss kept improving
             return schedule(schedule.init()._replace(count=step))
         return jnp.asarray(schedule(step), jnp.float32)
 
@@ -207,7 +207,7 @@ def rates(schedule: Callable, *, warmup_steps: int, total_steps: int) -> Rates:
 
 
 def disk(snapshot: int, *, keep_latest: int, evaluations: int, workdir: Path | None) -> Disk:
-    """Room for snapshots of `snapshot` bytes: the latest `keep_latest`, the best, and the one being written."""
+    """Disk space for checkpoints of `snapshot` bytes: the latest `keep_latest`, the best, and the one being written."""
     count = min(evaluations, keep_latest + 2)
     if workdir is None:
         return Disk(snapshot, count, needed=count * snapshot, present=0, free=None)
@@ -218,7 +218,7 @@ def disk(snapshot: int, *, keep_latest: int, evaluations: int, workdir: Path | N
 
 
 def standing(workdir: Path | None, config: ml_collections.ConfigDict) -> Standing:
-    """How far the run in `workdir` is, and whether it is of `config`. Raises WorkdirError where there can be no run."""
+    """The progress of the run in `workdir`, and whether it has `config`. Raises WorkdirError if no run can be there."""
     if workdir is None:
         return Standing("none")
     if workdir.exists() and not workdir.is_dir():
@@ -226,7 +226,7 @@ def standing(workdir: Path | None, config: ml_collections.ConfigDict) -> Standin
     changed = workdir_lib.check_config(workdir, config, on_change="accept")
     if not (workdir / workdir_lib.CONFIG).exists():
         return Standing("none")
-    # Listed, not opened: Orbax tidies up a folder that it opens.
+    # Listed, not opened: Orbax cleans up a folder that it opens.
     names = [path.name for path in (workdir / workdir_lib.CHECKPOINTS).glob("[0-9]*")]
     step = max((int(name) for name in names if name.isdigit()), default=0)
     if changed:

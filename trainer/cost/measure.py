@@ -1,4 +1,4 @@
-"""What the compiled steps of an experiment cost on this machine's devices: FLOPs, memory and seconds."""
+"""The cost of an experiment's compiled steps on this machine's devices: FLOPs, memory and seconds."""
 
 import contextlib
 import re
@@ -17,14 +17,14 @@ from linseed.trainer.experiment import Experiment
 from linseed.trainer.step import state as state_lib
 from linseed.trainer.step.multi_step import first_carry, stacked
 
-# Marks in a lowered program that stand for no arithmetic.
+# Custom calls in a lowered program that do no arithmetic.
 _PLACEMENT = {"Sharding", "SPMDFullToShardShape", "SPMDShardToFullShape"}
 
 
 class Flops(NamedTuple):
-    """XLA's count of one train step over all devices, None where the backend has none; `missing`: what it leaves out.
+    """XLA's count for one train step over all devices, None if the backend has none; `missing`: what it leaves out.
 
-    A loop counts as one round of it.
+    It counts a loop as one iteration.
     """
 
     step: float | None
@@ -32,7 +32,7 @@ class Flops(NamedTuple):
 
 
 class StepBytes(NamedTuple):
-    """As in `Memory`."""
+    """The fields of the same names in `Memory`."""
 
     arguments: int
     temporaries: int
@@ -40,11 +40,11 @@ class StepBytes(NamedTuple):
 
 
 class Memory(NamedTuple):
-    """Bytes. arguments, temporaries, peak: of the compiled step on each device, None where the backend does not say.
+    """Bytes. arguments, temporaries, peak: of the compiled step per device, None if the backend does not say.
 
-    peak: what the step holds at once: arguments, temporaries and those results that have no place among the arguments.
-    limit: of a device, None where there is no limit of its own. state: one copy of the train state. data: the train and
-    validation images and labels, on the host; images that stay in their files are none of it.
+    peak: the most that the step holds at once: arguments, temporaries and results without a place among the arguments.
+    limit: of a device, None if it reports none. state: one copy of the train state. data: the train and validation
+    images and labels on the host; images that stay in files do not count.
     """
 
     arguments: int | None
@@ -56,7 +56,7 @@ class Memory(NamedTuple):
 
 
 class Seconds(NamedTuple):
-    """Of the train and the evaluation step: compile; the median of `timed` steps; one evaluation of validation."""
+    """Of the train and evaluation steps: compile; the median of `timed` steps; one evaluation of validation."""
 
     compile: float
     step: float
@@ -67,16 +67,16 @@ class Seconds(NamedTuple):
 def measure(
     experiment: Experiment, config: ml_collections.ConfigDict, *, timed_steps: int, time_limit: float
 ) -> tuple[Flops, Memory, Seconds]:
-    """Compiles the train step, times a few, and evaluates a batch of validation; `experiment.state` stays as it is.
+    """Compiles the train step, times a few, and evaluates a batch of validation; `experiment.state` is not changed.
 
-    config: that of `experiment`. timed_steps, time_limit: see `time_steps`. Raises ConfigError where a step does not
-    fit into the device's memory.
+    config: of `experiment`. timed_steps, time_limit: see `time_steps`. Raises ConfigError if a step does not fit into
+    the device's memory.
     """
     parallel, steps = experiment.parallel, config.steps_per_call
     carry = parallel.replicate(first_carry(experiment.state, window=config.log_every_steps))
     resident = parallel.replicate(experiment.feed.resident)
     try:
-        with contextlib.closing(experiment.feed.batches(0)) as batches:  # once, for they may come from processes
+        with contextlib.closing(experiment.feed.batches(0)) as batches:  # once, as they may come from worker processes
 
             def batches_of(count):
                 return parallel.shard(stacked([next(batches) for _ in range(count)], steps_per_call=steps))
@@ -97,7 +97,7 @@ def measure(
             compiled = lowered.compile()
             compile_step = time.perf_counter() - began
             count = 1
-            if steps > 1:  # as many in a call as the loop makes, where there is time for them
+            if steps > 1:  # as many per call as in the loop, if there is time
                 (one,), carry = time_calls(carry, count=1, calls=1)
                 count = max(1, min(steps, timed_steps, int(time_limit / one)))
             timed, carry = time_calls(carry, count=count, calls=timed_steps // count)
@@ -122,10 +122,10 @@ def measure(
 
 
 def time_steps(step: Callable, state, *, batch_at: Callable, steps: int, time_limit: float) -> tuple[list[float], Any]:
-    """The seconds of each of up to `steps` calls of `step`, after one that warms up, and the state after them.
+    """The seconds of up to `steps` calls of `step` after a warm-up call, and the final state.
 
-    Fewer, and at least one, once they have taken `time_limit` seconds together. The next batch is made while the step
-    is under way, as in the loop, where the host runs ahead of the devices.
+    Stops early, after at least one, once they took `time_limit` seconds together. The next batch is made during the
+    step, as in the loop, where the host runs ahead of the devices.
     """
     seconds, batch = [], batch_at(0)
     began = mark = time.perf_counter()
@@ -141,9 +141,9 @@ def time_steps(step: Callable, state, *, batch_at: Callable, steps: int, time_li
 
 
 def count_flops(lowered: jax.stages.Lowered, *, devices: int, optimizer: str, accumulation_parts: int) -> Flops:
-    """Of a train step that is lowered for one device and not compiled.
+    """The FLOPs of a train step lowered for one device and not compiled.
 
-    What a backend hands to a library of its own when it compiles, convolutions above all, still is a convolution here.
+    Before compilation a convolution is still visible, even if the backend then hands it to a library.
     """
     try:
         step = (lowered.cost_analysis() or {}).get("flops")
@@ -152,21 +152,21 @@ def count_flops(lowered: jax.stages.Lowered, *, devices: int, optimizer: str, ac
     missing = []
     calls = set(re.findall(r'custom_call @"?([^"(\s]+)', lowered.as_text())) - _PLACEMENT
     if calls:
-        missing.append(f"what other libraries compute ({', '.join(sorted(calls))})")
+        missing.append(f"the work of other libraries ({', '.join(sorted(calls))})")
     if accumulation_parts > 1:
         missing.append(
-            f"all but one of the {accumulation_parts} parts of a batch: the whole is up to {accumulation_parts} times "
-            "the figure"
+            f"all but one of the {accumulation_parts} parts of a batch: the total is up to {accumulation_parts} times "
+            "as much"
         )
     if optimizer == "lbfgs":
-        missing.append("all but one round of the line search")
+        missing.append("all but one iteration of the line search")
     return Flops(step * devices if step and step > 0 else None, tuple(missing))
 
 
 def _time_evaluation(experiment, state, *, batch_size):
-    """Seconds to compile the evaluation step, and for all of validation.
+    """Seconds to compile the evaluation step, and to evaluate all of validation.
 
-    From one batch, twice: the first call waits for the compiler.
+    Estimated from one batch, evaluated twice: the first call includes compilation.
     """
     one_batch = take(experiment.val, np.arange(min(batch_size, len(experiment.val.labels))))
     weights = state_lib.evaluated_weights(state)
@@ -179,14 +179,14 @@ def _time_evaluation(experiment, state, *, batch_size):
 
 
 def step_bytes(compiled: jax.stages.Compiled) -> StepBytes | None:
-    """What XLA says that a compiled step needs; None where the backend does not say."""
+    """XLA's memory analysis of a compiled step; None if the backend has none."""
     try:
         found = compiled.memory_analysis()
     except (NotImplementedError, jax.errors.JaxRuntimeError):
         return None
     if found is None:
         return None
-    # XLA has a peak of its own, which on CPUs leaves the temporaries out.
+    # XLA's own peak leaves out the temporaries on CPUs.
     arguments, temporaries = found.argument_size_in_bytes, found.temp_size_in_bytes
     return StepBytes(
         arguments, temporaries, arguments + temporaries + found.output_size_in_bytes - found.alias_size_in_bytes

@@ -51,9 +51,9 @@ def decode_image(file: str | BinaryIO, *, image_size: int) -> np.ndarray:
     """Decodes one image file (a path, or a file open in binary mode) to RGB, uint8 [H, W, 3].
 
     The image is turned upright by its EXIF orientation. Grey and palette images are converted, 16-bit grey is scaled to
-    8 bits, transparent pixels become white, and an animation gives its first frame. With `image_size` > 0 the shorter
-    side is resized to it (bilinear, antialiased) and the centre square is cropped; 0 keeps the size. A bad file raises
-    whatever its decoder raises: OSError, ValueError, SyntaxError, RuntimeError and others.
+    8 bits, transparency is composited onto white, and an animation gives its first frame. With `image_size` > 0 the
+    shorter side is resized to it (bilinear, antialiased) and the centre square is cropped; 0 keeps the size. A bad file
+    raises whatever its decoder raises: OSError, ValueError, SyntaxError, RuntimeError and others.
     """
     if image_size:
         return decode_centre(file, image_size=image_size, resize=image_size)
@@ -78,10 +78,10 @@ def decode_as_it_is(file: str | BinaryIO, *, channels: int) -> np.ndarray:
 
 
 def decode_centre(file: str | BinaryIO, *, image_size: int, resize: int) -> np.ndarray:
-    """The centre square of `image_size` pixels after resizing the shorter side to `resize`: uint8 [image_size,
-    image_size, 3].
+    """The centre square of `image_size` pixels, once the shorter side is resized to `resize`: uint8 [H, W, 3].
 
-    resize: at least `image_size`. Both happen in one bilinear, antialiased resampling; otherwise as `decode_image`.
+    H = W = `image_size`, which `resize` must reach. Both happen in one bilinear, antialiased resampling; otherwise as
+    `decode_image`.
     """
     with _opened(file) as image:
         # Lets the JPEG decoder halve large photographs, never below twice the requested size.

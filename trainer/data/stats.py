@@ -118,7 +118,7 @@ def statistics(
         return computed
     channels = split.images.shape[-1]
     if len(mean) != channels or len(std) != channels:
-        raise ConfigError(f"data.mean and data.std need {channels} numbers each, one per channel, or (): the data's")
+        raise ConfigError(f"data.mean and data.std need {channels} numbers each, one per channel; () uses the data's")
     given = {"mean": np.array(mean, np.float64), "std": np.array(std, np.float64)}
     for key, value in given.items():
         if np.abs(value - computed[key]).max() > TOLERANCE:

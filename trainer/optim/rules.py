@@ -1,17 +1,16 @@
 """Per-parameter rules: learning-rate and decay multipliers and frozen weights, by regex over the path.
 
-A rule is a string, `"pattern: settings"`. The pattern must match the whole '/'-joined path of a
-parameter (`re.fullmatch`), or is `rest`: all parameters that no other rule matches. The settings,
-comma-separated, are `lr=0.1` and `decay=0` (multipliers) and `until_epochs=3`, or `frozen`; none leaves things as they
-are:
+A rule is a string, `"pattern: settings"`. The pattern is a regex for the whole '/'-joined path of a parameter
+(`re.fullmatch`), or `rest` for all parameters that no other rule matches. The settings, comma-separated, are `lr=0.1`
+and `decay=0` (multipliers) and `until_epochs=3`, or `frozen`. Without settings, a rule changes nothing:
 
     ("stem/kernel: frozen", "stem/bias: until_epochs=3", "head/.*: lr=10", "rest:")
 
-`until_epochs`, `until_percent` and so on in any unit of a duration: these parameters follow the run's schedule as if
-the run ended there, and are frozen from there on.
+`until_epochs`, `until_percent` and so on take any unit of a duration. These parameters follow the run's schedule as if
+the run ended there, and are frozen afterwards.
 
-Every parameter must be matched by exactly one rule, and every rule must match something. Where a rule
-does not name `decay`, it is 1, and 0 for biases and the scales of normalisation layers.
+Exactly one rule must match each parameter, and each rule must match a parameter. `decay` is 1 by default, and 0 for
+biases and the scales of normalisation layers.
 """
 
 import math
@@ -29,7 +28,7 @@ DEFAULT_RULES = (f"{REST}:",)
 
 
 class Rule(NamedTuple):
-    """One rule. lr, decay: multipliers, at least 0; decay None stands for the default of the leaf.
+    """One rule. lr, decay: multipliers, at least 0; decay None: the default of the leaf.
 
     until: a duration, (value, unit), or None for the whole run.
     """
@@ -42,15 +41,15 @@ class Rule(NamedTuple):
 
 
 def compile_pattern(pattern: str, *, key: str) -> re.Pattern:
-    """`re.compile`; ConfigError, with the config's `key`, for what is no regex."""
+    """`re.compile`. Raises ConfigError, which names `key`, if `pattern` is not a regex."""
     try:
         return re.compile(pattern)
     except (re.error, OverflowError, RecursionError) as error:
-        raise ConfigError(f"{key}: {pattern!r} is no regular expression: {error}") from None
+        raise ConfigError(f"{key}: {pattern!r} is not a regular expression ({error}); correct it") from None
 
 
 def parse(rule: str) -> Rule:
-    """`"pattern: settings"` as a Rule. Raises ConfigError, one line."""
+    """Parses `"pattern: settings"`. Raises ConfigError, one line."""
     pattern, colon, settings = rule.rpartition(":")
     pattern = pattern.strip()
     if not colon or not pattern:
@@ -60,14 +59,14 @@ def parse(rule: str) -> Rule:
     for setting in filter(None, map(str.strip, settings.split(","))):
         name, _, value = (part.strip() for part in setting.partition("="))
         if name in values:
-            raise ConfigError(f"rule {rule!r} gives {name} twice")
+            raise ConfigError(f"rule {rule!r} gives {name} twice; remove one")
         if setting == "frozen":
             values[name] = True
         elif name in ("lr", "decay"):
             values[name] = _multiplier(value, rule)
         elif name.startswith("until_") and name.removeprefix("until_") in UNITS:
             if until:
-                raise ConfigError(f"rule {rule!r} gives until twice")
+                raise ConfigError(f"rule {rule!r} gives until twice; remove one")
             values[name] = _multiplier(value, rule)
             until = (values[name], name.removeprefix("until_"))
         else:
@@ -75,16 +74,16 @@ def parse(rule: str) -> Rule:
                 f"rule {rule!r}: {setting!r} should be lr=NUMBER, decay=NUMBER, until_epochs=NUMBER or frozen"
             )
     if values.get("lr") == 0:
-        raise ConfigError(f"rule {rule!r}: lr=0 trains nothing; write frozen")
+        raise ConfigError(f"rule {rule!r}: lr=0 trains nothing; write frozen instead")
     if "frozen" in values and len(values) > 1:
-        raise ConfigError(f"rule {rule!r}: what is frozen takes neither lr nor decay")
+        raise ConfigError(f"rule {rule!r}: frozen takes neither lr nor decay nor until; remove one")
     if until and not until[0]:
-        raise ConfigError(f"rule {rule!r}: until 0 trains nothing; write frozen")
+        raise ConfigError(f"rule {rule!r}: until 0 trains nothing; write frozen instead")
     return Rule(pattern, values.get("lr", 1.0), values.get("decay"), "frozen" in values, until)
 
 
 def in_steps(rules: Sequence[str], *, to_steps: Callable) -> tuple[str, ...]:
-    """`rules` with every `until_...` as `until_steps`. to_steps: `schedules.durations_to_steps` of the run."""
+    """`rules` with each `until_...` converted to `until_steps`. to_steps: `schedules.durations_to_steps` of the run."""
 
     def convert(rule):
         until = parse(rule).until
@@ -116,7 +115,7 @@ def paths(params) -> list[str]:
 def decay_mask(params):
     """True for the leaves that weight decay acts on by default.
 
-    Spared are vectors and scalars, and leaves called `bias` or `scale`: an attention layer's biases have two axes.
+    Vectors, scalars, and leaves named `bias` or `scale` are excluded: an attention layer's biases have two axes.
     """
     spared = [path.rsplit("/", 1)[-1] in ("bias", "scale") for path in paths(params)]
     leaves, tree = jax.tree.flatten(params)
@@ -126,8 +125,8 @@ def decay_mask(params):
 def assign(rules: Sequence[str], params) -> list[Rule]:
     """The rule of each leaf of `params`, in the order of `jax.tree.leaves`.
 
-    Raises ConfigError, one line: for a leaf that no rule or more than one matches, for a rule that matches
-    nothing, for two rules with one pattern.
+    Raises ConfigError, one line: if no rule or more than one matches a leaf, if a rule matches nothing, or if two have
+    the same pattern.
     """
     parsed = [parse(rule) for rule in rules]
     patterns = [rule.pattern for rule in parsed]
@@ -142,11 +141,11 @@ def assign(rules: Sequence[str], params) -> list[Rule]:
     if twice:
         both = " and ".join(repr(rule.pattern) for rule in matched[twice[0]][:2])
         raise ConfigError(
-            f"more than one rule matches {_few(twice)} ({both}); narrow one, or write '{REST}:' for what is left over"
+            f"more than one rule matches {_few(twice)} ({both}); narrow one, or write '{REST}:' for all others"
         )
     missed = [name for name, found in matched.items() if not found]
     if missed:
-        raise ConfigError(f"no rule matches {_few(missed)}; add '{REST}:' for what is left over")
+        raise ConfigError(f"no rule matches {_few(missed)}; add '{REST}:' for all others")
     used = {found[0].pattern for found in matched.values()}
     for pattern in patterns:
         if pattern not in used:
@@ -195,7 +194,7 @@ def any_until(rules: Sequence[str]) -> bool:
 
 
 def without_frozen_gradients(rules: Sequence[str], params):
-    """`params`, of which the frozen ones are constants: their gradient is zero and costs nothing."""
+    """`params` with the frozen ones as constants: their gradient is zero and is not computed."""
     found = [
         jax.lax.stop_gradient(leaf) if rule.frozen else leaf
         for rule, leaf in zip(assign(rules, params), jax.tree.leaves(params), strict=True)
@@ -204,6 +203,6 @@ def without_frozen_gradients(rules: Sequence[str], params):
 
 
 def last_steps(rules: Sequence[str], params):
-    """How many steps each leaf trains for, a tree of numbers; `inf` for the whole run. rules: of `in_steps`."""
+    """How many steps each leaf trains for, a tree of numbers; `inf` for the whole run. rules: from `in_steps`."""
     found = [rule.until[0] if rule.until else math.inf for rule in assign(rules, params)]
     return jax.tree.structure(params).unflatten(found)

@@ -1,4 +1,4 @@
-"""Links of the optimisers' chains that Optax does not have, or has with another convention."""
+"""Transforms of the optimisers' chains that Optax lacks, or has with another convention."""
 
 import math
 from collections.abc import Sequence
@@ -29,9 +29,9 @@ def scale_by_rules(rules: Sequence[str]) -> optax.GradientTransformation:
 
 
 def end_early(rules: Sequence[str], schedule: optax.Schedule, total_steps: int) -> optax.GradientTransformation:
-    """g * schedule(t total_steps / n) / schedule(t) at step t < n, then 0, where a rule ends at step n; else g.
+    """g * schedule(t total_steps / n) / schedule(t) at step t < n, then 0, if a rule ends at step n; else g.
 
-    With the rate that follows: the run's schedule as if the run were n steps long. Where `schedule` is 0, so is this.
+    The chain multiplies by schedule(t) later. The product is the schedule of a run of n steps, or 0 if schedule(t) is.
     """
 
     def update(updates, count, params=None):
@@ -76,7 +76,7 @@ def scale_by_adagrad(eps: float) -> optax.GradientTransformation:
 
 
 class Moments(NamedTuple):
-    """mu: running mean of g. nu: of g^2. Both from 0, and not corrected for it."""
+    """mu: running mean of g. nu: running mean of g^2. Both start at 0, without bias correction."""
 
     mu: Any
     nu: Any
@@ -100,9 +100,9 @@ def scale_by_uncorrected_adam(b1: float, b2: float, eps: float) -> optax.Gradien
 def scale_by_muon(momentum: float, b1: float, b2: float, eps: float, adam_params: str) -> optax.GradientTransformation:
     """Muon for the parameters that decay by default, Adam for the rest and for paths that `adam_params` matches.
 
-    A kernel of more than two axes is the matrix [all but the last, last], as convolutions' HWIO kernels ask; so is
-    the query kernel of Flax's attention, [D, heads, head size], which others take as [D, heads x head size]. The
-    momentum is Optax's: a running mean, corrected for its start as Nadam's is; Jordan's is a plain sum.
+    A kernel of more than two axes is the matrix [all but the last, last], which suits HWIO convolutions. So is the
+    query kernel of Flax's attention, [D, heads, head size]; others take it as [D, heads x head size]. The momentum is
+    Optax's, a running mean with the bias correction of Nadam; Jordan's is a plain sum.
     """
     muon = optax.chain(
         optax.contrib.scale_by_muon(beta=momentum, eps=eps, weight_dimension_numbers=_as_matrices),
@@ -117,11 +117,11 @@ def scale_by_muon_nesterov(
 ) -> optax.GradientTransformation:
     """Jordan's Muon for the parameters that decay by default, Nesterov momentum for the rest and `nesterov_params`.
 
-    Kernels are matrices as in `scale_by_muon`. The momentum is a plain sum, v = rho v + g, and g + rho v is made
-    orthogonal by `newton_schulz_steps` quintic steps with Jordan's coefficients, after division by its Frobenius
-    norm + eps. A few steps leave the small singular values small, and the large ones near 1.
+    Kernels are matrices as in `scale_by_muon`. The momentum is a plain sum, v = rho v + g. Then
+    g + rho v, divided by its Frobenius norm + eps, is made orthogonal by `newton_schulz_steps` quintic steps with
+    Jordan's coefficients. A few steps leave the small singular values small, and the large ones near 1.
     """
-    # Optax's link by itself, without a momentum of its own: beta = 0 is the gradient as it is.
+    # Only Optax's orthogonalisation: beta=0 turns its momentum off.
     orthogonalize = optax.contrib.scale_by_muon(
         ns_steps=newton_schulz_steps, beta=0.0, eps=eps, nesterov=False, weight_dimension_numbers=_as_matrices
     )
@@ -131,9 +131,9 @@ def scale_by_muon_nesterov(
 
 
 def normalize_kernels(nesterov_params: str) -> optax.GradientTransformation:
-    """The last link: x = sqrt(O) x / |x| + u for the parameters that Muon moves, O their outputs, the last axis.
+    """The last transform: x = sqrt(O) x / |x| + u for Muon's parameters, O the size of the last axis (outputs).
 
-    Before the step, so that the step's size is relative to a weight of a known one: its outputs have norm 1 on average.
+    Each step is then relative to a kernel of known size: the weights of an output have norm 1 on average.
     """
     labels = _muon_or_other(nesterov_params, key="nesterov_params")
 
@@ -178,8 +178,8 @@ def _scale_by_shape(rms):
 def sharpness_aware(rho: float) -> optax.GradientTransformationExtraArgs:
     """The gradient at x + rho g / |g|, |g| the global norm. Foret et al. 2021, equation 2.
 
-    `update` needs grad_fn, params -> grads. `optax.contrib.sam` wraps a whole optimiser in place of being a link of
-    one, and divides zero by zero at a zero gradient.
+    `update` needs grad_fn, params -> grads. `optax.contrib.sam` wraps a whole optimiser instead, and divides zero by
+    zero at a zero gradient.
     """
 
     def update(updates, state, params, *, grad_fn, **extra_args):
@@ -190,11 +190,11 @@ def sharpness_aware(rho: float) -> optax.GradientTransformationExtraArgs:
 
 
 def line_search(max_steps: int) -> optax.GradientTransformationExtraArgs:
-    """`optax.scale_by_zoom_linesearch` from a first guess of 1, which ignores the arguments that it does not know."""
+    """`optax.scale_by_zoom_linesearch` with a first guess of 1. Ignores unknown arguments."""
     inner = optax.scale_by_zoom_linesearch(max_steps, initial_guess_strategy="one")
 
     def init(params):
-        # Optax's first state has weak types, its later ones have not: a step would compile twice.
+        # Only Optax's first state has weak types, so that a step would compile twice.
         return jax.tree.map(lambda leaf: jnp.asarray(leaf, leaf.dtype), inner.init(params))
 
     def update(updates, state, params, *, value, grad, value_fn, **extra_args):
@@ -211,7 +211,7 @@ class LookaheadState(NamedTuple):
 
 
 def lookahead(sync_steps: int, slow_rate: float) -> optax.GradientTransformation:
-    """The last link: every `sync_steps` updates slow += slow_rate (x - slow), and x = slow. Zhang et al. 2019."""
+    """The last transform: every `sync_steps` updates slow += slow_rate (x - slow), and x = slow. Zhang et al. 2019."""
 
     def init(params):
         return LookaheadState(jnp.zeros([], jnp.int32), jax.tree.map(jnp.array, params))
@@ -231,8 +231,8 @@ def lookahead(sync_steps: int, slow_rate: float) -> optax.GradientTransformation
 def schedule_free(
     tx: optax.GradientTransformation, schedule: optax.Schedule, *, b1: float
 ) -> optax.GradientTransformationExtraArgs:
-    """`optax.contrib.schedule_free` around `tx`, with the rates that `tx` itself applies as its weights.
+    """`optax.contrib.schedule_free` around `tx`. The rates that `tx` applies are the weights of its average.
 
-    Optax counts from 1 where the chain's schedule counts from 0.
+    Optax counts steps from 1, the chain's schedule from 0.
     """
     return optax.contrib.schedule_free(tx, lambda count: schedule(count - 1), b1=b1)

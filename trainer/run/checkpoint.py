@@ -215,7 +215,7 @@ class Snapshots:
     def _set_aside_torn(self):
         """Moves aside checkpoints whose metrics are not those that were saved.
 
-        Orbax could not open any checkpoint beside an incomplete one. A wrong accuracy could make another one the best.
+        An incomplete one keeps Orbax from opening the others. A wrong accuracy could make another one the best.
         """
         for folder in self._directory.glob("[0-9]*"):
             if not folder.name.isdigit():

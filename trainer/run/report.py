@@ -52,7 +52,7 @@ _PAGE = jinja2.Environment(autoescape=True).from_string("""<!doctype html>
 def draw_curves(records: list[dict], *, best_step: int):
     """Loss, accuracy and learning rate over epochs; train solid, validation dashed, the best checkpoint marked.
 
-    A matplotlib Figure. matplotlib is imported only here: no run waits for it before its first step.
+    A matplotlib Figure. matplotlib is imported only to draw: no run waits for it before its first step.
     """
     from matplotlib.figure import Figure
     from matplotlib.ticker import MaxNLocator, PercentFormatter

@@ -1,4 +1,4 @@
-"""Gradient accumulation: a batch worked through in parts, equal to the batch in one piece."""
+"""Gradient accumulation: a batch is processed in parts, with the result of the whole batch."""
 
 from collections.abc import Callable
 from typing import Any
@@ -10,20 +10,22 @@ from linseed.trainer.errors import ConfigError
 
 
 def accumulate(fn: Callable, carry: Any, batch: Any, *, parts: int) -> tuple[Any, Any]:
-    """The sum of `fn` over `parts` equal pieces of `batch`, one after the other: memory of a piece, result of all.
+    """The sum of `fn` over `parts` equal pieces of `batch`, one after the other, in the memory of one piece.
 
-    fn: (carry, piece, index) -> (carry, summands); index is the piece's number, int32. batch: leaves
-    [B, ...], B divisible by `parts`, cut in order. Returns the last carry (BatchNorm statistics go from
-    piece to piece) and the sum of the summands, floating leaves summed in float32 and returned so.
+    fn: (carry, piece, index) -> (carry, summands); index is the piece's number, int32. batch: leaves [B, ...], B
+    divisible by `parts`, cut in order. Returns the last carry (BatchNorm statistics pass from piece to piece) and the
+    sum of the summands; floating leaves are summed and returned in float32.
 
-    Equal to the large batch where the summands are sums over examples: gradients of the *summed* loss over
-    the real examples of the whole batch, not of a piece's mean. BatchNorm normalises each piece by
-    itself and so sees a smaller batch; nothing else does. One call is one optimiser step: schedules, snapshots and
-    logs do not notice. Raises ConfigError where `parts` does not divide the batch.
+    The result equals that of the whole batch if the summands are sums over examples: gradients of the *summed* loss
+    over the real examples of the batch, not of a piece's mean. Only BatchNorm sees a smaller batch: it normalises each
+    piece by itself. One call is one optimiser step for schedules, checkpoints and logs. Raises ConfigError if `parts`
+    does not divide B.
     """
     size = len(jax.tree.leaves(batch)[0])
     if size % parts:
-        raise ConfigError(f"a batch of {size} examples a device does not fall into {parts} equal parts")
+        raise ConfigError(
+            f"config.accumulation_parts={parts} does not divide the {size} examples a device; use a divisor"
+        )
     if parts == 1:
         return fn(carry, batch, jnp.int32(0))
     pieces = jax.tree.map(lambda leaf: leaf.reshape(parts, size // parts, *leaf.shape[1:]), batch)

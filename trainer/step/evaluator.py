@@ -14,7 +14,7 @@ from linseed.trainer.step import metrics
 class Evaluator:
     """Evaluates weights on splits. eval_step: compiled by `parallel`, (weights, batch) -> sums.
 
-    resident: a split whose batches stay on the devices once they are there, or None.
+    resident: a split whose batches stay on the devices after their first use, or None.
     """
 
     def __init__(self, eval_step: Callable, *, batch_size: int, parallel: DataParallel, resident: Split | None):
@@ -26,7 +26,7 @@ class Evaluator:
         return metrics.means(jax.device_get(self.start(weights, split)))
 
     def start(self, weights, split: Split) -> list[dict[str, Any]]:
-        """The sums of every batch, for `metrics.means`, on the device and perhaps still being computed."""
+        """The sums of every batch, for `metrics.means`, on the device and possibly still being computed."""
         return [self._eval_step(weights, batch) for batch in self._batches(split)]
 
     def _batches(self, split):

@@ -1,7 +1,7 @@
-"""Metrics: masked sums inside the step, means at the border.
+"""Metrics: masked sums inside the step, means outside.
 
-A step returns sums over its real examples, so that adding the sums of many
-batches, however they were cut or padded, and dividing once is exact.
+A step returns sums over its real examples. The sums of many batches, divided once, give the exact mean, however the
+batches were cut or padded.
 """
 
 from collections.abc import Iterable, Mapping
@@ -10,9 +10,9 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-# What a train step reports, in the order of its row in the window of the loop.
+# The metrics of a train step, in the order of its row in the window of the loop.
 STEP_METRICS = ("loss", "correct", "examples", "grad_norm", "update_ratio", "lr")
-# Those of them that a NaN or an infinity anywhere in the loss, the gradient or the update reaches.
+# A NaN or an infinity anywhere in the loss, the gradient or the update reaches one of these.
 FINITE = ("loss", "grad_norm", "update_ratio")
 
 
@@ -32,7 +32,7 @@ def masked_sums(*, losses: jax.Array, logits: jax.Array, labels: jax.Array, mask
 
 
 def pack(step_metrics: Mapping[str, jax.Array]) -> jax.Array:
-    """STEP_METRICS of a step as one row, float32 [K]: a window of them is fetched in one transfer."""
+    """STEP_METRICS of a step as one row, float32 [K], to fetch a window of rows in one transfer."""
     return jnp.stack([jnp.asarray(step_metrics[name], jnp.float32) for name in STEP_METRICS])
 
 
@@ -49,9 +49,9 @@ def means(sums: Iterable[Mapping[str, np.ndarray]]) -> dict[str, float]:
 
 
 def summarize(step_metrics: list[Mapping[str, np.ndarray]]) -> dict[str, float]:
-    """One record of the steps of a log window: means over examples for loss and accuracy, over steps for norms.
+    """The record of a log window: means over examples for loss and accuracy, over steps for norms.
 
-    `lr` is that of the last step.
+    `lr` is the last step's.
     """
     train = means(step_metrics)
     return {

@@ -1,4 +1,4 @@
-"""What the forward pass keeps for the backward pass, and what that computes again: memory against time.
+"""Rematerialisation: the backward pass computes activations again instead of keeping them: less memory, more time.
 
 The gradient is the same within rounding. Chen et al. 2016, "Training deep nets with sublinear memory cost".
 """
@@ -12,7 +12,7 @@ import jax
 
 from linseed.trainer.errors import ConfigError
 
-# Primitives, by name, whose results are kept: products, what a library computes outside XLA, and sums, which are small.
+# Primitives whose results are kept: products, calls of libraries outside XLA, and sums, which are small.
 _DEAR = {"conv_general_dilated", "dot_general", "ffi_call", "psum", "psum_invariant", "reduce_sum"}
 
 
@@ -32,9 +32,9 @@ def _is_dear(primitive, *_, **__):
 
 
 def _blocks(model):
-    """`model`, of whose blocks only the inputs are kept. Its parameters, their names and their values stay.
+    """`model` that keeps only the inputs of its blocks. Its parameters, their names and their values stay.
 
-    Raises ConfigError for a model that has no field `block`, a callable that builds one.
+    Raises ConfigError for a model without a field `block`, a callable that builds one.
     """
     if not hasattr(model, "block"):
         raise ConfigError("config.remat='blocks' needs a residual network; set it to 'none' or 'elementwise'")
@@ -47,7 +47,8 @@ def _blocks(model):
 
 
 REMAT: dict[str, Remat] = {
-    "blocks": Remat(_blocks, _same),  # residual networks: all but the inputs of blocks is computed again
-    "elementwise": Remat(_same, functools.partial(jax.checkpoint, policy=_is_dear)),  # normalisation, activations ...
+    "blocks": Remat(_blocks, _same),  # residual networks: keeps the blocks' inputs
+    # Recomputes normalisation, activations ...
+    "elementwise": Remat(_same, functools.partial(jax.checkpoint, policy=_is_dear)),
     "none": Remat(_same, _same),
 }

@@ -1,4 +1,4 @@
-"""The training state: arrays only, so that what you see is what is checkpointed."""
+"""The training state: arrays only, all of which are checkpointed."""
 
 from collections.abc import Callable
 from typing import Any
@@ -16,7 +16,7 @@ from linseed.trainer.optim import chain
 class TrainState:
     """All that changes during training.
 
-    step: int32 scalar, updates made so far. params: float32 tree. model_state: the model's other
+    step: int32 scalar, the number of updates so far. params: float32 tree. model_state: the model's other
     collections (BatchNorm statistics), {} if none. opt_state: Optax state. rng: uint32 key data of
     the root key, never advanced. ema: {"params", "model_state"} averaged over steps, {} if off.
     """
@@ -38,7 +38,7 @@ def make_init(
 ) -> Callable:
     """The compiled `init(root) -> (params, model_state, opt_state)`; root: a key. `image_shape` is (H, W, C).
 
-    data_init: of `whitening.make_data_init`, what the training images have to say about the parameters.
+    data_init: from `data_init.make_data_init`; sets initial parameters that depend on the training images.
     """
 
     def init(root):
@@ -52,7 +52,7 @@ def make_init(
 
 
 def create(init: Callable, *, seed: int, ema: bool) -> TrainState:
-    """The state before the first step, as host arrays. The initial weights depend on the model and `seed` alone."""
+    """The state before the first step, as host arrays. The initial weights depend only on the model and `seed`."""
     root = jax.random.key(seed)
     params, model_state, opt_state = jax.device_get(init(root))
     average = jax.tree.map(np.array, {"params": params, "model_state": model_state}) if ema else {}
@@ -67,7 +67,7 @@ def create(init: Callable, *, seed: int, ema: bool) -> TrainState:
 
 
 def evaluated_weights(state: TrainState) -> dict[str, Any]:
-    """{"params", "model_state"} that validation judges: an average, where there is one."""
+    """The {"params", "model_state"} to evaluate: the average, if there is one."""
     return state.ema or {
         "params": chain.evaluated_params(state.opt_state, state.params),
         "model_state": state.model_state,

@@ -1,7 +1,7 @@
-"""Test-time augmentation: the views of an image whose logits are averaged.
+"""Test-time augmentation: averages the logits over views of an image.
 
-An entry of `VIEWS` takes uint8 images [B, H, W, C] and returns (weight, images) pairs, whose weights sum to 1. They are
-cut before normalisation, as augmentation is.
+An entry of `VIEWS` takes uint8 images [B, H, W, C] and returns (weight, images) pairs, whose weights sum to 1. It runs
+before normalisation, like augmentation.
 """
 
 from collections.abc import Callable
@@ -19,8 +19,8 @@ def _mirror(images):
 
 
 def _mirror_translate(images):
-    # Half for the image in its place, a quarter each for it one pixel up and left and one down and right, the border
-    # reflected; each with its mirror image. As in Jordan's CIFAR-10 records, 2024.
+    # Weight 1/2 for the image, 1/4 for each shift by one pixel, up-left and down-right, with a reflected border; each
+    # with its mirror image. As in Jordan's CIFAR-10 records, 2024.
     height, width = images.shape[1:3]
     padded = jnp.pad(images, ((0, 0), (1, 1), (1, 1), (0, 0)), mode="reflect")
     shifted = [padded[:, start : start + height, start : start + width] for start in (0, 2)]

@@ -139,7 +139,7 @@ class Procedure:
                     break
         self.phases["overfit"].finish()
         fits = [rate for rate, outcome in tries.items() if outcome.learned]
-        summary = f"no learning rate memorises {self._sample_size} images"
+        summary = f"{self._sample_size} images are not memorised at any learning rate"
         if fits:
             summary = f"{self._sample_size} images memorised at lr {fits[0]:g} in {tries[fits[0]].steps} steps"
         findings = checks.overfit(tries, own_lr=own, num_classes=self.experiment.num_classes)

@@ -88,7 +88,7 @@ def shortened(
         if key.endswith("steps"):
             many = isinstance(value, (tuple, list))
             scaled = [max(round(item * steps / total_steps), min(item, 1)) for item in (value if many else (value,))]
-            # Milestones at the same step are one.
+            # Milestones that fall on one step are merged.
             schedule[key] = tuple(sorted({item for item in scaled if item < steps})) if many else scaled[0]
     return changed(config, {"schedule": schedule, "horizon": {"steps": steps}})
 

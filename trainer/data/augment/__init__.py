@@ -3,10 +3,9 @@
     augment = make_augment("pad_crop(4)|flip_lr(0.5)|color_jitter(0.2, 0.2, 0.2)")
     images = augment(keys, images, places)
 
-A new op is one function `(key, image, *, ...)`, its arguments annotated with their
-ranges, and one line in `OPS`. An op maps one image to one image of the same shape;
-an op that goes by the epoch takes a `place` for its key (`place.py`);
-what mixes images or changes labels (mixup, CutMix) is no op: it is in `mixing.py`.
+A new op is one function `(key, image, *, ...)`, its arguments annotated with their ranges, and one line in `OPS`. An op
+maps one image to one image of the same shape. An op that depends on the epoch takes a `place` instead of a key
+(`place.py`). Functions that mix images or change labels (mixup, CutMix) are in `mixing.py`.
 """
 
 import inspect
@@ -88,12 +87,12 @@ OPS = {
 }
 
 
-# Hides the submodule of the same name as an attribute; `from ...augment.parse import` still finds that.
+# Hides the submodule `parse` as an attribute; `from ...augment.parse import` still finds it.
 def parse(spec: str) -> tuple[Op, ...]:
-    """The chain that an op string names, every argument filled in; touches no device.
+    """The chain of ops in an op string, all arguments filled in; touches no device.
 
-    Raises ConfigError, in one line, for a string that does not parse, an unknown op,
-    arguments that do not fit its signature, or a value out of range.
+    Raises ConfigError, in one line, for a string that does not parse, an unknown op, arguments that do not match its
+    signature, or a value out of range.
     """
     return parse_chain(spec, OPS)
 
@@ -101,19 +100,15 @@ def parse(spec: str) -> tuple[Op, ...]:
 def make_augment(spec: str):
     """Builds `augment(keys, images, places=None) -> images` from an op string; blank is the identity.
 
-    keys: typed threefry keys [B], one for each image, so that its draw depends on
-    nothing else in the batch. images: float32 [B, H, W, C] in [0, 1], C = 1 or 3.
-    The result has the same shape and dtype, clipped to [0, 1] once, after the last
-    op: no op clips on its own, the published policies excepted. The op at position i
-    draws from `fold_in(key, i)`, so an op added at the end leaves the draws before it
-    as they were. Neighbours that warp and have the same `fill` resample once, together.
-    places: a `place.Place` [B] for the ops that go by it, which draw from its key in the
-    same way.
+    keys: typed threefry keys [B], one per image, so an image's draw does not depend on the rest of the batch. images:
+    float32 [B, H, W, C] in [0, 1], C = 1 or 3. The result has the same shape and dtype. It is clipped to [0, 1] once,
+    after the last op; only the published policies clip on their own. The op at index i draws from `fold_in(key, i)`, so
+    adding an op at the end does not change the earlier draws. Neighbouring warps with the same `fill` resample once,
+    together. places: a `place.Place` [B] for the ops that need it; they draw from its key in the same way.
 
-    `augment` is pure, and its caller jits it. When traced it raises DataError for
-    images that are not float32, and ConfigError for places that are missing and for
-    keys of another generator: under `vmap` an "rbg" draw depends on its neighbours.
-    Raises ConfigError as `parse` does.
+    `augment` is pure; its caller jits it. When traced it raises DataError for images that are not float32, and
+    ConfigError for missing places and for keys of another generator: under `vmap` an "rbg" draw depends on its
+    neighbours. Raises ConfigError as `parse` does.
     """
     chain = parse(spec)
     links = [list(link) for _, link in itertools.groupby(enumerate(chain), key=_link)]
@@ -133,12 +128,12 @@ def make_augment(spec: str):
     def augment(keys, images, places=None):
         if (generator := jax.random.key_impl(keys)) != "threefry2x32":
             raise ConfigError(
-                f"augment needs keys made with impl='threefry2x32'; '{generator}' draws by batch, not by key"
+                f"augment needs keys made with impl='threefry2x32'; '{generator}' draws per batch, not per key"
             )
         if images.dtype != jnp.float32:
             raise DataError(f"augment needs float32 images in [0, 1], not {images.dtype}; divide uint8 by 255 first")
         if places is None and any(_needs_place(name) for name, _ in chain):
-            raise ConfigError(f"augment: '{spec}' goes by the epoch; it needs places")
+            raise ConfigError(f"augment: '{spec}' depends on the epoch; it needs places")
         return jax.vmap(augment_one)(keys, images, places) if chain else images
 
     return augment
@@ -153,7 +148,7 @@ def _warps(name):
 
 
 def _link(step):
-    """What neighbours share that make one link of the chain: warps their fill, other ops nothing."""
+    """Equal for neighbours that form one link of the chain: warps with the same fill."""
     position, (name, arguments) = step
     return ("warp", arguments["fill"]) if _warps(name) else ("op", position)
 

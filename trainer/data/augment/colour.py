@@ -1,10 +1,9 @@
-"""Augmentations of colour: each a deterministic op and its random twin `(key, image, *, ...)`.
+"""Colour augmentations: each a deterministic op and its random twin `(key, image, *, ...)`.
 
-Images are float32 [H, W, C] in [0, 1], C = 3 (RGB) or 1 (grey); shape and dtype are
-kept. Results are NOT clipped, so that ops compose without losing information.
-Definitions are those of Pillow's ImageEnhance and ImageOps and torchvision's `adjust_*`,
-which clip and round to 8 bits after every op. A grey image has no saturation and no
-hue: `adjust_saturation` and `adjust_hue` are the identity on it.
+Images are float32 [H, W, C] in [0, 1], C = 3 (RGB) or 1 (grey); shape and dtype are kept. Results are NOT clipped, so
+ops compose without losing information. Definitions are those of Pillow's ImageEnhance and ImageOps and torchvision's
+`adjust_*`, which clip and round to 8 bits after every op. A grey image has no saturation and no hue:
+`adjust_saturation` and `adjust_hue` do not change it.
 """
 
 from typing import Annotated
@@ -19,9 +18,9 @@ Turns = Annotated[float, Between(0.0, 0.5)]
 
 
 def luma(image):
-    """The grey of an image, float [H, W, 1]: 0.299 R + 0.587 G + 0.114 B (ITU-R BT.601).
+    """The luma of an image, float [H, W, 1]: 0.299 R + 0.587 G + 0.114 B (ITU-R BT.601).
 
-    One channel is its own luma. Raises DataError for other than 1 or 3 channels.
+    A single channel is its own luma. Raises DataError unless there are 1 or 3 channels.
     """
     if _channels(image) == 1:
         return image
@@ -38,7 +37,7 @@ def adjust_brightness(image, factor):
 def adjust_contrast(image, factor):
     """Blends with the spatial mean of the luma: 0 is that uniform grey, 1 the identity.
 
-    Pillow rounds the mean to a whole grey level, of 255; this does not.
+    Pillow rounds the mean to a whole grey level out of 255; this does not.
     """
     return _blend(jnp.mean(luma(image)), image, factor)
 
@@ -51,9 +50,8 @@ def adjust_saturation(image, factor):
 def adjust_hue(image, turns):
     """Rotates the hue of HSV by `turns` of the colour circle; whole turns are the identity.
 
-    A pixel keeps its value, max(R, G, B), and its chroma, max - min. Only these two
-    enter, never their quotient, so values outside [0, 1] are handled like any other.
-    Source: A. R. Smith, "Color gamut transform pairs", SIGGRAPH 1978.
+    A pixel keeps its value, max(R, G, B), and its chroma, max - min. These two enter, never their quotient, so values
+    outside [0, 1] work like any other. Source: A. R. Smith, "Color gamut transform pairs", SIGGRAPH 1978.
     """
     if _channels(image) == 1:
         return image
@@ -66,7 +64,7 @@ def adjust_hue(image, turns):
         (green - blue) / divisor,
         jnp.where(value == green, (blue - red) / divisor + 2.0, (red - green) / divisor + 4.0),
     )
-    # Each channel's distance round the circle, in sixths, from the middle of the third where it is lowest.
+    # Each channel's distance around the circle, in sixths, from the middle of the third where it is lowest.
     position = jnp.mod(sextant + 6.0 * turns + jnp.array([5.0, 3.0, 1.0], image.dtype), 6.0)
     return value - chroma * jnp.clip(jnp.minimum(position, 4.0 - position), 0.0, 1.0)
 
@@ -74,8 +72,8 @@ def adjust_hue(image, turns):
 def adjust_sharpness(image, factor):
     """Blends with the smoothed image: 0 is that blur, 1 the identity, above 1 sharpens.
 
-    The filter weighs a pixel 5 and its eight neighbours 1 each, over 13. As in Pillow
-    the outermost pixels have no blur and stay as they are.
+    The filter weighs a pixel 5 and each of its eight neighbours 1, over 13. As in Pillow the outermost pixels are not
+    blurred and stay unchanged.
     """
     height, width = image.shape[0] - 2, image.shape[1] - 2
     if height < 1 or width < 1:
@@ -101,29 +99,28 @@ def solarize(image, threshold):
 
 
 def posterize(image, bits):
-    """Rounds to 8 bits and keeps the upper `bits` of them, an integer; 8 is the identity, without the rounding."""
+    """Rounds to 8 bits and keeps the upper `bits`, an integer; 8 is the identity, without rounding."""
     dropped = jnp.maximum(8 - jnp.asarray(bits, jnp.int32), 0)
     levels = _levels(image)
     return jnp.where(dropped > 0, ((levels >> dropped) << dropped) / jnp.float32(255.0), image)
 
 
 def autocontrast(image):
-    """Stretches each channel to the full range [0, 1]; a channel of one value stays as it is."""
+    """Stretches each channel to the full range [0, 1]; a constant channel stays unchanged."""
     low, high = jnp.min(image, axis=(0, 1)), jnp.max(image, axis=(0, 1))
     flat = high <= low
     return jnp.where(flat, image, (image - low) / jnp.where(flat, 1.0, high - low))
 
 
 def equalize(image):
-    """Flattens the histogram of each channel, in 8 bits: Pillow's table of levels, which holds no fractions.
+    """Flattens the histogram of each channel in 8 bits, with Pillow's integer table of levels.
 
-    With n pixels, of which m have the highest level, level i becomes
-    (s // 2 + number of pixels below i) // s, where s = (n - m) // 255. Where s is 0,
-    as it is in any image of fewer than 256 pixels, the channel stays as it is.
+    With n pixels, of which m have the highest level, level i becomes (s // 2 + number of pixels below i) // s, where s
+    = (n - m) // 255. If s is 0, as for any image of fewer than 256 pixels, the channel stays unchanged.
     """
     channels = image.shape[-1]
     levels = jnp.clip(_levels(image), 0, 255)
-    # The place of (level, channel) in a flat histogram: one index counts several times faster than two.
+    # The index of (level, channel) in a flat histogram: one index counts several times faster than two.
     places = levels * channels + jnp.arange(channels)
     histogram = (
         jnp.zeros(256 * channels, jnp.int32)
@@ -134,7 +131,7 @@ def equalize(image):
     highest = jnp.take_along_axis(histogram, jnp.max(levels, axis=(0, 1))[None], axis=0)[0]
     step = (image.shape[0] * image.shape[1] - highest) // 255
     below = jnp.take((jnp.cumsum(histogram, axis=0) - histogram).reshape(-1), places, mode="clip")
-    # Whole numbers divided as floats, which is faster: the half keeps every quotient off the integers.
+    # Dividing integers as floats is faster; the half keeps every quotient away from the integers.
     flat = jnp.floor((step // 2 + below + 0.5) / jnp.maximum(step, 1))
     return jnp.where(step > 0, jnp.minimum(flat, 255.0) / 255.0, image)
 
@@ -167,12 +164,11 @@ def random_hue(key, image, *, strength: Turns):
 def random_color_jitter(
     key, image, *, brightness: NonNegative, contrast: NonNegative, saturation: NonNegative, hue: Turns = 0.0
 ):
-    """Applies random brightness, contrast, saturation and hue, in this order, each with its own draw.
+    """Applies random brightness, contrast, saturation and hue, in this order, drawn separately.
 
-    torchvision's ColorJitter shuffles the order. Without clipping in between, the
-    first three commute exactly (all are linear, and saturation keeps the luma), so
-    a shuffle of them would change nothing; only where hue stands among them would,
-    and a shuffle costs every order's work under `vmap`. Hue comes last.
+    torchvision's ColorJitter shuffles the order. Without clipping the first three commute exactly (all are linear, and
+    saturation keeps the luma), so only the position of hue would matter. Under `vmap` a shuffle costs the work of every
+    order. Here hue comes last.
     """
     keys = jax.random.split(key, 4)
     image = random_brightness(keys[0], image, strength=brightness)

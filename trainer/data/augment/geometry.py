@@ -1,10 +1,9 @@
 """Augmentations that move pixels: each a deterministic op and its random twin `(key, image, *, ...)`.
 
-Images are float [H, W, C] in [0, 1], any C; shape and dtype are kept. Flips and
-`pad_crop` move whole pixels and are exact. Every other move is a `warp.Warp`, and
-`warp.resample` reads the image once through any number of them: a decorated
-`draw(key, shape, *, ...) -> Warp` is an op on its own, and its `draw` is what a chain
-collects, so that `rotate(15)|shear(0.1)|translate(0.1)` interpolates once.
+Images are float [H, W, C] in [0, 1], any C; shape and dtype are kept. Flips and `pad_crop` move whole pixels and are
+exact. Every other move is a `warp.Warp`, and `warp.resample` reads the image once through any number of them. A
+decorated `draw(key, shape, *, ...) -> Warp` is an op on its own. A chain collects the `draw`s of its ops, so
+`rotate(15)|shear(0.1)|translate(0.1)` interpolates once.
 """
 
 import functools
@@ -34,7 +33,7 @@ Pixels = Annotated[int, Between(0)]
 
 
 def _resampled(draw):
-    """The op `(key, image, *, ..., fill=0.0)` of a `draw(key, shape, *, ...) -> Warp`, kept as `op.draw`."""
+    """Makes an op `(key, image, *, ..., fill=0.0)` of `draw(key, shape, *, ...) -> Warp`, kept as `op.draw`."""
 
     @functools.wraps(draw)
     def op(key, image, *, fill=0.0, **arguments):
@@ -50,20 +49,20 @@ def _resampled(draw):
 
 @_resampled
 def random_rotate(key, shape, *, degrees: Annotated[float, Between(0.0, 180.0)]):
-    """Turns by an angle drawn from [-degrees, degrees]."""
+    """Rotates by an angle drawn from [-degrees, degrees]."""
     return rotation(_signed(key, degrees))
 
 
 @_resampled
 def random_translate(key, shape, *, fraction: Fraction):
-    """Shifts by up to `fraction` of the width and of the height, each way, each with its own draw."""
+    """Shifts each way by up to `fraction` of the width and of the height, drawn separately."""
     right, down = _signed(key, fraction, (2,))
     return translation(shape[1] * right, shape[0] * down)
 
 
 @_resampled
 def random_scale(key, shape, *, strength: NonNegative):
-    """Scales by a factor drawn from [1 / (1 + strength), 1 + strength], evenly in its logarithm."""
+    """Scales by a factor drawn log-uniformly from [1 / (1 + strength), 1 + strength]."""
     factor = jnp.exp(_signed(key, math.log1p(strength)))
     return scaling(factor, factor)
 
@@ -77,7 +76,7 @@ def random_stretch(key, shape, *, strength: NonNegative):
 
 @_resampled
 def random_shear(key, shape, *, strength: NonNegative):
-    """Shears along both axes, each by a slope drawn from [-strength, strength]."""
+    """Shears along both axes, each by its own slope drawn from [-strength, strength]."""
     return shearing(*_signed(key, strength, (2,)))
 
 
@@ -100,9 +99,9 @@ def random_lens_distortion(
 
 @_resampled
 def random_perspective(key, shape, *, strength: Fraction):
-    """Moves each corner inwards by up to `strength / 2` of the width and of the height, each with its own draw.
+    """Moves each corner inwards by up to `strength / 2` of the width and of the height, drawn separately.
 
-    As torchvision's RandomPerspective with `p=1` and `distortion_scale=strength`, which moves by whole pixels.
+    Like torchvision's RandomPerspective with `p=1` and `distortion_scale=strength`, which moves by whole pixels.
     """
     inwards = jax.random.uniform(key, (4, 2), jnp.float32, 0.0, strength / 2)
     signs = jnp.array([[-1.0, -1.0], [1.0, -1.0], [1.0, 1.0], [-1.0, 1.0]])
@@ -111,13 +110,11 @@ def random_perspective(key, shape, *, strength: Fraction):
 
 @_resampled
 def random_resized_crop(key, shape, *, min_area: Annotated[float, Between(0.01, 1.0)], max_aspect: Aspect = 4 / 3):
-    """Cuts a window and stretches it to the full image: the "Inception" crop.
+    """Crops a window and stretches it to the full image: the "Inception" crop.
 
-    Its share of the area is drawn from [min_area, 1], width : height from
-    [1 / max_aspect, max_aspect] evenly in its logarithm. As in torchvision, the first of
-    ten draws that fits is taken, else the largest centred window of such a shape;
-    the window does not lie on whole pixels here. 0.08 and 4/3 are Szegedy et al. 2015
-    (arXiv:1409.4842, section 6).
+    Its share of the area is drawn from [min_area, 1], width : height log-uniformly from [1 / max_aspect, max_aspect].
+    As in torchvision, the first of ten draws that fits is used, otherwise the largest centred window of such a shape.
+    Here the window may lie between pixels. 0.08 and 4/3 are from Szegedy et al. 2015 (arXiv:1409.4842, section 6).
     """
     size_key, place_key = jax.random.split(key)
     height, width, fits = draw_box(size_key, shape, areas=(min_area, 1.0), max_aspect=max_aspect)
@@ -149,12 +146,11 @@ def random_flip_ud(key, image, *, probability: Fraction):
 
 
 def pad_crop(image, offset, *, padding, mode):
-    """Pads each side by `padding` pixels and cuts the window of the old size at `offset`.
+    """Pads each side by `padding` pixels and crops a window of the old size at `offset`.
 
-    `offset` is int [2], row and column, each in 0..2 * padding; `(padding, padding)`
-    is the identity. `mode` is "constant" (zeros) or "reflect" (mirrored, the edge
-    pixel not repeated). Raises ConfigError where `padding` is not smaller than both
-    sides: there is nothing to reflect, and a constant window could hold no image.
+    `offset` is int [2], row and column, each in 0..2 * padding; `(padding, padding)` is the identity. `mode` is
+    "constant" (zeros) or "reflect" (mirrored, the edge pixel not repeated). Raises ConfigError unless `padding` is
+    smaller than both sides: otherwise there is nothing to reflect, and a constant window could miss the image.
     """
     height, width, _ = image.shape
     if padding >= min(height, width):
@@ -166,17 +162,16 @@ def pad_crop(image, offset, *, padding, mode):
 def random_pad_crop(key, image, *, padding: Pixels, mode: Literal["constant", "reflect"] = "constant"):
     """Applies `pad_crop` at an offset drawn uniformly from the (2 * padding + 1)^2 windows.
 
-    Zeros are the field's standard: 4 pixels on CIFAR in He et al. 2016
-    (arXiv:1512.03385, section 4.2). Here they are black, padded before the image is
-    normalised, as torchvision's RandomCrop does. Wide ResNets (Zagoruyko and
-    Komodakis, arXiv:1605.07146) reflect.
+    Zeros are standard: 4 pixels on CIFAR in He et al. 2016 (arXiv:1512.03385, section 4.2). Here they are black, as
+    padding comes before normalisation, like in torchvision's RandomCrop. Wide ResNets (Zagoruyko and Komodakis,
+    arXiv:1605.07146) reflect.
     """
     offset = jax.random.randint(key, (2,), 0, 2 * padding + 1)
     return pad_crop(image, offset, padding=padding, mode=mode)
 
 
 def draw_box(key, shape, *, areas, max_aspect):
-    """Height and width in pixels of the first of ten drawn boxes that fits in the image, and whether one did."""
+    """Height and width in pixels of the first of ten drawn boxes that fits into the image, and whether one did."""
     area_key, aspect_key = jax.random.split(key)
     area = shape[0] * shape[1] * jax.random.uniform(area_key, (10,), jnp.float32, *areas)
     aspect = jnp.exp(_signed(aspect_key, math.log(max_aspect), (10,)))

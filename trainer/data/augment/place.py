@@ -1,6 +1,6 @@
-"""Where an example stands in training, for the ops whose draw goes by that, and those ops.
+"""Ops whose draw depends on the example and its epoch, and the `Place` that they get instead of a key.
 
-An op whose first parameter is called `place` is handed the example's `Place` where others are handed a key.
+An op is handed a `Place` if its first parameter is called `place`.
 """
 
 from typing import NamedTuple
@@ -20,13 +20,13 @@ class Place(NamedTuple):
 
 def places(root: jax.Array, index: jax.Array, epoch: jax.Array) -> Place:
     """The Place of each example, [B]: its key from `root` and its `index` in the train split, int32 [B]."""
-    # 2^31 - 1 is no step, so that this is no step's key: see `experiment.build`.
+    # No step has the number 2^31 - 1, so no step uses this key: see `experiment.build`.
     root = jax.random.fold_in(root, 2**31 - 1)
     return Place(jax.vmap(lambda index: jax.random.fold_in(root, index))(index), epoch)
 
 
 def alternating_flip_lr(place, image):
-    """Applies `flip_lr` in every other epoch: the first is drawn by image, evenly; two epochs show both sides.
+    """Applies `flip_lr` in every other epoch. The first one is random per image, so two epochs show both sides.
 
     Jordan 2024 (arXiv:2404.00498, section 3.6).
     """

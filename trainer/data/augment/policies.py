@@ -1,13 +1,12 @@
-"""Published augmentation policies, drawn for each image: AutoAugment, RandAugment, TrivialAugment, AugMix.
+"""Published augmentation policies, drawn per image: AutoAugment, RandAugment, TrivialAugment, AugMix.
 
-All four are chains of the same fifteen ops, each with a level in [0, 1] (1 the
-strongest) and, where it has a direction, a sign. The five geometric ones are one
-`resample`, with the strengths of the four others at zero. Under `vmap` an index
-that differs from image to image selects among results, it does not skip work: one
-op of a policy costs one resampling and all ten colour ops. AutoAugment makes 2 such
-steps an image, RandAugment `num_ops`, TrivialAugment 1, AugMix `3 * width`.
+All four are chains of the same fifteen ops. Each op has a level in [0, 1] (1 the strongest) and, if it has a direction,
+a sign. The five geometric ones are one `resample` with the strengths of the other four at zero. Under `vmap` an op
+index that differs between images selects among results and skips no work. So one op of a policy costs one resampling
+and all ten colour ops. AutoAugment makes 2 such steps per image, RandAugment `num_ops`, TrivialAugment 1, AugMix `3 *
+width`.
 
-As on the 8-bit images they were published for, values are clipped to [0, 1] after each op.
+As on the 8-bit images of the papers, values are clipped to [0, 1] after each op.
 """
 
 from typing import Annotated, Literal, NamedTuple
@@ -29,7 +28,7 @@ from linseed.trainer.data.augment.colour import (
 )
 from linseed.trainer.data.augment.warp import Fill, resample, rotation, shearing, translation
 
-# The names of the papers. An op is its place in NAMES; what is no geometry is a branch of `_colour`.
+# The names in the papers. An op is its index in NAMES; those that are not geometric are branches of `_colour`.
 GEOMETRIC = ("ShearX", "ShearY", "TranslateX", "TranslateY", "Rotate")
 COLOUR = (
     "Identity",
@@ -47,33 +46,33 @@ NAMES = GEOMETRIC + COLOUR
 
 
 class Ranges(NamedTuple):
-    """What level 1 means; level 0 is the identity, bits excepted."""
+    """The meaning of level 1; level 0 is the identity, except for bits."""
 
     shear: float  # slope
     across: float  # TranslateX, pixels
     down: float  # TranslateY, pixels
     degrees: float
     factor: float  # Brightness, Color, Contrast, Sharpness: 1 - factor or 1 + factor
-    bits: tuple[int, int]  # Posterize: kept at level 0 and at level 1
+    bits: tuple[int, int]  # Posterize: bits kept at level 0 and at level 1
 
 
 def autoaugment_ranges(shape) -> Ranges:
-    """Those of AutoAugment (table 6), which RandAugment took over; a shift of 150 pixels of 331 in each direction."""
+    """AutoAugment's ranges (table 6), also RandAugment's; shifts of 150 pixels in 331 in each direction."""
     return Ranges(0.3, shape[1] * 150 / 331, shape[0] * 150 / 331, 30.0, 0.9, (8, 4))
 
 
 def trivialaugment_ranges(shape) -> Ranges:
-    """TrivialAugment's "wide" ranges; the shift is 32 pixels whatever the image's size."""
+    """TrivialAugment's "wide" ranges; the shift is 32 pixels for any image size."""
     return Ranges(0.99, 32.0, 32.0, 135.0, 0.99, (8, 2))
 
 
 def augmix_ranges(shape) -> Ranges:
-    """AugMix's ranges, which shift by a third and posterize from 4 bits on."""
+    """AugMix's ranges: it shifts by a third and posterizes from 4 bits on."""
     return Ranges(0.3, shape[1] / 3, shape[0] / 3, 30.0, 0.9, (4, 0))
 
 
 # Cubuk et al. 2019 (arXiv:1805.09501), appendix: 25 sub-policies of two (op, probability, magnitude 0..9).
-# AutoContrast, Equalize and Invert have no strength: their magnitude is printed and means nothing.
+# AutoContrast, Equalize and Invert have no strength: their printed magnitude has no effect.
 AUTOAUGMENT = {
     "cifar10": (
         (("Invert", 0.1, 7), ("Contrast", 0.2, 6)),
@@ -158,13 +157,13 @@ AUTOAUGMENT = {
     ),
 }
 
-# RandAugment and TrivialAugment leave out Invert; AugMix also what ImageNet-C tests with.
+# RandAugment and TrivialAugment omit Invert; AugMix also omits the ops that ImageNet-C tests with.
 FOURTEEN = tuple(name for name in NAMES if name != "Invert")
 NINE = GEOMETRIC + ("AutoContrast", "Equalize", "Posterize", "Solarize")
 
 
 def apply_op(image, op, *, level, sign, ranges: Ranges, fill):
-    """Applies the op at place `op` of NAMES, an integer, at `level` in [0, 1] and with `sign` -1 or 1.
+    """Applies the op at index `op` of NAMES, at `level` in [0, 1] and with `sign` -1 or 1.
 
     The image is in [0, 1] and so is the result. Any of the three may be traced.
     """
@@ -173,9 +172,9 @@ def apply_op(image, op, *, level, sign, ranges: Ranges, fill):
     shear_x, shear_y, right, down, degrees = (
         jnp.where(op == place, strength * most, 0.0) for place, most in enumerate(geometric)
     )
-    # Only one of the three moves anything, so that their order means nothing.
+    # Only one of the three moves anything, so their order does not matter.
     warps = [rotation(degrees), shearing(shear_x, shear_y), translation(right, down)]
-    # Either from the same image: a colour op of what was moved would be compiled to move it several times over.
+    # Both read the same image: XLA would repeat the resampling inside colour ops applied to `moved`.
     moved, coloured = resample(image, warps, fill=fill), _colour(image, op, level, strength, ranges)
     return jnp.clip(jnp.where(op < len(GEOMETRIC), moved, coloured), 0.0, 1.0)
 
@@ -193,7 +192,7 @@ def _colour(image, op, level, strength, ranges):
         "Invert": invert,
         "Posterize": lambda image: posterize(image, weakest - jnp.round(level * (weakest - strongest))),
         "Sharpness": lambda image: adjust_sharpness(image, factor),
-        # From 256 of 255 levels, where nothing is inverted, down to 0.
+        # from 256 of 255 levels, which inverts nothing, down to 0
         "Solarize": lambda image: solarize(image, (1.0 - level) * (256 / 255)),
     }
     branch = jnp.maximum(op - len(GEOMETRIC), 0)
@@ -201,7 +200,7 @@ def _colour(image, op, level, strength, ranges):
 
 
 def _chain(image, ops, *, levels, signs, ranges, fill):
-    """Applies ops [n] in their order, in a loop: `n` steps compile as one, and none is computed twice."""
+    """Applies ops [n] in order, in a loop: `n` steps compile as one, and none is computed twice."""
 
     def step(image, drawn):
         op, level, sign = drawn
@@ -214,10 +213,9 @@ def _chain(image, ops, *, levels, signs, ranges, fill):
 def random_autoaugment(key, image, *, table: Literal["cifar10", "imagenet", "svhn"], fill: Fill = 0.5):
     """Draws one of the 25 sub-policies of a published table, and applies each of its two ops with its probability.
 
-    Cubuk et al. 2019 (arXiv:1805.09501): the tables of the paper. The sign of a
-    geometric op or a factor is drawn; magnitude m of 0..9 is level m / 9, as in
-    torchvision, where a factor is 1 - 0.1 m or 1 + 0.1 m. The paper's range of factors is
-    [0.1, 1.9], and its own code reads it as 0.1 + 0.18 m. Shifts are not rounded to pixels.
+    Cubuk et al. 2019 (arXiv:1805.09501): the tables of the paper. The sign of a geometric op or a factor is drawn.
+    Magnitude m of 0..9 is level m / 9, as in torchvision, where a factor is 1 - 0.1 m or 1 + 0.1 m. The paper's factors
+    are in [0.1, 1.9], and its own code reads that as 0.1 + 0.18 m. Shifts are not rounded to pixels.
     """
     sub_policies = AUTOAUGMENT[table]
     row_key, apply_key, sign_key = jax.random.split(key, 3)
@@ -240,22 +238,22 @@ def random_randaugment(
     magnitude: Annotated[float, Between(0.0, 10.0)],
     fill: Fill = 0.5,
 ):
-    """Applies `num_ops` ops, each drawn evenly from fourteen, all at one magnitude of 10.
+    """Applies `num_ops` ops, each drawn uniformly from fourteen, all at one magnitude out of 10.
 
-    Cubuk et al. 2020 (arXiv:1909.13719), N and M of the paper; 10 is AutoAugment's
-    strongest. torchvision counts M to 30 (its 9 is 3 here), and larger magnitudes,
-    which the paper's code extrapolates to, are not offered. The sign is drawn, as there.
+    Cubuk et al. 2020 (arXiv:1909.13719), N and M of the paper; 10 is AutoAugment's strongest. torchvision counts M to
+    30 (its 9 is 3 here). Larger magnitudes, to which the paper's code extrapolates, are not offered. The sign is drawn,
+    as in the paper's code.
     """
     op_key, sign_key = jax.random.split(key)
     ops = _draw_ops(op_key, FOURTEEN, (num_ops,))
     signs = jax.random.rademacher(sign_key, (num_ops,), jnp.float32)
-    # By way of the signs, so that under `shard_map` the level varies over devices as all draws do.
+    # Computed from the signs, so under `shard_map` the level varies over devices as all draws do.
     levels = magnitude / 10.0 * jnp.abs(signs)
     return _chain(image, ops, levels=levels, signs=signs, ranges=autoaugment_ranges(image.shape), fill=fill)
 
 
 def random_trivialaugment(key, image, *, fill: Fill = 0.5):
-    """Applies one op, drawn evenly from fourteen, at one of 31 levels, drawn evenly.
+    """Applies one op, drawn uniformly from fourteen, at one of 31 levels, drawn uniformly.
 
     Mueller and Hutter 2021 (arXiv:2103.10158), the "wide" ranges.
     """
@@ -275,12 +273,11 @@ def random_augmix(
     alpha: Annotated[float, Between(0.01, 100.0)] = 1.0,
     fill: Fill = 0.0,
 ):
-    """Mixes `width` chains of one to three ops, and the mixture with the image itself.
+    """Mixes `width` chains of one to three ops, and then the mixture with the image itself.
 
-    Hendrycks et al. 2020 (arXiv:1912.02781): weights of the chains from
-    Dirichlet(alpha, ...), weight of the mixture from Beta(alpha, alpha), levels drawn
-    from [0.1, severity] / 10. Their code truncates bits and pixels to whole numbers where
-    this rounds bits and keeps pixels. Their consistency loss is no part of this.
+    Hendrycks et al. 2020 (arXiv:1912.02781): chain weights from Dirichlet(alpha, ...), the mixture's weight from
+    Beta(alpha, alpha), levels from [0.1, severity] / 10. Their code truncates bits and pixels to whole numbers; this
+    code rounds bits and keeps pixels. Their consistency loss is not included.
     """
     op_key, depth_key, level_key, sign_key, weight_key, beta_key = jax.random.split(key, 6)
     depths = jax.random.randint(depth_key, (width, 1), 1, 4)

@@ -1,4 +1,4 @@
-"""Where each pixel of an image is read: maps of the plane, and one bilinear reading through any number of them."""
+"""Coordinate maps of an image, and one bilinear resampling through any number of them."""
 
 from typing import Literal, NamedTuple
 
@@ -11,12 +11,11 @@ Fill = Fraction | Literal["edge", "reflect"]
 
 
 class Warp(NamedTuple):
-    """Where an output point is read in the input: through `matrix`, then through the radial term.
+    """Maps an output point to the input point to read: through `matrix`, then through the radial term.
 
-    Points are (x, y) in pixels from the centre of the image, x to the right and y
-    down; pixel centres lie at half-integers, as in Pillow. `matrix` is float [3, 3] on
-    (x, y, 1). `radial`, a scalar or None, is the k of
-    r_in = r_out (1 + k r_out^2), radii in units of half the image's diagonal.
+    Points are (x, y) in pixels from the image's centre, x to the right and y down; pixel centres lie at half-integers,
+    as in Pillow. `matrix` is float [3, 3] on (x, y, 1). `radial`, a scalar or None, is the k of r_in = r_out (1 + k
+    r_out^2), radii in units of half the image's diagonal.
     """
 
     matrix: jax.Array
@@ -41,22 +40,21 @@ def scaling(across, down):
 
 
 def shearing(x, y):
-    """The warp with x_in = x + `x` y_mid and y_in = y_mid = y + `y` x: it keeps areas, whatever the two strengths."""
+    """The warp with x_in = x + `x` y_mid and y_in = y_mid = y + `y` x: it keeps areas for any two strengths."""
     return Warp(_matrix([[1.0 + x * y, x, 0.0], [y, 1.0, 0.0], [0.0, 0.0, 1.0]]))
 
 
 def lens(k):
-    """The warp of a lens: k > 0 is barrel distortion (corners drawn in), k < 0 pincushion, 0 the identity.
+    """The warp of a lens: k > 0 is barrel distortion (corners move in), k < 0 pincushion, 0 the identity.
 
-    One term of Brown's model (D. C. Brown, "Decentering distortion of lenses",
-    1966), output to input. A pincushion would fold over where r_out^2 > 1 / (-3 k);
-    from there on it magnifies evenly.
+    One term of Brown's model (D. C. Brown, "Decentering distortion of lenses", 1966), output to input. A pincushion
+    would fold over where r_out^2 > 1 / (-3 k); beyond that the magnification stays constant.
     """
     return Warp(jnp.eye(3), k)
 
 
 def cropping(top, left, height, width, *, shape):
-    """The warp that stretches a window, in pixels and not necessarily whole ones, to the full image."""
+    """The warp that stretches a window, in pixels, also fractional ones, to the full image."""
     across, down = width / shape[1], height / shape[0]
     x, y = left + (width - shape[1]) / 2, top + (height - shape[0]) / 2
     return Warp(_matrix([[across, 0.0, x], [0.0, down, y], [0.0, 0.0, 1.0]]))
@@ -65,8 +63,8 @@ def cropping(top, left, height, width, *, shape):
 def projection(corners, *, shape):
     """The warp that moves the image's corners to `corners`, float [4, 2]: convex, clockwise from top left.
 
-    Points (x, y) as in `Warp`. The projective map of the unit square to a quadrilateral
-    is P. S. Heckbert's, "Fundamentals of texture mapping", 1989, section 2.2.3; this is its inverse.
+    Points (x, y) as in `Warp`. It inverts P. S. Heckbert's projective map of the unit square to a quadrilateral
+    ("Fundamentals of texture mapping", 1989, section 2.2.3).
     """
     first, second, third, fourth = corners
     side, other, surplus = second - third, fourth - third, first - second + third - fourth
@@ -85,17 +83,16 @@ def projection(corners, *, shape):
 
 
 def resample(image, warps, *, fill):
-    """Applies `warps` in their order and reads the image once, bilinearly.
+    """Applies `warps` in order and reads the image once, bilinearly.
 
-    `fill` is what lies outside the image: a grey level in [0, 1], "edge" (the nearest
-    pixel) or "reflect" (mirrored, the edge pixel not repeated). As in Pillow, a point
-    counts as inside up to the outer border of the edge pixels. Pixels that one warp
-    moves out of sight and the next moves back are still there.
+    `fill` is the value outside the image: a grey level in [0, 1], "edge" (the nearest pixel) or "reflect" (mirrored,
+    the edge pixel not repeated). As in Pillow, inside extends to the outer border of the edge pixels. Pixels that one
+    warp moves out and the next moves back are kept.
     """
     height, width, _ = image.shape
     y, x = jnp.meshgrid(jnp.arange(height) + (0.5 - height / 2), jnp.arange(width) + (0.5 - width / 2), indexing="ij")
     w = jnp.ones_like(x)
-    for warp in reversed(warps):  # output to input: the last op is the first on the way back
+    for warp in reversed(warps):  # from output to input, so the last op comes first
         # Written out, not a matrix product, which accelerators round to fewer bits.
         x, y, w = (row[0] * x + row[1] * y + row[2] * w for row in warp.matrix)
         if warp.radial is not None:
@@ -109,7 +106,7 @@ def resample(image, warps, *, fill):
 
 
 def _dehomogenise(x, y, w):
-    # What lies behind the eye of a projection (w <= 0) is read from far outside.
+    # Points behind the eye of a projection (w <= 0) are read from far outside.
     w = jnp.maximum(w, 1e-6)
     return x / w, y / w, jnp.ones_like(w)
 

@@ -83,8 +83,8 @@ def underfit(curve: Curve) -> Iterator[Finding]:
     if train.right > val.right + POINTS + SIGMAS * math.hypot(train.error, val.error) or val.right > 0.75:
         return
     evidence = (
-        f"accuracy {train.right:.1%} on train and {val.right:.1%} on validation after {curve.epoch[-1]:.3g} epochs; train "
-        f"loss {curve.loss[-1]:.3f}"
+        f"accuracy {train.right:.1%} on train and {val.right:.1%} on validation after {curve.epoch[-1]:.3g} epochs; "
+        f"train loss {curve.loss[-1]:.3f}"
     )
     small = Finding("underfit", evidence, f"a larger network (config.model), or {remedies.longer(curve.config)}")
     augmented = Finding("augmentation", evidence, remedies.flag("data.augment", "''"))

@@ -147,9 +147,7 @@ def scatter(trials: Sequence[Trial]) -> Drawing:
     told = "; ".join(
         f"{rank}: lr {lr:g}, decay {decay:g}" for (lr, decay), inside in places.items() for rank, _ in inside
     )
-    caption = (
-        "The trials by their rank in the table. Black: the best; white: dropped or under way; cross: failed."
-    )
+    caption = "The trials by their rank in the table. Black: the best; white: dropped or under way; cross: failed."
     return Drawing(figure, f"Weight decay over learning rate, by rank. {told}", caption)
 
 
