@@ -14,7 +14,7 @@ COMMANDS = {
     "doctor": ("doctor", "what a run will cost before it is run: parameters, memory, time, disk"),
     "verify-resume": ("verify_resume", "prove that a killed and resumed run equals one that was never stopped"),
     "gallery": ("gallery.__main__", "draw what the lecture shows: optimisers, schedules, activations, augmentation"),
-    "bench": ("bench", "measure this code; in a clone of the repository only"),
+    "bench": ("bench.__main__", "measure this code; in a clone of the repository only"),
 }
 
 

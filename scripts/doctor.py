@@ -1,6 +1,6 @@
 """Estimates a run's cost before you start it: parameters, FLOPs, memory, time, disk, schedule, parameter rules.
 
-    python -m scripts.doctor --config=configs/digits.py --workdir=runs/digits --out=runs/doctor
+    linseed doctor --config=digits --workdir=runs/digits --out=runs/doctor
 
 Compiles the train step and times a few steps. It opens no test split and writes nothing into the workdir.
 """
@@ -209,7 +209,7 @@ def _time(found):
     yield "the whole run", _clock(found.run_seconds(after=0)), note
     if found.standing.status == "under way":
         note = f"from step {after:,}: {steps.total - after:,} steps, {steps.evaluations(after=after):,} evaluations"
-        yield "what is left of it", _clock(found.run_seconds(after=after)), note
+        yield "the rest of the run", _clock(found.run_seconds(after=after)), note
 
 
 def _disk(disk):

@@ -1,8 +1,8 @@
 """Evaluates a run's checkpoint, or an ensemble, on validation or test. Each use of test is recorded in every workdir.
 
-python -m scripts.evaluate --workdir=runs/digits --which=best --split=val
-python -m scripts.evaluate --workdir=runs/digits0 --workdir=runs/digits1 --workdir=runs/digits2
-python -m scripts.evaluate --workdir=runs/digits_snapshots --which=snapshots
+linseed evaluate --workdir=runs/digits --which=best --split=val
+linseed evaluate --workdir=runs/digits0 --workdir=runs/digits1 --workdir=runs/digits2
+linseed evaluate --workdir=runs/digits_snapshots --which=snapshots
 """
 
 import json

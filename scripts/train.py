@@ -1,6 +1,6 @@
 """Trains a config into a workdir; run it again to resume.
 
-python -m scripts.train --config=configs/digits.py --workdir=runs/digits --config.optimizer.lr=0.001
+linseed train --config=digits --workdir=runs/digits --config.optimizer.lr=0.001
 
 SIGTERM, SIGINT and SIGUSR1 stop the run after the current step, which is saved; a second one stops it at once. Exit
 status: 0 done; 2 an error, whose line says how to fix it; 143, 130 or 138 stopped by one of these signals, to be run

@@ -1,6 +1,6 @@
 """Tunes a config in the lecture's seven steps of choosing hyperparameters; run it again to go on.
 
-python -m scripts.tune all --config=configs/digits.py --workdir=runs/tune --budget=10m
+linseed tune --config=digits --workdir=runs/tune --budget=10m
 
 Instead of `all`, name one step: check, overfit, lr, coarse, refine, final, curves. Signals and exit statuses are as in
 `scripts.train`: the current trial is saved, and the same command continues it.

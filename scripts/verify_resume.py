@@ -1,6 +1,6 @@
 """Proves that a config's run, killed and resumed, equals one that was never stopped, bit for bit.
 
-    python -m scripts.verify_resume --config=configs/digits.py --kills=3
+    linseed verify-resume --config=digits --kills=3
 
 Trains twice, shortened to --steps. One run is never stopped. The other is killed (SIGKILL) at random moments and
 started again by the same command until it is done; a kill that comes too late is tried again, earlier. Compares the

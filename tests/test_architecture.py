@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from linseed.scripts import structure
+from linseed.scripts.bench import structure
 
 ROOT = Path(__file__).parent.parent
 FILES = structure.files(ROOT)
@@ -30,11 +30,11 @@ ORDER = (
     ("trainer/cost", "trainer/tuning/diagnosis"),
     ("trainer/tuning/report",),
     ("trainer/tuning",),
-    ("scripts", "scripts/cli", "scripts/structure"),
-    ("scripts/train", "scripts/evaluate", "scripts/tune", "scripts/doctor", "scripts/gallery", "scripts/verify_resume"),
-    ("scripts/benchmarks",),
+    ("scripts", "scripts/cli", "scripts/gallery"),
+    ("scripts/train", "scripts/evaluate", "scripts/tune", "scripts/doctor", "scripts/verify_resume"),
+    ("scripts/gallery/__main__", "scripts/bench"),
     ("scripts/faults",),
-    ("scripts/bench",),
+    ("scripts/bench/__main__",),
     ("linseed/api",),
     ("linseed",),
     ("linseed/__main__",),
@@ -93,5 +93,5 @@ def test_the_wheel_holds_every_package_but_those_that_measure_and_break():
     setup = configparser.ConfigParser()
     setup.read(ROOT / "setup.cfg")
     packages = {f"linseed.{path.parent}".replace("/", ".") for path in FILES if path.name == "__init__.py"}
-    left_out = {"linseed.linseed", "linseed.scripts.benchmarks", "linseed.scripts.faults"}
+    left_out = {"linseed.linseed", "linseed.scripts.bench", "linseed.scripts.faults"}
     assert set(setup["options"]["packages"].split()) == (packages - left_out) | {"linseed"}

@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 
 from linseed.configs import cifar10_speedrun, imagenet_resnet50
-from linseed.scripts.benchmarks import (
+from linseed.scripts.bench import (
     augment,
     cases,
     checkpoint,
@@ -172,7 +172,7 @@ def test_virtual_devices_are_cpus_beside_an_accelerator_too(count, platform, mon
 # `bench` with measures that take no time, and give what they were given.
 BENCH = """
 import runpy, sys
-from linseed.scripts.benchmarks import checkpoint, loop, resnet50, speedrun
+from linseed.scripts.bench import checkpoint, loop, resnet50, speedrun
 def given(config=None, **kwargs):
     model = {} if config is None else {"model": config.model.name}
     return {"ratio": 0.5, "ratio_is": "none", **model, **kwargs}

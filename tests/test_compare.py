@@ -6,7 +6,7 @@ import shutil
 import numpy as np
 import pytest
 
-from linseed.scripts.benchmarks.cases import tiny
+from linseed.scripts.bench.cases import tiny
 from linseed.trainer import train
 from linseed.trainer.errors import WorkdirError
 from linseed.trainer.experiment import Shared

@@ -6,7 +6,7 @@ import hypothesis
 import pytest
 from hypothesis import strategies as st
 
-from linseed.scripts.benchmarks.cases import tiny
+from linseed.scripts.bench.cases import tiny
 from linseed.scripts.faults import config_mutations
 from linseed.trainer.experiment import Shared
 

@@ -2,7 +2,7 @@
 
 import pytest
 
-from linseed.scripts.benchmarks.cases import tiny
+from linseed.scripts.bench.cases import tiny
 from linseed.scripts.faults import damage
 
 FINISHED = ("flip largest", "empty folder .")  # the others are restored from and not trained on

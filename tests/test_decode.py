@@ -225,7 +225,7 @@ def webp_that_claims(kind, side):
 # The second time room is made where the first was, the heap has to clear it: only then it is memory in use.
 PEAK = """
 import io, sys
-from scripts import heap
+from linseed.scripts.cli import heap
 heap.keep()
 from linseed.trainer.data.decode import decode_image
 def peak():
@@ -324,5 +324,5 @@ def test_pixels_as_they_are_stored_are_those_that_are_meant():
     ],
 )
 def test_pixels_that_are_stored_as_something_else_are_refused(image, format, channels):
-    with pytest.raises(ValueError, match=f"{channels} channels of 8 bits should be"):
+    with pytest.raises(ValueError, match=f"{channels} channels of 8 bits are expected"):
         decode_as_it_is(encoded(image, format), channels=channels)

@@ -6,9 +6,9 @@ import numpy as np
 import pytest
 
 from linseed import models
-from linseed.scripts.benchmarks import diagnosis, plants
-from linseed.trainer import experiment
+from linseed.scripts.bench import diagnosis, plants
 from linseed.trainer.config.changes import changed
+from linseed.trainer.config.resolve import resolve
 from linseed.trainer.data import sources
 from linseed.trainer.errors import LinseedError
 from linseed.trainer.tuning.diagnosis.findings import CAUSES
@@ -42,9 +42,9 @@ def test_each_fault_changes_a_base_that_can_run_into_another_that_can(name, tmp_
     assert fault.changes or fault.source
     assert fault.expected and set(fault.expected) <= set(CAUSES)
     config = diagnosis.BASES[fault.base]
-    experiment.validate(config)
+    resolve(config)
     with mock.patch.dict(models.MODELS, plants.MODELS):
-        experiment.validate(changed(config, fault.changes))
+        resolve(changed(config, fault.changes))
 
 
 def arrays(name, folder):

@@ -141,7 +141,8 @@ AGREEING = """
 import json, sys
 from types import SimpleNamespace
 import numpy as np
-from trainer import distributed, joining, resuming
+from linseed.trainer import resume
+from linseed.trainer.runtime import join, processes
 from linseed.trainer.run.checkpoint import NoSnapshots
 from linseed.trainer.errors import ConfigError, DistributedError
 from linseed.trainer.step.state import TrainState
@@ -152,37 +153,37 @@ def refuse():
     raise ConfigError("no")
 
 told = {}
-with joining.joined(
+with join.joined(
     sys.argv[1], num_processes=2, process_id=index, start_seconds=60, heartbeat_seconds=5
 ):
     try:
-        distributed.from_writer(refuse)
+        processes.from_writer(refuse)
     except ConfigError as error:
         told["error"] = str(error)
-    told["value"] = distributed.from_writer(lambda: index)
+    told["value"] = processes.from_writer(lambda: index)
     like = {"x": np.zeros(3, np.float32), "n": np.int32(0)}
     arrays = {"x": np.array([-0.0, np.nan, 1e-40], np.float32), "n": np.int32(-7)}
-    restored, about = distributed.restored_by_writer(lambda like: (arrays, {"step": 3}), like=like)
+    restored, about = processes.restored_by_writer(lambda like: (arrays, {"step": 3}), like=like)
     told["restored"] = [restored["x"].tobytes().hex(), int(restored["n"]), about]
     params = {"kernel": np.full(2, 3.0 + index, np.float32)}  # of another processor, say
     new = TrainState(np.int32(0), params, {}, {}, np.zeros(2, np.uint32), {})
     experiment = SimpleNamespace(state=new, parallel=SimpleNamespace(num_devices=2), fingerprint="", hyperparams={})
     experiment.hyperparams |= {"lr": 0.1, "weight_decay": 0.0}
     rollbacks = SimpleNamespace(lr_scale=lambda step: 1.0)
-    state, _ = resuming.restore(experiment, NoSnapshots(), rollbacks=rollbacks, writer=Quiet())
+    state, _ = resume.restore(experiment, NoSnapshots(), rollbacks=rollbacks, writer=Quiet())
     told["new"] = state.params["kernel"].tolist()
-    told["none"] = distributed.restored_by_writer(lambda like: None, like=like)
+    told["none"] = processes.restored_by_writer(lambda like: None, like=like)
     try:
-        distributed.check_same({"data": "same", "config": str(index)})
+        processes.check_same({"data": "same", "config": str(index)})
     except DistributedError as error:
         told["differs"] = str(error)
     calls = 0
-    stop = distributed.AgreedStop(lambda: 12 if index == 1 and calls >= 9 else 0, ahead=2, poll_seconds=0.02)
+    stop = processes.AgreedStop(lambda: 12 if index == 1 and calls >= 9 else 0, ahead=2, poll_seconds=0.02)
     while not (number := stop()):
         calls += 1
-        distributed.barrier(f"call {calls}", timeout_seconds=60)  # what the devices' collectives are to a run
+        processes.barrier(f"call {calls}", timeout_seconds=60)  # what the devices' collectives are to a run
     told["stop"] = [calls, number]
-    told["last"] = distributed.AgreedStop(lambda: 15 * index, ahead=2).last()
+    told["last"] = processes.AgreedStop(lambda: 15 * index, ahead=2).last()
 print(json.dumps(told))
 """
 

@@ -12,7 +12,7 @@ from linseed.trainer.optim.schedules import SCHEDULES
 from linseed.trainer.step.losses import LOSSES
 
 ROOT = Path(__file__).parent.parent
-README = (ROOT / "README.md").read_text()
+README = (ROOT / "docs/config.md").read_text()
 PAGES = {page.name: page.read_text() for page in (ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md")))}
 TABLES = {
     "model": MODELS,
@@ -41,8 +41,8 @@ def test_the_readme_names_every_entry_of_a_table_and_no_other(section):
 
 @pytest.mark.parametrize("page", PAGES)
 def test_every_flag_of_a_page_is_one_of_a_command(page):
-    source = "".join(path.read_text() for path in (ROOT / "scripts").glob("*.py"))
-    defined = set(re.findall(r'DEFINE_\w+\(\s*"(\w+)"', source))
+    source = "".join(path.read_text() for path in (ROOT / "scripts").rglob("*.py"))
+    defined = set(re.findall(r'(?:DEFINE_\w+|define_path)\(\s*"(\w+)"', source))
     assert {"config", "workdir", "which"} <= defined  # defined on one line, and on several
     # Ours have no hyphen.
     assert set(re.findall(r"(?<![\w-])--([a-z]\w*)(?![\w-])", PAGES[page])) - defined - OF_OTHERS == set()

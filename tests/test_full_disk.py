@@ -2,7 +2,7 @@
 
 import pytest
 
-from linseed.scripts.benchmarks.cases import tiny
+from linseed.scripts.bench.cases import tiny
 from linseed.scripts.faults import full_disk
 from linseed.trainer import train
 from linseed.trainer.errors import LinseedError

@@ -10,7 +10,7 @@ from linseed.scripts.cli import heap
 # Threads that all hold memory at once get an arena each, up to the limit; malloc_info tells how many there are.
 COUNT = """
 import ctypes, os, tempfile, threading
-from scripts import heap
+from linseed.scripts.cli import heap
 heap.keep()
 libc, together = ctypes.CDLL(None), threading.Barrier(12)
 libc.malloc.restype, libc.malloc.argtypes = ctypes.c_void_p, [ctypes.c_size_t]
@@ -45,7 +45,7 @@ def test_threads_share_few_arenas(monkeypatch, given, limit):
 FAULTS = """
 import resource
 import numpy as np
-from scripts import heap
+from linseed.scripts.cli import heap
 heap.keep()
 def fill():
     before = resource.getrusage(resource.RUSAGE_SELF).ru_minflt

@@ -16,18 +16,18 @@ def pair_of(program):
 
 LEAVING = """
 import os, sys, time
-from trainer import distributed, joining
+from linseed.trainer.runtime import join, processes
 from linseed.trainer.errors import ConfigError
 
 index = int(sys.argv[2])
-distributed.HEARD_SECONDS = 0.5
+processes.HEARD_SECONDS = 0.5
 def refuse():
     raise ConfigError("the writer's own")
 
-with joining.joined(sys.argv[1], num_processes=2, process_id=index, start_seconds=60, heartbeat_seconds=5):
+with join.joined(sys.argv[1], num_processes=2, process_id=index, start_seconds=60, heartbeat_seconds=5):
     if index == 1:
         time.sleep(60)  # at something else, as long as it takes
-    distributed.from_writer(refuse)
+    processes.from_writer(refuse)
 """
 
 
@@ -40,12 +40,12 @@ def test_an_error_of_the_writer_is_its_own_even_where_the_others_are_too_slow_to
 
 ABORTING = """
 import os, sys
-from trainer import distributed, joining
+from linseed.trainer.runtime import join, processes
 
 address, index = sys.argv[1], int(sys.argv[2])
 try:
-    with joining.joined(address, num_processes=2, process_id=index, start_seconds=60, heartbeat_seconds=5):
-        distributed.barrier("both", timeout_seconds=60)
+    with join.joined(address, num_processes=2, process_id=index, start_seconds=60, heartbeat_seconds=5):
+        processes.barrier("both", timeout_seconds=60)
         raise RuntimeError("the connection to another process broke")
 finally:
     os.abort()  # as JAX does, whatever this process is at
@@ -59,8 +59,8 @@ def test_an_abort_by_jax_on_the_way_out_of_an_error_is_a_lost_process_as_well():
 
 
 ENDING = """
-from scripts import command
-from trainer import errors
+from linseed.scripts.cli import command
+from linseed.trainer import errors
 
 def main(console, name):
     raise getattr(errors, name)("what happened")

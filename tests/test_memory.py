@@ -4,7 +4,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from linseed.scripts.benchmarks import memory
+from linseed.scripts.bench import memory
 from linseed.trainer.errors import LinseedError
 
 

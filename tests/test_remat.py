@@ -41,7 +41,7 @@ def cnn():
 
 MODELS = {
     "resnet": lambda: resnet(stage_sizes=(1, 1)),
-    "deep": lambda: resnet(stage_sizes=(4,)),
+    "deep": lambda: resnet(stage_sizes=(8,)),
     "wide_resnet": wide_resnet,
     "cnn": cnn,
 }

@@ -10,7 +10,7 @@ import pytest
 from PIL import Image
 
 from linseed.configs import digits
-from linseed.scripts.benchmarks.grid import one_program
+from linseed.scripts.bench.grid import one_program
 from linseed.trainer.config.resolve import resolve
 from linseed.trainer.data.augment import OPS
 

@@ -141,7 +141,7 @@ def test_a_folder_that_cannot_be_written_is_read_all_the_same(data_dir, monkeypa
     expected = in_memory(data_dir).train.labels
     monkeypatch.setattr(tfds_stream_module.os, "replace", refuse)
     np.testing.assert_array_equal(streamed(data_dir).train.labels, expected)
-    assert "cannot be kept" in caplog.text
+    assert "cannot be stored" in caplog.text
 
 
 def test_the_fingerprint_is_that_of_the_files_and_of_what_is_taken_from_them(data_dir):
@@ -166,6 +166,6 @@ def test_damaged_files_are_one_line(data_dir):
         kept.unlink()
     for file in data_dir.glob("cifar10/*/*train*"):
         file.write_bytes(b"\0" * file.stat().st_size)
-    with pytest.raises(DataError, match="to prepare it anew") as caught:
+    with pytest.raises(DataError, match="to prepare it again") as caught:
         streamed(data_dir)
     assert str(caught.value).isprintable()

@@ -9,7 +9,6 @@ import optuna
 import pytest
 
 from linseed.configs import digits
-from linseed.trainer import experiment
 from linseed.trainer.config import canonical
 from linseed.trainer.config.resolve import resolve
 from linseed.trainer.errors import ConfigError, WorkdirError
@@ -92,7 +91,7 @@ def test_the_winner_is_a_config_that_runs_and_differs_as_it_says(straight):
     module = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(module)
     config = module.get_config()
-    experiment.validate(config)
+    config = resolve(config)
     assert canonical.differences(tiny(), config) == record["winner"]["differences"]
     assert config.optimizer.lr == record["winner"]["lr"]
 

@@ -89,7 +89,7 @@ STUDY = {
         "config_file": "winner.py",
         "differences": ["optimizer.lr: 20.0 -> 0.08", "optimizer.weight_decay: 1.0 -> 0.0002"],
     },
-    "next": ["python -m scripts.train --config=runs/winner.py", "train longer"],
+    "next": ["linseed train --config=runs/winner.py", "train longer"],
 }
 
 

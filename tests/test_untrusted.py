@@ -14,7 +14,7 @@ import pytest
 from PIL import Image
 
 from linseed.configs import digits
-from linseed.scripts.benchmarks.child import in_child
+from linseed.scripts.bench.child import in_child
 from linseed.scripts.faults import mutations
 from linseed.scripts.faults.mutations import try_inputs
 from linseed.trainer.config.resolve import resolve
@@ -114,7 +114,7 @@ def test_a_deep_grey_image_of_the_largest_size_takes_no_more_than_its_pixels_nee
 
 @pytest.mark.parametrize("name", ["someone:mine", "huggingface:mnist", "../mine", "mine/../..", "mine/a=1", ""])
 def test_a_data_set_that_brings_code_or_leads_elsewhere_is_refused_by_name(tmp_path, name):
-    with pytest.raises(DataError, match="should read NAME"):
+    with pytest.raises(DataError, match="should be NAME"):
         tfds(dataset=name, data_dir=str(tmp_path), train_split="train", test_split="test")
 
 

@@ -13,7 +13,7 @@ from linseed.trainer.run import workdir as workdir_lib
 HOLD = """
 import sys, time
 from pathlib import Path
-from trainer import workdir
+from linseed.trainer.run import workdir
 with workdir.lock(Path(sys.argv[1])):
     print("held", flush=True)
     time.sleep(60)

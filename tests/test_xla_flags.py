@@ -13,7 +13,7 @@ from linseed.trainer.runtime import xla_flags
 
 # Of a public report (jax issue 40412): jaxlib 0.10.2 as it comes crashes here.
 RANK_7 = """
-from trainer import xla_flags
+from linseed.trainer.runtime import xla_flags
 xla_flags.use()
 import jax, jax.numpy as jnp
 a = jnp.ones((3, 1, 2, 2, 8, 8, 8))

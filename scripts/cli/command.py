@@ -8,6 +8,7 @@ import contextlib
 import errno
 import logging
 import os
+import re
 import sys
 import textwrap
 from collections.abc import Callable
@@ -48,11 +49,12 @@ def run(main: Callable[..., None], *, needs: tuple[str, ...] = (), argument: str
     makes it required. A command that needs `config` reads it with `config_flag.load`.
     """
     module = sys.modules[main.__module__]
-    usage = _usage(needs, argument)
+    usage = _usage(needs, argument and (argument if default is None else f"[{argument}]"))
 
     def parse(argv):
         if {"--help", "-h", "-help"} & set(argv[1:]):
-            print(_help(module, usage))
+            with contextlib.suppress(BrokenPipeError):
+                print(_help(module, usage), flush=True)
             sys.exit(0)
         try:
             rest = flags.FLAGS(config_flag.take(argv) if "config" in needs else argv)
@@ -119,7 +121,8 @@ def _help(module, usage) -> str:
             if owner == config_flag.__name__ and flag.name in ("config", "print_config") and "--config" not in usage:
                 continue
             shown = "" if flag.default in (None, "", []) else f" (default: {flag.default})"
-            text = f"--{flag.name}  {flag.help.partition(';     repeat this')[0]}{shown}"
+            what = re.sub(r";\s*repeat this option.*", "", flag.help)  # absl adds it to flags of many values
+            text = f"--{flag.name}  {what}{shown}"
             lines.append(textwrap.fill(text, 100, subsequent_indent=" " * 6))
     return "\n".join(lines)
 

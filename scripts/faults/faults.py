@@ -15,8 +15,8 @@ from typing import Any
 
 import numpy as np
 
-from linseed.scripts.benchmarks.cases import tiny
-from linseed.scripts.benchmarks.child import in_child
+from linseed.scripts.bench.cases import tiny
+from linseed.scripts.bench.child import in_child
 from linseed.scripts.cli import moments
 from linseed.scripts.faults import config_mutations, damage, faulty, full_disk, mutations, two_processes
 from linseed.trainer.config.changes import changed

@@ -11,7 +11,7 @@ from pathlib import Path
 import ml_collections
 import numpy as np
 
-from linseed.scripts.benchmarks.cases import tiny
+from linseed.scripts.bench.cases import tiny
 from linseed.scripts.cli import moments
 from linseed.scripts.faults import faulty
 from linseed.trainer.config.changes import changed
@@ -26,7 +26,7 @@ _LATEST = 300.0  # seconds to wait for something that takes a few
 
 
 class Bench:
-    """Shared by the cases: a run by one process with two devices, whose end all must match."""
+    """Shared by the cases: a run by one process with two devices, the reference for all."""
 
     def __init__(self, folder: Path):
         config = tiny()

@@ -1,6 +1,6 @@
 """Draws what optimisers, schedules, activations and augmentations do, as pictures and on one page.
 
-python -m scripts.gallery --out=runs/gallery
+linseed gallery --out=runs/gallery
 """
 
 from pathlib import Path

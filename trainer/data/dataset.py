@@ -54,6 +54,6 @@ def check_memory(count: int, *, height: int, width: int, channels: int):
     present = memory_bytes()
     if present is not None and needed > present:
         raise DataError(
-            f"{count} images of {height}x{width}x{channels} need {needed / 1e9:.1f} GB and this machine has"
+            f"{count} images of {height}x{width}x{channels} need {needed / 1e9:.1f} GB but this machine has"
             f" {present / 1e9:.1f} GB; use fewer or smaller images (config.data.source.image_size for class folders)"
         )

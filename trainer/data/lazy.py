@@ -161,7 +161,7 @@ class LazyImages:
                 return image, shown_index, bad
             bad[self.records.name(record)] = reason
         raise DataError(
-            f"{len(bad)} images in a row cannot be read, the last {_describe(*bad.popitem())}; replace or delete them"
+            f"{len(bad)} images in a row cannot be read, the last {_describe(*bad.popitem())}; repair or delete them"
         )
 
     def report(self, bad: dict[str, str]):
@@ -187,14 +187,14 @@ class LazyImages:
     def _decode(self, record: int, decode: Callable) -> tuple[np.ndarray | None, str]:
         try:
             return decode(self.records.open(record)), ""
-        except Exception as error:  # On damaged bytes a decoder may raise anything.
+        except Exception as error:  # a decoder may raise anything on damaged bytes
             check_is_bad(error, self.records.name(record))
             reason = why_bad(error)
             if self.decoding.on_bad_image == "skip":
                 return None, reason
             raise DataError(
-                f"{_describe(self.records.name(record), reason)} cannot be read; mend or delete it, or leave bad images"
-                " out with config.data.source.on_bad_image=skip"
+                f"{_describe(self.records.name(record), reason)} cannot be read; repair or delete it, or skip bad"
+                " images with config.data.source.on_bad_image=skip"
             ) from error
 
 

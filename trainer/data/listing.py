@@ -66,7 +66,7 @@ def list_splits(root: str) -> tuple[tuple[str, ...], dict[str, Files]]:
 def _list_files(root: str, below: str, class_names: Sequence[str]) -> Files:
     """The files of the class folders in `root/below`, sorted by class and name."""
     if not _stays_inside(root, os.path.join(root, below)):
-        raise DataError(f"{below}/ is a link that leaves {shown(root)}; put the folder itself there")
+        raise DataError(f"{below}/ is a link that leaves {shown(root)}; put the folder there instead of the link")
     folders = _folders(os.path.join(root, below))
     for name in folders:
         if name not in class_names:
@@ -117,7 +117,7 @@ def carve(files: Files, class_names: Sequence[str], *, test_fraction: float, spl
         if count < 2:
             raise DataError(
                 f"class '{shown(class_names[label])}' has 1 image, too few to carve a test split; add images, or a"
-                " test/ folder beside train/"
+                " test/ folder next to train/"
             )
     parts = carve_test(files.labels, test_fraction=test_fraction, split_seed=split_seed)
     train, test = (Files([files.paths[i] for i in part], files.labels[part], files.refused) for part in parts)
@@ -127,7 +127,7 @@ def carve(files: Files, class_names: Sequence[str], *, test_fraction: float, spl
 def describe_bad(root: str, bad: dict[str, str], *, total: int) -> str:
     return (
         f"{len(bad)} of {total} images in {shown(root)} cannot be read: {name_first(bad)}; repair or delete"
-        " them, or leave them out with config.data.source.on_bad_image=skip"
+        " them, or skip them with config.data.source.on_bad_image=skip"
     )
 
 

@@ -28,7 +28,7 @@ _WINNER = '''"""The winner of a hyperparameter study{of}: {figures}.
 Changed by the study:
 {changes}
 
-    python -m scripts.train --config={path} --workdir=runs/winner
+    linseed train --config={path} --workdir=runs/winner
 """
 
 import ml_collections

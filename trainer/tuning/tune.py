@@ -135,7 +135,7 @@ def _conclude(record):
             f"lr {winner['lr']:.3g} and decay {winner['weight_decay']:.3g} reach {winner['val_accuracy']:.2%} "
             f"validation accuracy after {winner['epochs']:.1f} epochs."
         )
-        following.insert(0, f"python -m scripts.train --config={path} --workdir=runs/winner")
+        following.insert(0, f"linseed train --config={path} --workdir=runs/winner")
     else:
         verdict = "There is no winner yet."
     causes = list(dict.fromkeys(CAUSES[finding["cause"]] for finding in findings))

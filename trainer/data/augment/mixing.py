@@ -1,12 +1,11 @@
-"""Mixing of whole images, which changes labels as well: `mix(key, images, targets, *, ...) -> images, targets`.
+"""Mixes whole images and their labels: `mix(key, images, targets, *, ...) -> images, targets`.
 
-images: float [B, H, W, C]. targets: float [B, K], each row a distribution over the
-classes (one-hot, or smoothed), so that cross-entropy with it is the mixed loss.
+images: float [B, H, W, C]. targets: float [B, K], each row a distribution over the classes (one-hot, or smoothed), so
+cross-entropy with it is the mixed loss.
 
-Partners come from the batch that the function is given: one permutation and one lambda
-for that batch, as published. On several devices that batch is the device's own share:
-unlike an op's draw, this one depends on the number of devices. Given the same share
-and the same key, the result is the same. Padded examples must not be in the batch.
+Partners come from the given batch, with one permutation and one lambda per batch, as published. On several devices that
+batch is each device's share. So, unlike an op's draw, the result depends on the number of devices. The same share and
+key give the same result. Padded examples must not be in the batch.
 """
 
 from collections.abc import Callable
@@ -19,14 +18,14 @@ from linseed.trainer.data.augment.erase import box_mask
 
 
 def unmixed(key, images, targets):
-    """Leaves images and targets as they are; draws nothing."""
+    """Returns images and targets unchanged; draws nothing."""
     return images, targets
 
 
 def mixup(key, images, targets, *, alpha: Positive = 0.2):
-    """lambda * own + (1 - lambda) * partner, images and targets alike, with lambda from Beta(alpha, alpha).
+    """lambda * own + (1 - lambda) * partner, for images and targets, with lambda from Beta(alpha, alpha).
 
-    Zhang et al. 2018 (arXiv:1710.09412); alpha is 0.2 there for ImageNet and 1 for CIFAR-10.
+    Zhang et al. 2018 (arXiv:1710.09412); there alpha is 0.2 for ImageNet and 1 for CIFAR-10.
     """
     lambda_key, partner_key = jax.random.split(key)
     own = jax.random.beta(lambda_key, alpha, alpha, dtype=images.dtype)
@@ -39,10 +38,9 @@ def mixup(key, images, targets, *, alpha: Positive = 0.2):
 def cutmix(key, images, targets, *, alpha: Positive = 1.0):
     """Pastes a box of each image's partner: 1 - lambda of the area, with lambda from Beta(alpha, alpha).
 
-    Yun et al. 2019 (arXiv:1905.04899); alpha is 1 there. The box has the image's
-    shape. Its centre is drawn from the whole image and what lies outside is cut off:
-    targets are mixed by the share of the pixels that were in fact pasted. One box for
-    the batch, as in their code.
+    Yun et al. 2019 (arXiv:1905.04899); there alpha is 1. The box has the image's aspect ratio. Its centre is drawn from
+    the whole image, and parts outside are cut off. Targets are mixed by the share of pixels actually pasted. One box
+    per batch, as in their code.
     """
     lambda_key, partner_key, centre_key = jax.random.split(key, 3)
     own = jax.random.beta(lambda_key, alpha, alpha, dtype=images.dtype)
@@ -63,7 +61,7 @@ MIXING = {"cutmix": cutmix, "mixup": mixup, "none": unmixed}
 def make_mix(name: str, *, num_classes: int, **kwargs) -> Callable:
     """`mix(key, images, labels) -> images, targets`: `MIXING[name]` on one-hot labels.
 
-    labels: int32 [B]; targets: float32 [B, num_classes], but for "none" the labels themselves.
+    labels: int32 [B]; targets: float32 [B, num_classes], or the labels themselves for "none".
     """
     if name == "none":
         return MIXING[name]

@@ -1,12 +1,11 @@
-"""The op string: `'pad_crop(4)|flip_lr(0.5)'` to a checked chain of ops.
+"""Parses an op string such as `'pad_crop(4)|flip_lr(0.5)'` into a checked chain of ops.
 
-The grammar is Python's own, cut down to calls with literal arguments, joined by
-`|`. What an op accepts is read from its signature: parameters after `key` and
-`image` are its arguments, each annotated with its range (`linseed.ranges`).
+The grammar is Python's, restricted to calls with literal arguments, joined by `|`. An op's signature defines its
+arguments: the parameters after `key` and `image`, each annotated with its range (`linseed.ranges`).
 
     def random_hue(key, image, *, strength: Annotated[float, Between(0.0, 0.5)]): ...
 
-Nothing here knows an op by name, and nothing here uses JAX.
+Nothing here knows an op by name or uses JAX.
 """
 
 import ast
@@ -27,7 +26,7 @@ class Op(NamedTuple):
 
 
 def signature(function: Callable) -> inspect.Signature:
-    """The signature of an op as its user writes it: without `key` and `image`, keywords may be positional."""
+    """An op's signature for its user: without `key` and `image`; keywords may be positional."""
     parameters = list(inspect.signature(function).parameters.values())[2:]
     return inspect.Signature([p.replace(kind=p.POSITIONAL_OR_KEYWORD) for p in parameters])
 
@@ -39,11 +38,10 @@ def usage(name: str, function: Callable) -> str:
 
 
 def parse_chain(spec: str, ops: Mapping[str, Callable]) -> tuple[Op, ...]:
-    """Reads an op string against a table of ops; blank gives the empty chain.
+    """Parses an op string against a table of ops; blank gives the empty chain.
 
-    Line breaks count as spaces. Raises ConfigError, in one line that names the
-    place or the op and the cure, for a string that does not parse, an op that is
-    not in `ops`, arguments that do not fit its signature, or values out of range.
+    Line breaks count as spaces. Raises ConfigError, in one line with the position or the op and a fix, for a string
+    that does not parse, an op that is not in `ops`, arguments that do not match its signature, or values out of range.
     """
     if not isinstance(spec, str):
         raise ConfigError(f"augment must be a string such as 'flip_lr(0.5)', or '' for none; got {spec!r}")
@@ -52,7 +50,7 @@ def parse_chain(spec: str, ops: Mapping[str, Callable]) -> tuple[Op, ...]:
 
 
 def _calls(spec: str) -> list[ast.expr]:
-    """The links of the chain in order, as syntax. ASCII only, so that a column is a byte is a character."""
+    """The links of the chain in order, as syntax trees. ASCII only, so columns count characters."""
     # '#' would silently turn the rest of the chain into a comment.
     if odd := re.search(r"[^ -~]|#", spec):
         raise ConfigError(
@@ -88,7 +86,7 @@ def _read_op(call: ast.expr, spec: str, ops: Mapping[str, Callable]) -> Op:
     if not isinstance(call, ast.Call):
         raise ConfigError(f"augment: {name} needs parentheses; {how}: {_mark(spec, call.end_col_offset)}")
     try:
-        # A `**mapping` is a keyword without a name, which binds to nothing; a `*sequence` is refused as a value.
+        # A `**mapping` is a keyword without a name, which cannot bind; a `*sequence` is refused as a value.
         keywords = {keyword.arg or "**": keyword.value for keyword in call.keywords}
         if len(keywords) < len(call.keywords):
             raise TypeError("the same keyword argument twice")
@@ -110,7 +108,7 @@ def _read_op(call: ast.expr, spec: str, ops: Mapping[str, Callable]) -> Op:
 
 
 def _literal(node: ast.expr) -> Any:
-    """The value of a literal; for any other expression the node itself, which fits no argument."""
+    """The value of a literal; another expression stays a node, which matches no argument."""
     try:
         return ast.literal_eval(node)
     except (ValueError, TypeError):

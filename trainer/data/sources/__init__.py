@@ -1,4 +1,4 @@
-"""Where images come from: the table of sources."""
+"""The table of data sources."""
 
 from typing import Any
 

@@ -1,4 +1,4 @@
-"""The archives of CIFAR-10 and CIFAR-100, read without unpacking them."""
+"""Reads the archives of CIFAR-10 and CIFAR-100 without unpacking them."""
 
 import os
 import tarfile
@@ -16,7 +16,7 @@ _LARGEST_MEMBER = 2**28  # bytes; CIFAR-100's train.bin has 154 million
 def read(path: os.PathLike, names: list[str]) -> dict[str, bytes]:
     """The contents of the regular files `names` of a .tar.gz; nothing is written to disk.
 
-    Raises DataError for a damaged archive, for one without such a file, and for one that would fill the memory.
+    Raises DataError for a damaged archive, a missing file, and one that would fill the memory.
     """
     files = {}
     try:
@@ -39,11 +39,11 @@ def read(path: os.PathLike, names: list[str]) -> dict[str, bytes]:
 def records(content: bytes, *, num_labels: int) -> Iterator[tuple[np.ndarray, np.ndarray]]:
     """The records of a CIFAR .bin file: labels uint8 [num_labels], image uint8 [32, 32, 3].
 
-    A record is the label bytes and then the red, the green and the blue plane.
+    A record is the label bytes, then the red, the green and the blue plane.
     """
     size = num_labels + 3 * 32 * 32
     if len(content) % size:
-        raise DataError(f"a file of {len(content)} bytes is no whole number of CIFAR's records of {size}")
+        raise DataError(f"a file of {len(content)} bytes does not hold whole CIFAR records of {size} bytes")
     records = np.frombuffer(content, np.uint8).reshape(-1, size)
     for record in records:
         planes = record[num_labels:].reshape(3, 32, 32)

@@ -25,7 +25,7 @@ _log = logging.getLogger(__name__)
 
 
 class _Size(NamedTuple):
-    """The size that images must have, and the file that set it."""
+    """The required image size, and the file or setting that set it."""
 
     height: int
     width: int
@@ -42,19 +42,15 @@ def folder(
 ) -> Source:
     """Reads class folders under `root` as RGB.
 
-    `root` holds `train/`, and perhaps `val/` and `test/`, each with one folder per
-    class; or the class folders themselves. Without `test/`, a stratified test
-    split of `test_fraction` is carved from the list of files by `split_seed`
-    before any image is read; with `test/`, both are unused. The sorted names of
-    the class folders give the labels, and the sorted file names the order. Hidden
-    files and folders (`.name`) are passed over. `image_size` in pixels: see
-    `decode.decode_image`; 0 keeps the images as they are, and they must then be of one
-    size.
+    `root` holds `train/`, and optionally `val/` and `test/`, each with one folder per class; or the class folders
+    themselves. Without `test/`, `split_seed` carves a stratified test split of `test_fraction` from the list of files,
+    before any image is read. With `test/`, both are unused. The sorted names of the class folders give the labels, and
+    the sorted file names the order. Hidden files and folders (`.name`) are ignored. `image_size` in pixels: see
+    `decode.decode_image`; 0 keeps the size of the images, which must then be equal.
 
-    An image that cannot be decoded, or a link that leads out of `root`, is bad:
-    `on_bad_image` "error" raises, "skip" leaves it out and lists it in `skipped`
-    (in the test split: in the log, at level WARNING). Raises DataError for data
-    that is missing, bad or not in this layout.
+    An image is bad if it cannot be decoded, or is a link out of `root`. `on_bad_image` "error" raises; "skip" leaves it
+    out and lists it in `skipped` (in the test split: logs it at level WARNING). Raises DataError for data that is
+    missing, bad or not in this layout.
     """
     root = checked_root(root)
     class_names, files = list_splits(root)
@@ -73,7 +69,7 @@ def folder(
         raise DataError(describe_bad(root, bad, total=sum(len(files[name].paths) for name in splits)))
     _check_classes_left(root, splits["train"], class_names)
     if "val" in splits and not len(splits["val"].labels):
-        raise DataError(f"no image in {shown(root)}/val can be read; mend them, or delete the folder")
+        raise DataError(f"no image in {shown(root)}/val can be read; repair them, or delete the folder")
 
     return Source(
         train=splits["train"],
@@ -96,7 +92,7 @@ def _open_test(root: str, files: Files, *, image_size: int, size: _Size, on_bad_
 
 
 def _first_size(root: str, files: Files) -> _Size:
-    """The size of the first image that can be read."""
+    """The size of the first readable image."""
     bad = {}
     for path in files.paths:
         with _quiet_decoders():
@@ -108,7 +104,7 @@ def _first_size(root: str, files: Files) -> _Size:
 
 
 def _read(root: str, files: Files, *, image_size: int, size: _Size) -> tuple[Split, dict[str, str]]:
-    """The images that can be read, and for each other path the reason."""
+    """The readable images, and the reason for each other path."""
     count = len(files.paths)
     images = empty_images(count, height=size.height, width=size.width, channels=3)
     good = np.ones(count, bool)
@@ -152,7 +148,7 @@ def _decode_or_reason(
         return None, refused[path]
     try:
         return decode_image(os.path.join(root, path), image_size=image_size), ""
-    except Exception as error:  # On damaged bytes a decoder may raise anything.
+    except Exception as error:  # a decoder may raise anything on damaged bytes
         check_is_bad(error, path)
         return None, why_bad(error)
 
@@ -161,4 +157,4 @@ def _check_classes_left(root: str, train: Split, class_names: Sequence[str]) -> 
     counts = np.bincount(train.labels, minlength=len(class_names))
     for name, count in zip(class_names, counts, strict=True):
         if not count:
-            raise DataError(f"no training image of class '{shown(name)}' in {shown(root)} can be read; mend them")
+            raise DataError(f"no training image of class '{shown(name)}' in {shown(root)} can be read; repair them")

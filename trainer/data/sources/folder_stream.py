@@ -1,4 +1,4 @@
-"""Class folders whose images are decoded when they are asked for: data larger than memory."""
+"""Class folders whose images are decoded on demand: data larger than memory."""
 
 import functools
 import os
@@ -25,12 +25,12 @@ def folder_stream(
     on_bad_image: Annotated[str, OneOf(ON_BAD_IMAGE)] = "error",
     workers: Annotated[int, Between(0, 256)] = 0,
 ) -> Source:
-    """Lists class folders under `root`, laid out and split as for `folder.folder`; reads no image.
+    """Lists class folders under `root`, with layout and splits as for `folder.folder`; reads no image.
 
-    Images are decoded to `image_size` x `image_size` RGB when they are asked for: for training cut by `train_crop`, a
-    name in `lazy.TRAIN_CROPS`, elsewhere the centre of the image whose shorter side was brought to `resize`. `workers`:
-    processes that decode training images, 0 for threads of this one. `on_bad_image`: "error" raises when a bad image is
-    met, "skip" leaves it out; see `lazy.LazyImages`. Raises DataError for data that is missing or not in this layout.
+    Images are decoded on demand to `image_size` x `image_size` RGB. Training images are cropped by `train_crop`, a name
+    in `lazy.TRAIN_CROPS`; others are the centre of the image with its shorter side resized to `resize`. `workers`:
+    processes that decode training images, 0 for threads of this one. `on_bad_image`: "error" raises at a bad image,
+    "skip" leaves it out; see `lazy.LazyImages`. Raises DataError for data that is missing or not in this layout.
     """
     decoding = Decoding(image_size=image_size, resize=resize, train_crop=train_crop, on_bad_image=on_bad_image)
     decoding.check()

@@ -19,26 +19,25 @@ _TEST = ("test_images", "test_labels")
 
 
 class _Header(NamedTuple):
-    """What an .npz tells of an array without reading its values."""
+    """An array's shape and dtype, read without its values."""
 
     shape: tuple[int, ...]
     dtype: np.dtype
 
     def check(self, *, held: int):
-        """Raises ValueError unless an array of this shape fits `held` bytes: NumPy makes room before it reads."""
+        """Raises ValueError unless an array of this shape fits `held` bytes: NumPy allocates before it reads."""
         needed = math.prod(self.shape) * self.dtype.itemsize
         if min(self.shape, default=0) < 0 or needed > held:
-            raise ValueError(f"{needed} bytes are claimed and {held} are there")
+            raise ValueError(f"{needed} bytes are claimed but {held} are there")
 
 
 def npz(*, path: str) -> Source:
-    """The arrays of one .npz file, as `numpy.savez` writes it.
+    """Reads the arrays of one .npz file, as `numpy.savez` writes it.
 
-    `train_images`, `test_images` and perhaps `val_images`: uint8 [N, H, W] or
-    [N, H, W, C]. `train_labels`, `test_labels` and perhaps `val_labels`: integers
-    [N]; those of train are 0..K-1, each there at least once. Perhaps `class_names`:
-    text [K]. Raises DataError naming the array that is not so; of the test arrays
-    shape and dtype are checked at once, their values when test is opened.
+    `train_images`, `test_images` and optionally `val_images`: uint8 [N, H, W] or [N, H, W, C]. `train_labels`,
+    `test_labels` and optionally `val_labels`: integers [N]; in train each of 0..K-1 occurs. Optionally `class_names`:
+    text [K]. Raises DataError naming the invalid array. Of the test arrays only shape and dtype are checked until test
+    is opened.
     """
     path = os.path.realpath(os.path.expanduser(path))
     headers = _npz_headers(path)
@@ -53,7 +52,7 @@ def npz(*, path: str) -> Source:
     counts = np.bincount(train.labels)
     if num_classes < 2 or not counts.all():
         held = ", ".join(str(label) for label in np.flatnonzero(counts)[:10])
-        raise DataError(f"train_labels in {path} must be 0..K-1 without a gap, K at least 2, and hold {held}; renumber")
+        raise DataError(f"train_labels in {path} must be 0..K-1 without a gap, K at least 2, but are {held}; renumber")
     names = _read_npz_names(path) if "class_names" in headers else tuple(str(label) for label in range(num_classes))
     if len(names) != num_classes:
         raise DataError(
@@ -75,8 +74,8 @@ def _open_npz(path: str) -> np.lib.npyio.NpzFile:
         raise DataError(f"no file at {path}; set config.data.source.path to an .npz file") from error
     except MemoryError:
         raise
-    except Exception as error:  # Of a damaged file `zipfile` and its decompressors may raise anything.
-        raise DataError(f"{path} is not a readable .npz file; write it anew with numpy.savez") from error
+    except Exception as error:  # `zipfile` and its decompressors may raise anything on a damaged file
+        raise DataError(f"{path} is not a readable .npz file; write it again with numpy.savez") from error
     if not isinstance(archive, np.lib.npyio.NpzFile):
         raise DataError(f"{path} holds a single array, not the named arrays of an .npz; write it with numpy.savez")
     return archive
@@ -97,7 +96,7 @@ def _npz_headers(path: str) -> dict[str, _Header]:
                 raise
             except Exception as error:
                 raise DataError(
-                    f"{shown(name)} in {path} is not a readable array; write it anew with numpy.savez"
+                    f"{shown(name)} in {path} is not a readable array; write it again with numpy.savez"
                 ) from error
     return headers
 
@@ -114,7 +113,7 @@ def _check_headers(path: str, headers: dict[str, _Header], *, images: str, label
     if shape[1:] != headers["train_images"].shape[1:]:
         raise DataError(
             f"{images} in {path} holds images of {shape[1:]} and train_images of {headers['train_images'].shape[1:]};"
-            " bring them to one size"
+            " resize them to one size"
         )
     count = shape[0]
     shape, dtype = headers[labels]
@@ -148,4 +147,4 @@ def _read_npz_array(path: str, name: str) -> np.ndarray:
         except MemoryError:
             raise
         except Exception as error:
-            raise DataError(f"{name} in {path} is damaged; write it anew with numpy.savez") from error
+            raise DataError(f"{name} in {path} is damaged; write it again with numpy.savez") from error

@@ -1,4 +1,4 @@
-"""TensorFlow Datasets, downloaded, prepared and read without TensorFlow."""
+"""Downloads, prepares and reads TensorFlow Datasets without TensorFlow."""
 
 import contextlib
 import difflib
@@ -18,10 +18,9 @@ from linseed.trainer.data.sources.tfds_trust import check_features, check_inside
 from linseed.trainer.data.splits import Split
 from linseed.trainer.errors import DataError
 
-# `tensorflow_datasets` is imported where it is used: it is slow to import, and
-# the other sources do without it.
+# `tensorflow_datasets` is imported where it is used: the import is slow, and other sources do not need it.
 
-# Stock builders whose own preparation calls TensorFlow and for which ours stands in.
+# Stock builders that need TensorFlow for preparation; ours replace them.
 _CIFAR = {"cifar10": "Cifar10", "cifar100": "Cifar100"}
 
 _PROBE_SECONDS = 20.0
@@ -33,16 +32,13 @@ def tfds(
 ) -> Source:
     """Reads `dataset`, an image classification data set of TensorFlow Datasets, into memory.
 
-    A data set that is already prepared in `data_dir` ("" is TFDS's own default
-    folder) is read, by whomever it was prepared, if its files are array_record.
-    Otherwise it is downloaded and prepared there: `cifar10` and `cifar100` without
-    TensorFlow, with the order and pixels that TensorFlow gives them, and others where
-    their builder does without it. An archive put into `<data_dir>/downloads/manual/`
-    under its own name spares the download; checksums are verified either way.
+    A data set already prepared in `data_dir` ("" is TFDS's default folder) is read if its files are array_record,
+    whoever prepared it. Otherwise it is downloaded and prepared there: `cifar10` and `cifar100` without TensorFlow,
+    with the same order and pixels, and others if their builder does not need it. An archive in
+    `<data_dir>/downloads/manual/`, under its own name, replaces the download; checksums are always verified.
 
-    `train_split` and `test_split` are in TFDS's notation ("train", "train[:90%]",
-    "validation") and must not share examples. Images keep size and channels (uint8).
-    Raises DataError where the data cannot be had or is not of this kind.
+    `train_split` and `test_split` are in TFDS's notation ("train", "train[:90%]", "validation") and must not share
+    examples. Images keep size and channels (uint8). Raises DataError for data that is unavailable or not of this kind.
     """
     builder = prepared(dataset, data_dir=data_dir)
     image_key, label_key = feature_keys(builder)
@@ -59,7 +55,7 @@ def tfds(
 
 
 def prepared(dataset: str, *, data_dir: str) -> Any:
-    """The TFDS builder of `dataset` whose files are there, prepared now if they were not."""
+    """The TFDS builder of `dataset`, prepared now if it was not."""
     builder = _builder(dataset, data_dir=data_dir)
     if not _is_prepared(builder):
         _prepare(builder)
@@ -79,7 +75,7 @@ def _import_tfds() -> Any:
 
 
 def _builder(dataset: str, *, data_dir: str) -> Any:
-    """The TFDS builder of `dataset`, read from the files in `data_dir` where they are."""
+    """The TFDS builder of `dataset`, read from the files in `data_dir` if they exist."""
     check_name(dataset)
     library = _import_tfds()
     where = os.path.expanduser(data_dir) or None
@@ -94,7 +90,7 @@ def _builder(dataset: str, *, data_dir: str) -> Any:
         hint = f"did you mean '{near[0]}'?" if near else "see tensorflow_datasets.list_builders()"
         raise DataError(f"unknown data set '{dataset}' in config.data.source.dataset; {hint}") from error
     except Exception as error:  # A builder may raise anything.
-        raise DataError(f"TFDS cannot set up '{dataset}' ({one_line(error)}); mend config.data.source") from error
+        raise DataError(f"TFDS cannot set up '{dataset}' ({one_line(error)}); correct config.data.source") from error
 
 
 def _is_prepared(builder: Any) -> bool:
@@ -124,9 +120,9 @@ def _prepare(builder: Any) -> None:
             f"the archive of '{builder.name}' is not the official one (wrong checksum); delete it from {downloads} and"
             " run again"
         ) from error
-    except Exception as error:  # The code of a thousand data sets may raise anything.
+    except Exception as error:  # the code of a thousand data sets may raise anything
         if _is_prepared(builder):
-            return  # Another process has prepared it in the meantime.
+            return  # another process has prepared it meanwhile
         raise DataError(
             f"TFDS cannot prepare '{builder.name}' here ({one_line(error)}); prepare it once where TensorFlow is"
             " installed, with file_format=array_record, and set config.data.source.data_dir to that folder"
@@ -134,7 +130,7 @@ def _prepare(builder: Any) -> None:
 
 
 def _check_reachable(builder: Any, downloads: str) -> None:
-    """Raises when nothing is downloaded yet and the host does not answer: TFDS itself would try for minutes."""
+    """Raises if nothing is downloaded yet and the host does not answer: TFDS would retry for minutes."""
     import requests
     from tensorflow_datasets.core.download import resource
 
@@ -157,7 +153,7 @@ def _no_download(builder: Any, downloads: str, error: Exception) -> str:
 
 
 def feature_keys(builder: Any) -> tuple[str, str]:
-    """The names of the image and of the label feature."""
+    """The names of the image and label features."""
     library = _import_tfds()
     features = builder.info.features
     kinds = (library.features.Image, library.features.ClassLabel)
@@ -173,12 +169,12 @@ def feature_keys(builder: Any) -> tuple[str, str]:
             f" {', '.join(sorted(features))}; choose another config.data.source.dataset"
         )
     if features[pair[0]].np_dtype != np.uint8:
-        raise DataError(f"'{builder.name}' holds {features[pair[0]].np_dtype} images and not uint8; choose another")
+        raise DataError(f"'{builder.name}' holds {features[pair[0]].np_dtype} images, not uint8; choose another")
     return pair
 
 
 def check_splits(builder: Any, *, train_split: str, test_split: str) -> None:
-    """Raises DataError for a split that is not there or empty, and for two that share examples."""
+    """Raises DataError for a missing or empty split, and if the two share examples."""
     ranges = {}
     folder = str(builder.data_path)
     for setting, split in (("train_split", train_split), ("test_split", test_split)):
@@ -209,18 +205,18 @@ def check_splits(builder: Any, *, train_split: str, test_split: str) -> None:
 
 
 def _read(builder: Any, *, split: str, image_key: str, label_key: str, like: tuple[int, ...] | None = None) -> Split:
-    """All examples of `split` in TFDS's order; images of shape `like` [H, W, C], or like the first."""
+    """All examples of `split` in TFDS's order; images of shape `like` [H, W, C], or of the first one's."""
     examples = open_encoded(builder, split, image_key=image_key)
     channels = builder.info.features[image_key].shape[-1]
     images, labels = None, np.empty(len(examples), np.int32)
     for start in range(0, len(examples), _EXAMPLES_PER_READ):
         some = range(start, min(start + _EXAMPLES_PER_READ, len(examples)))
         try:
-            read = [  # In one call half the time of one by one.
+            read = [  # one call takes half the time of single ones
                 (decode_as_it_is(io.BytesIO(example[image_key]), channels=channels), example[label_key])
                 for example in examples.__getitems__(list(some))
             ]
-        except Exception as error:  # Damaged files: whatever reader or decoder make of them.
+        except Exception as error:  # the reader or decoder may raise anything on damaged files
             raise DataError(damaged(builder, split, error)) from error
         for i, (image, label) in zip(some, read, strict=True):
             labels[i] = label
@@ -238,9 +234,9 @@ def _read(builder: Any, *, split: str, image_key: str, label_key: str, like: tup
 
 
 def open_encoded(builder: Any, split: str, *, image_key: str) -> Any:
-    """The examples of `split` by place, as TFDS's data source; their images encoded, as bytes.
+    """The examples of `split` by index, as TFDS's data source, with encoded images (bytes).
 
-    TFDS itself would decode them by whatever decoder Pillow has.
+    TFDS itself would decode them with any decoder that Pillow has.
     """
     library = _import_tfds()
     try:
@@ -255,7 +251,7 @@ def open_encoded(builder: Any, split: str, *, image_key: str) -> Any:
 
 
 def check_labels(labels: np.ndarray, builder: Any, split: str, *, label_key: str):
-    """Raises DataError where `labels` (int [N]) are not all classes."""
+    """Raises DataError unless all `labels` (int [N]) are classes."""
     if labels.min() < 0 or labels.max() >= builder.info.features[label_key].num_classes:
         raise DataError(f"split '{split}' of '{builder.name}' has examples without a label; choose another split")
 
@@ -263,5 +259,5 @@ def check_labels(labels: np.ndarray, builder: Any, split: str, *, label_key: str
 def damaged(builder: Any, split: str, error: Exception) -> str:
     return (
         f"cannot read split '{split}' of '{builder.name}' ({one_line(error)}); delete {builder.data_dir} to prepare it"
-        " anew"
+        " again"
     )

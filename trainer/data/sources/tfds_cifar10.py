@@ -8,13 +8,13 @@ from linseed.trainer.data.sources import cifar_archive
 
 
 def cifar_class(class_name: str) -> Any:
-    """TFDS's own CIFAR builder `class_name`, with TensorFlow taken out of its preparation."""
+    """TFDS's own CIFAR builder `class_name`, prepared without TensorFlow."""
     from tensorflow_datasets.image_classification import cifar
 
     stock = getattr(cifar, class_name)
 
     class Cifar(stock, skip_registration=True):
-        name = stock.name  # Decides the folder and the record order, so files are shared with the stock builder.
+        name = stock.name  # decides the folder and record order, so files are shared with the stock builder
         url_infos = stock.url_infos
 
         def _split_generators(self, dl_manager):
@@ -35,7 +35,7 @@ def cifar_class(class_name: str) -> Any:
                 record for content in filepaths for record in cifar_archive.records(content, num_labels=len(keys))
             )
             for index, (labels, image) in enumerate(records):
-                # PIL images, because TFDS encodes these itself and arrays with TensorFlow.
+                # PIL images, as TFDS encodes these itself, but arrays with TensorFlow.
                 example = {"id": f"{split_prefix}{index:05d}", "image": Image.fromarray(image)}
                 yield index, example | {key: int(label) for key, label in zip(keys, labels, strict=True)}
 

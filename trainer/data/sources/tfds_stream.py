@@ -1,4 +1,4 @@
-"""TensorFlow Datasets whose images are decoded when they are asked for: data larger than memory."""
+"""TensorFlow Datasets whose images are decoded on demand: data larger than memory."""
 
 import functools
 import hashlib
@@ -38,8 +38,8 @@ def tfds_stream(
     """Opens `dataset`, found or prepared as for `tfds.tfds`, and decodes no image; images of any size, always RGB.
 
     `image_size`, `resize`, `train_crop`, `on_bad_image` and `workers`: as for `folder_stream.folder_stream`. Labels are
-    inside the records, so that the first time all of a split is read once; they are then kept beside the data, where
-    that folder can be written. Raises DataError where the data cannot be had or is not of this kind.
+    inside the records, so the first use reads all of a split. They are then stored next to the data, if that folder is
+    writable. Raises DataError for data that is unavailable or not of this kind.
     """
     decoding = Decoding(image_size=image_size, resize=resize, train_crop=train_crop, on_bad_image=on_bad_image)
     decoding.check()
@@ -65,7 +65,7 @@ def _split(builder: Any, split: str, *, image_key: str, label_key: str, decoding
 
 
 def _labels(builder: Any, split: str, records: "TfdsRecords", *, image_key: str, label_key: str) -> np.ndarray:
-    """int32 [N], from beside the data or from all records."""
+    """int32 [N], from the stored labels or from all records."""
     mark = hashlib.sha256("\0".join([*records.files, label_key]).encode()).hexdigest()[:16]
     kept = os.path.join(builder.data_dir, f".linseed-labels-{mark}.npy")
     classes = builder.info.features[label_key].num_classes
@@ -73,7 +73,7 @@ def _labels(builder: Any, split: str, records: "TfdsRecords", *, image_key: str,
         labels = _kept_labels(kept, shape=(len(records),))
         if labels.size and 0 <= labels.min() and labels.max() < classes:
             return labels
-    except Exception:  # A file that anyone may have put there: whatever its reader makes of it.
+    except Exception:  # anyone may have put this file there: its reader may raise anything
         pass
     if len(records) > 100_000:
         _log.warning("reading the labels of the %d examples of '%s' once, from their records", len(records), split)
@@ -83,24 +83,24 @@ def _labels(builder: Any, split: str, records: "TfdsRecords", *, image_key: str,
         some = list(range(start, min(start + _EXAMPLES_PER_READ, len(examples))))
         try:
             labels[some] = [example[label_key] for example in examples.__getitems__(some)]
-        except Exception as error:  # Damaged files: whatever their reader makes of them.
+        except Exception as error:  # the reader may raise anything on damaged files
             raise DataError(damaged(builder, split, error)) from error
     check_labels(labels, builder, split, label_key=label_key)
     part = f"{kept}.{os.getpid()}"
     try:
-        with open(part, "xb") as file:  # never through a link that lies there
+        with open(part, "xb") as file:  # never through a link
             np.save(file, labels)
         os.replace(part, kept)
     except OSError:
-        _log.warning("the labels of '%s' cannot be kept in %s, and are read again next time", split, builder.data_dir)
+        _log.warning("the labels of '%s' cannot be stored in %s and are read again next time", split, builder.data_dir)
     return labels
 
 
 def _kept_labels(path: str, *, shape: tuple[int, ...]) -> np.ndarray:
-    """int32 of `shape` from an .npy file; raises where it holds anything else."""
+    """int32 of `shape` from an .npy file; raises if it holds anything else."""
     if not os.path.isfile(path):
         raise ValueError("not a file")
-    mapped = np.lib.format.open_memmap(path, mode="r")  # so that a header which lies about its size takes no memory
+    mapped = np.lib.format.open_memmap(path, mode="r")  # mapped: a header with a false size takes no memory
     if (mapped.shape, mapped.dtype) != (shape, np.int32):
         raise ValueError("an array of another kind")
     return np.array(mapped)
@@ -112,7 +112,7 @@ class TfdsRecords:
     def __init__(self, builder: Any, split: str, *, image_key: str):
         self._folder, self._split, self._image_key = str(builder.data_path), split, image_key
         self._count = builder.info.splits[split].num_examples
-        # Parts of files that the split is made of, with the size of each file.
+        # The parts of files in the split, with the size of each file.
         parts = builder.info.splits[split].file_instructions
         self.files = [
             f"{os.path.basename(part.filename)} {part.skip} {part.take} {_size(part.filename)}" for part in parts
@@ -146,4 +146,4 @@ def _size(path: str) -> int:
     try:
         return os.stat(path).st_size
     except OSError:
-        return -1  # Reading will say what is wrong with it.
+        return -1  # reading it will raise the error

@@ -1,4 +1,4 @@
-"""Sources that come with the install: scikit-learn's digits, and generated patterns for tests."""
+"""Sources that need no download: scikit-learn's digits, and generated patterns for tests."""
 
 import functools
 import importlib.util
@@ -30,7 +30,7 @@ def digits(*, test_fraction: Inside = 0.2, split_seed: Natural = 0) -> Source:
 
 
 def _read_digits() -> Split:
-    # What sklearn.datasets.load_digits reads, without the second that importing scikit-learn takes.
+    # The file of sklearn.datasets.load_digits, without the second that importing scikit-learn takes.
     package = importlib.util.find_spec("sklearn")
     if package is None:
         raise DataError("the digits source needs scikit-learn: pip install scikit-learn")
@@ -50,17 +50,15 @@ def synthetic(
 ) -> Source:
     """A problem that a small model learns, for tests and benchmarks.
 
-    Each class is a fixed random pattern of low spatial frequencies, and an example
-    is the pattern of its class plus noise. `num_examples` in train, with class
-    counts equal within one, and as many, of other noise, in test; `image_size` in
-    pixels. Everything depends on the arguments alone. Raises ConfigError for
-    fewer than two examples of a class.
+    Each class is a fixed random pattern of low spatial frequencies; an example is its class's pattern plus noise. Train
+    and test have `num_examples` each, with different noise and class counts equal within one; `image_size` in pixels.
+    Everything depends only on the arguments. Raises ConfigError for fewer than two examples per class.
     """
     if num_examples < 2 * num_classes:
         raise ConfigError(
-            f"config.data.source.num_examples is {num_examples}; set it to at least {2 * num_classes}, two a class"
+            f"config.data.source.num_examples is {num_examples}; set it to at least {2 * num_classes}, two per class"
         )
-    # Before the patterns, float64, and the noise are drawn.
+    # Checked before the patterns, float64, and the noise are drawn.
     check_memory(num_examples + 16 * num_classes, height=image_size, width=image_size, channels=channels)
     patterns = _low_frequency_patterns(num_classes, image_size=image_size, channels=channels, seed=seed)
     return Source(
@@ -88,7 +86,7 @@ def _noisy_examples(patterns: np.ndarray, *, num_examples: int, seed: list[int])
     num_classes, height, width, channels = patterns.shape
     labels = rng.permutation(np.arange(num_examples, dtype=np.int32) % num_classes)
     images = empty_images(num_examples, height=height, width=width, channels=channels)
-    for start in range(0, num_examples, 1024):  # In parts, so that the floats stay small.
+    for start in range(0, num_examples, 1024):  # in parts, to keep the floats small
         part = slice(start, start + 1024)
         noise = rng.standard_normal(images[part].shape, dtype=np.float32)
         images[part] = np.clip(128.0 + 32.0 * patterns[labels[part]] + 48.0 * noise, 0.0, 255.0)

@@ -80,7 +80,8 @@ def _shuffled_labels(curve):
         return
     gradient, ratio = _late(curve, curve.grad_norm), _late(curve, curve.update_ratio)
     evidence = (
-        f"{_where(curve)}, though gradient norm {gradient:.3g} and updates of {ratio:.1g} of the weights are not small"
+        f"{_where(curve)}, though neither gradient norm {gradient:.3g} nor update ratio {ratio:.1g} (update over "
+        "weights) is small"
     )
     yield Finding("shuffled_labels", evidence, "look at images with their labels")
     yield Finding("bad_init", SAME, remedies.better_start(curve.config))

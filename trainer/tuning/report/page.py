@@ -135,7 +135,7 @@ learning rate. Dashed trials were dropped; dotted ones failed, at the cross.</p>
 
 {% if study.next %}<h2>What to try next</h2>
 <ul>
-{% for line in study.next %}<li>{% if line is string and line.startswith("python ") %}<pre>{{ line }}</pre>\
+{% for line in study.next %}<li>{% if line is string and line.startswith("linseed ") %}<pre>{{ line }}</pre>\
 {% else %}{{ line }}{% endif %}</li>
 {% endfor %}
 </ul>{% endif %}

@@ -1,6 +1,6 @@
-"""PyTorch train steps to compare with ours, for `scripts.benchmarks.conv`; run by a Python with torch, not ours.
+"""PyTorch train steps to compare with ours, for `scripts.bench.conv`; run by a Python with torch, not ours.
 
-    PYTHON -m scripts.benchmarks.torch_steps NAME BATCH
+    PYTHON -m scripts.bench.torch_steps NAME BATCH
 
 For each line on stdin it makes a step of the network NAME and answers with a line. NCHW tensors in NHWC memory order
 ("channels last"), float32, eager mode. The images are in memory, and neither augmented nor normalised: less work than

@@ -1,7 +1,7 @@
 """The structure of the code in numbers: rooms, arrows between them, cycles, lines.
 
-python -m scripts.structure            # of this checkout
-python -m scripts.structure OTHER      # of another one, say of an earlier commit
+python -m scripts.bench.structure            # of this checkout
+python -m scripts.bench.structure OTHER      # of another one, say of an earlier commit
 
 A room is a folder of modules. In linseed/, trainer/ and scripts/ each module directly in the folder is its own room. An
 arrow goes from a room to each other room that it imports; tests/test_architecture.py allows none upward.
@@ -24,7 +24,7 @@ def files(root: Path) -> list[Path]:
 
 def room(path: Path) -> str:
     """The room of a module: `trainer/run`, `trainer/train`."""
-    own = str(path.parent) in OWN_ROOMS and path.stem != "__init__"
+    own = path.stem == "__main__" or str(path.parent) in OWN_ROOMS and path.stem != "__init__"
     return str(path.with_suffix("") if own else path.parent)
 
 

@@ -17,8 +17,8 @@ from pathlib import Path
 import ml_collections
 
 from linseed.configs import cifar10_resnet20, digits
-from linseed.scripts.benchmarks.cases import synthetic
-from linseed.scripts.benchmarks.turns import Times, ratio
+from linseed.scripts.bench.cases import synthetic
+from linseed.scripts.bench.turns import Times, ratio
 from linseed.trainer.config import canonical
 from linseed.trainer.config.resolve import resolve
 from linseed.trainer.errors import LinseedError

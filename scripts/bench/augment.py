@@ -8,7 +8,7 @@ import time
 import jax
 import jax.numpy as jnp
 
-from linseed.scripts.benchmarks.turns import in_turns
+from linseed.scripts.bench.turns import in_turns
 from linseed.scripts.gallery.strips import SPECS
 from linseed.trainer.data.augment import make_augment
 from linseed.trainer.data.augment.place import Place

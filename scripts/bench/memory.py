@@ -16,9 +16,9 @@ import jax
 from absl import flags
 
 from linseed.configs import cifar10_small
-from linseed.scripts.benchmarks.cases import synthetic
-from linseed.scripts.benchmarks.child import in_child
-from linseed.scripts.benchmarks.input import write_photographs
+from linseed.scripts.bench.cases import synthetic
+from linseed.scripts.bench.child import in_child
+from linseed.scripts.bench.input import write_photographs
 from linseed.trainer.config.resolve import resolve
 from linseed.trainer.errors import LinseedError
 from linseed.trainer.run.console import Quiet

@@ -15,8 +15,8 @@ import jax.numpy as jnp
 import numpy as np
 
 from linseed.configs import cifar10_resnet20, cifar10_speedrun
-from linseed.scripts.benchmarks.cases import synthetic
-from linseed.scripts.benchmarks.turns import in_turns, ratio, stepper
+from linseed.scripts.bench.cases import synthetic
+from linseed.scripts.bench.turns import in_turns, ratio, stepper
 from linseed.trainer.config.changes import changed
 from linseed.trainer.errors import LinseedError
 from linseed.trainer.experiment import Shared, build
@@ -88,7 +88,7 @@ def _torch_step(name, *, batch, python):
     if not python:
         yield {}
         return
-    command = [python, "-m", "scripts.benchmarks.torch_steps", name, str(batch)]
+    command = [python, "-m", "scripts.bench.torch_steps", name, str(batch)]
     with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True) as child:
         if not child.stdout.readline():
             raise LinseedError(f"{python} cannot import torch; give --torch_python a Python that has PyTorch")

@@ -17,7 +17,7 @@ import ml_collections
 
 from linseed import models
 from linseed.configs import digits
-from linseed.scripts.benchmarks import plants
+from linseed.scripts.bench import plants
 from linseed.trainer.config import canonical
 from linseed.trainer.config.changes import changed
 from linseed.trainer.config.resolve import resolve

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import ml_collections
 
-from linseed.scripts.benchmarks.turns import ratio
+from linseed.scripts.bench.turns import ratio
 from linseed.trainer.config.changes import changed
 from linseed.trainer.errors import LinseedError
 from linseed.trainer.experiment import Shared

@@ -12,7 +12,7 @@ from pathlib import Path
 
 import ml_collections
 
-from linseed.scripts.benchmarks.turns import in_turns
+from linseed.scripts.bench.turns import in_turns
 from linseed.trainer.data import stats
 from linseed.trainer.experiment import Shared, build
 from linseed.trainer.run import workdir as workdir_lib

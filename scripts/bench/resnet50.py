@@ -8,8 +8,8 @@ import jax
 import ml_collections
 
 from linseed.configs import imagenet_resnet50
-from linseed.scripts.benchmarks.cases import synthetic
-from linseed.scripts.benchmarks.turns import in_turns, stepper
+from linseed.scripts.bench.cases import synthetic
+from linseed.scripts.bench.turns import in_turns, stepper
 from linseed.trainer.config.resolve import resolve
 from linseed.trainer.experiment import Shared, build
 from linseed.trainer.tuning.trials import at_constant_rate

@@ -9,8 +9,8 @@ from pathlib import Path
 import jax
 import ml_collections
 
-from linseed.scripts.benchmarks.child import in_child
-from linseed.scripts.benchmarks.turns import in_turns, ratio, stepper
+from linseed.scripts.bench.child import in_child
+from linseed.scripts.bench.turns import in_turns, ratio, stepper
 from linseed.trainer.experiment import Shared, build
 from linseed.trainer.runtime.data_parallel import BACKENDS, DataParallel
 

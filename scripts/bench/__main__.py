@@ -23,7 +23,7 @@ BATCH = flags.DEFINE_integer(
     "batch", None, "augment, conv, resnet50: images per batch; none: for conv, each network's own.", lower_bound=1
 )
 SIZE = flags.DEFINE_integer("size", None, "augment, resnet50: height and width of the images in pixels.", lower_bound=1)
-CASE = flags.DEFINE_string("case", "small", "loop, checkpoint, devices: a case of scripts/benchmarks/cases.py.")
+CASE = flags.DEFINE_string("case", "small", "loop, checkpoint, devices: a case of scripts/bench/cases.py.")
 STEPS = flags.DEFINE_integer("steps", None, "loop, checkpoint, grid: steps per run.", lower_bound=1)
 STEPS_PER_CALL = flags.DEFINE_integer("steps_per_call", 1, "loop: config.steps_per_call.", lower_bound=1)
 EVERY = flags.DEFINE_integer("every", 10, "checkpoint: steps between two checkpoints.", lower_bound=1)
@@ -49,7 +49,7 @@ MINUTES = 9  # the limit of `accelerator`
 
 
 def _case(name):
-    from linseed.scripts.benchmarks.cases import CASES
+    from linseed.scripts.bench.cases import CASES
     from linseed.trainer.errors import LinseedError, unknown_name
 
     if name not in CASES:
@@ -82,13 +82,13 @@ def _accelerator():
 
 
 def _augment():
-    from linseed.scripts.benchmarks import augment
+    from linseed.scripts.bench import augment
 
     return augment.measure(batch=BATCH.value or 256, size=SIZE.value or 32, rounds=ROUNDS.value)
 
 
 def _checkpoint(config=None, *, steps=None, every=None, rounds=None):
-    from linseed.scripts.benchmarks import checkpoint
+    from linseed.scripts.bench import checkpoint
 
     config = config or _case(CASE.value)
     return checkpoint.measure(
@@ -97,19 +97,19 @@ def _checkpoint(config=None, *, steps=None, every=None, rounds=None):
 
 
 def _conv():
-    from linseed.scripts.benchmarks import conv
+    from linseed.scripts.bench import conv
 
     return conv.measure(batch=BATCH.value or 0, rounds=ROUNDS.value, torch_python=TORCH_PYTHON.value)
 
 
 def _devices():
-    from linseed.scripts.benchmarks import devices
+    from linseed.scripts.bench import devices
 
     return devices.measure(config=_case(CASE.value), turn=TURN.value, rounds=ROUNDS.value)
 
 
 def _diagnosis():
-    from linseed.scripts.benchmarks import diagnosis
+    from linseed.scripts.bench import diagnosis
 
     faults = list(diagnosis.FAULTS) if FAULTS.value is None else FAULTS.value
     seeds = 10 if SEEDS.value is None else SEEDS.value
@@ -124,20 +124,20 @@ def _faults():
 
 
 def _grid():
-    from linseed.scripts.benchmarks import grid
+    from linseed.scripts.bench import grid
 
     kwargs = {"models": MODELS.value, "trials": TRIALS.value, "steps": STEPS.value or 200, "root": ROOT.value}
     return grid.measure(**kwargs, rounds=ROUNDS.value)
 
 
 def _input():
-    from linseed.scripts.benchmarks import input as input_
+    from linseed.scripts.bench import input as input_
 
     return input_.measure(images=IMAGES.value or 256, rounds=ROUNDS.value)
 
 
 def _loop(config=None, *, steps=None, rounds=None):
-    from linseed.scripts.benchmarks import loop
+    from linseed.scripts.bench import loop
 
     config = config or _case(CASE.value)
     config.steps_per_call = STEPS_PER_CALL.value
@@ -145,20 +145,20 @@ def _loop(config=None, *, steps=None, rounds=None):
 
 
 def _memory():
-    from linseed.scripts.benchmarks import memory
+    from linseed.scripts.bench import memory
 
     return memory.measure(epochs=round(EPOCHS.value) or 8, images=IMAGES.value or 640)
 
 
 def _resnet50(*, batch=None, size=None, rounds=None):
-    from linseed.scripts.benchmarks import resnet50
+    from linseed.scripts.bench import resnet50
 
     batch, size = batch or BATCH.value or 256, size or SIZE.value or 224
     return resnet50.measure(batch=batch, image_size=size, turn=TURN.value, rounds=rounds or ROUNDS.value)
 
 
 def _speedrun(config=None, *, seeds=None, within=math.inf):
-    from linseed.scripts.benchmarks import speedrun
+    from linseed.scripts.bench import speedrun
 
     config = config or _speedrun_config(toy=False)
     if seeds is None:
@@ -168,7 +168,7 @@ def _speedrun(config=None, *, seeds=None, within=math.inf):
 
 def _speedrun_config(*, toy):
     from linseed.configs import cifar10_speedrun
-    from linseed.scripts.benchmarks.cases import synthetic
+    from linseed.scripts.bench.cases import synthetic
 
     if toy:
         return synthetic(resolve(cifar10_speedrun.get_config("quick")), examples=400, image_size=32)
@@ -176,7 +176,7 @@ def _speedrun_config(*, toy):
 
 
 def _startup():
-    from linseed.scripts.benchmarks import startup
+    from linseed.scripts.bench import startup
 
     return startup.measure(rounds=ROUNDS.value)
 

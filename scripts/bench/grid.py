@@ -25,9 +25,9 @@ import ml_collections
 import numpy as np
 
 from linseed.configs import cifar10_small, digits, lecture_rates, replay
-from linseed.scripts.benchmarks.cases import synthetic
-from linseed.scripts.benchmarks.child import in_child
-from linseed.scripts.benchmarks.turns import in_turns, ratio, stepper
+from linseed.scripts.bench.cases import synthetic
+from linseed.scripts.bench.child import in_child
+from linseed.scripts.bench.turns import in_turns, ratio, stepper
 from linseed.trainer.config import canonical
 from linseed.trainer.config.resolve import resolve
 from linseed.trainer.errors import LinseedError, unknown_name

@@ -17,7 +17,7 @@ import jax
 import numpy as np
 from PIL import Image
 
-from linseed.scripts.benchmarks.turns import in_turns, ratio
+from linseed.scripts.bench.turns import in_turns, ratio
 from linseed.trainer.data.augment import make_augment
 from linseed.trainer.data.decode import decode_random_crop
 from linseed.trainer.data.grain_stream import Stream
