@@ -14,15 +14,11 @@ from PIL import Image
 ROOT = Path(__file__).parent.parent
 
 CONFIG = """
-from configs import digits
+from linseed.configs import digits
 
 def get_config():
-    config = resolve(digits.get_config("quick"))
-    with config.unlocked():
-        config.data.source = dict(
-            name="folder_stream", root={root!r}, image_size=8, resize=8, train_crop="random_resized_crop",
-            test_fraction=0.2, split_seed=0, on_bad_image="error", workers=1,
-        )
+    config = digits.get_config("quick")
+    config.data.source = dict(name="folder_stream", root={root!r}, image_size=8, resize=8, workers=1)
     config.data.batch_size = 8
     config.data.augment = ""
     config.model.widths = (4,)
