@@ -95,3 +95,8 @@ def test_the_wheel_holds_every_package_but_those_that_measure_and_break():
     packages = {f"linseed.{path.parent}".replace("/", ".") for path in FILES if path.name == "__init__.py"}
     left_out = {"linseed.linseed", "linseed.scripts.bench", "linseed.scripts.faults"}
     assert set(setup["options"]["packages"].split()) == (packages - left_out) | {"linseed"}
+
+
+def test_test_files_do_not_import_each_other():
+    for path in (ROOT / "tests").rglob("*.py"):
+        assert not [name for name in structure.imports(path) if name.startswith(("tests.", "test_"))], path

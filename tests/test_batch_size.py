@@ -4,10 +4,10 @@ from types import SimpleNamespace
 
 import jax
 import pytest
+from support.mlp import PIXELS, TRAIN, mlp
 
 from linseed.trainer.cost.batch_size import COMPILES, find_room, largest_fitting
 from linseed.trainer.experiment import Shared, build
-from tests.test_forecast import PIXELS, TRAIN, mlp
 
 
 @pytest.mark.parametrize("start", [1, 7, 64, 1000])

@@ -2,27 +2,20 @@
 
 import contextlib
 import json
-import os
 import re
 import shutil
 import signal
-import socket
-import subprocess
-import sys
 import time
-from pathlib import Path
 
 import jax
 import numpy as np
 import pytest
+from support.processes import WAIT, ended, free_port, started
 
 from linseed.trainer.data import batching
 from linseed.trainer.data import placement as feeds
 from linseed.trainer.data.splits import Split
 from linseed.trainer.errors import LostError
-
-ROOT = Path(__file__).parent.parent
-WAIT = 120  # seconds, for what should take a few
 
 TRAIN = ["-m", "scripts.train"]
 # Before step 60, when process 0 has begun to save step 40: no process is more than a few calls ahead.
@@ -33,34 +26,6 @@ DIGITS = [
     "--config.convolution=xla",
     "--config.log_every_steps=20",
 ]
-
-
-def free_port():
-    with socket.socket() as probe:
-        probe.bind(("localhost", 0))
-        return probe.getsockname()[1]
-
-
-def started(arguments, *, devices):
-    flags = f"--xla_backend_optimization_level=0 --xla_force_host_platform_device_count={devices}"
-    return subprocess.Popen(
-        [sys.executable, *arguments],
-        cwd=ROOT,
-        env={**os.environ, "XLA_FLAGS": flags, "PYTHONPATH": str(ROOT)},
-        stdout=subprocess.PIPE,
-        stderr=subprocess.STDOUT,
-        text=True,
-    )
-
-
-def ended(processes):
-    """`(status, output)` of each, none of which outlives the test."""
-    try:
-        outputs = [process.communicate(timeout=WAIT)[0] for process in processes]
-        return [(process.returncode, output) for process, output in zip(processes, outputs, strict=True)]
-    finally:
-        for process in processes:
-            process.kill()
 
 
 def begun(*programs, workdir):

@@ -10,8 +10,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from test_stopping import SHARED, Trip
-from test_train import ROOT, Killer, Stop, records, run, tiny
+from support.runs import ROOT, SHARED, Killer, Stop, Trip, records, run, tiny
 
 from linseed.trainer import programs, resume
 from linseed.trainer.errors import ConfigError, NonFiniteError, WorkdirError

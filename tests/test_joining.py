@@ -2,7 +2,7 @@
 
 import jax
 import pytest
-from test_distributed import ended, free_port, started
+from support.processes import ended, free_port, started
 
 from linseed.trainer.errors import DistributedError, LostError
 from linseed.trainer.runtime import join

@@ -5,7 +5,7 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
-from optimizer_formulas import SHAPE, START, orthogonalized
+from support.optimizer_formulas import SHAPE, START, orthogonalized
 
 from linseed.trainer.optim import transforms
 from linseed.trainer.optim.chain import applied_lr, evaluated_params, make_tx

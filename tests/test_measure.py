@@ -7,11 +7,11 @@ import numpy as np
 import pytest
 from absl import flags
 from PIL import Image
+from support.mlp import mlp
 
 from linseed.trainer.cost import measure as measure_lib
 from linseed.trainer.cost.measure import count_flops, time_steps
 from linseed.trainer.experiment import Shared, build
-from tests.test_forecast import mlp
 
 
 def test_a_backend_that_counts_nothing_leaves_nothing_but_the_figure_out():

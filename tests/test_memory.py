@@ -33,5 +33,5 @@ def test_what_cannot_be_measured_is_one_line(monkeypatch):
     with pytest.raises(LinseedError, match="--epochs=3 is too few"):
         memory.measure(epochs=3, images=64)
     monkeypatch.setattr(memory, "_ROLLUP", "nothing")
-    with pytest.raises(LinseedError, match="Linux alone"):
+    with pytest.raises(LinseedError, match="only Linux has"):
         memory.measure(epochs=8, images=64)

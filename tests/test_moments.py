@@ -5,7 +5,7 @@ import subprocess
 import sys
 
 import numpy as np
-from test_scripts import ROOT, command, refusal
+from support.commands import ROOT, command, refusal
 
 from linseed.scripts.cli.moments import STAGES, Run, Timeline, draw
 from linseed.trainer.run.compare import differences

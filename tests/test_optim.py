@@ -5,7 +5,7 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
-from optimizer_formulas import DECAY, FORMULAS, LR, SHAPE, SLOPES, START
+from support.optimizer_formulas import DECAY, FORMULAS, LR, SHAPE, SLOPES, START
 
 from linseed.trainer.errors import ConfigError
 from linseed.trainer.optim.chain import CLIPS, applied_lr, evaluated_params, make_tx

@@ -1,40 +1,23 @@
 """The commands as a user meets them: one line for what is wrong, a status, earlier work untouched."""
 
 import json
-import subprocess
-import sys
-from pathlib import Path
 
 import numpy as np
 import pytest
 from PIL import Image
+from support.commands import command, refusal
 
 from linseed.configs import digits
 from linseed.scripts.bench.grid import one_program
 from linseed.trainer.config.resolve import resolve
 from linseed.trainer.data.augment import OPS
 
-ROOT = Path(__file__).parent.parent
 TINY = [
     "--config.model.widths=(4,)",
     "--config.horizon.epochs=1.0",
     "--config.schedule.warmup_epochs=0.1",
     "--config.log_every_steps=10",
 ]
-
-
-def command(module, *arguments):
-    return subprocess.run(
-        [sys.executable, "-m", f"scripts.{module}", *arguments], cwd=ROOT, capture_output=True, text=True
-    )
-
-
-def refusal(module, *arguments):
-    done = command(module, *arguments)
-    assert done.returncode == 2, done.stdout + done.stderr
-    lines = done.stderr.strip().splitlines()
-    assert len(lines) == 1 and lines[0].startswith("error: "), done.stderr
-    return lines[0]
 
 
 @pytest.mark.parametrize(

@@ -5,8 +5,8 @@ import sys
 import numpy as np
 import pytest
 import scipy.fft
-from cifar_archive import offer_cifar, random_cifar
 from PIL import Image
+from support.cifar_archive import offer_cifar, random_cifar
 
 from linseed.trainer.data import sources, splits
 from linseed.trainer.data.sources import SOURCES, load

@@ -9,25 +9,12 @@ import time
 from pathlib import Path
 
 import pytest
-from test_train import ROOT, records, run, tiny
+from support.runs import ROOT, SHARED, Trip, records, run, tiny
 
 from linseed.trainer import evaluation
 from linseed.trainer.experiment import Shared
 from linseed.trainer.runtime import signals
 from linseed.trainer.step.evaluator import Evaluator
-
-SHARED = Shared()  # what is compiled once serves all of them
-
-
-class Trip:
-    """Asks to stop from the `poll`-th question on."""
-
-    def __init__(self, poll):
-        self.left = poll
-
-    def __call__(self):
-        self.left -= 1
-        return signal.SIGTERM if self.left <= 0 else 0
 
 
 @pytest.fixture(scope="module")

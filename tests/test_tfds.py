@@ -4,8 +4,8 @@ import tarfile
 import numpy as np
 import pytest
 import requests
-from cifar_archive import CIFAR10_NAMES, CIFAR100_NAMES, FILES, offer_cifar, random_cifar
 from PIL import Image
+from support.cifar_archive import CIFAR10_NAMES, CIFAR100_NAMES, FILES, offer_cifar, random_cifar
 
 from linseed.trainer.data.sources import cifar_archive
 from linseed.trainer.data.sources import tfds as tfds_module

@@ -7,7 +7,7 @@ import pickle
 import numpy as np
 import pytest
 from absl import flags
-from cifar_archive import offer_cifar, random_cifar
+from support.cifar_archive import offer_cifar, random_cifar
 
 from linseed.trainer.data import batching, splits, stats
 from linseed.trainer.data.grain_stream import Stream

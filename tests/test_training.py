@@ -7,7 +7,7 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
-from optimizer_formulas import FORMULAS
+from support.optimizer_formulas import FORMULAS
 
 from linseed.models.cnn import Cnn
 from linseed.models.layers import Compute

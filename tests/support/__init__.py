@@ -1,0 +1,1 @@
+"""What several test files use: runs of a few steps, child processes, reference formulas, made-up archives."""
