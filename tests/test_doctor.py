@@ -62,7 +62,7 @@ def test_the_largest_batch_for_so_much_memory_divides_over_the_devices_and_fits(
     done = doctor(*TINY, "--memory=1MiB")
     assert done.returncode == 0, done.stderr
     found = {cell[0]: cell[1:] for cell in rows(done.stdout) if len(cell) == 3}
-    batch, per_device = int(found["largest batch"][0]), int(found["largest batch"][1].split()[0])
+    batch, per_device = int(found["largest batch"][0].replace(",", "")), int(found["largest batch"][1].split()[0])
     assert batch == 4 * per_device > 32  # conftest's four devices; one step of 32 needs far less
     size, unit = found["device: a run with it"][0].split()
     assert unit == "MB" and 0.8 < float(size) <= 1.1 and "of 1.0 MB" in found["device: a run with it"][1]
@@ -92,7 +92,7 @@ def test_a_disk_that_is_too_small_and_another_config_are_warned_of(tmp_path):
         ([], "--config is missing; the command is python -m scripts.doctor --config=CONFIG"),
         (["--config=configs/digits.py", "--steps=0"], "steps"),
         (["--config=configs/digits.py", "--memory=8Gig"], "--memory=8Gig should be bytes above 0, such as 8GiB"),
-        (["--config=configs/digits.py", "--config.optimizer.rules=('rets:',)"], "add 'rest:' for what is left over"),
+        (["--config=configs/digits.py", "--config.optimizer.rules=('rets:',)"], "add 'rest:' for all others"),
         (["--config=configs/digits.py", "--workdir=setup.cfg"], "--workdir=setup.cfg is a file; choose a folder"),
     ],
 )

@@ -20,7 +20,8 @@ FILES = sorted(LAUNCH.iterdir())
 @pytest.mark.parametrize("path", FILES, ids=lambda path: path.name)
 def test_the_flags_are_those_of_the_train_command(path):
     (command,) = re.findall(r"-m scripts\.train((?:[^\n]|\\\n|\n +--)*)", path.read_text())
-    known = set(re.findall(r'DEFINE_\w+\(\s*"(\w+)"', (ROOT / "scripts" / "train.py").read_text()))
+    sources = [ROOT / "scripts" / "train.py", *(ROOT / "scripts" / "cli").glob("*.py")]
+    known = set(re.findall(r'(?:DEFINE_\w+|define_path)\(\s*"(\w+)"', "".join(path.read_text() for path in sources)))
     flags = re.findall(r"--(\w+)=", command)
     assert {"config", "workdir"} <= set(flags) <= known
     assert len(set(flags) & {"coordinator", "num_processes", "process_id"}) in (0, 3)

@@ -251,8 +251,8 @@ def test_another_config_is_refused_unless_told_to(straight, tmp_path):
     [
         ({"model.widths": (4, 12)}, "is of another model or optimizer .*use a new --workdir"),
         ({"data.split_seed": 1}, "train and validation splits changed since this run started"),
-        ({"data.val_fraction": 0.3}, "train and validation splits are not those"),
-        ({"data.source.seed": 7}, "train and validation splits are not those"),
+        ({"data.val_fraction": 0.3}, "train and validation splits changed"),
+        ({"data.source.seed": 7}, "train and validation splits changed"),
     ],
 )
 def test_a_change_that_cannot_be_accepted_leaves_the_run_as_it_was(straight, tmp_path, change, says):

@@ -92,7 +92,7 @@ def test_the_winner_is_a_config_that_runs_and_differs_as_it_says(straight):
     spec.loader.exec_module(module)
     config = module.get_config()
     config = resolve(config)
-    assert canonical.differences(tiny(), config) == record["winner"]["differences"]
+    assert canonical.differences(resolve(tiny()), config) == record["winner"]["differences"]
     assert config.optimizer.lr == record["winner"]["lr"]
 
 

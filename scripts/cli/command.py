@@ -141,6 +141,7 @@ def program() -> str:
     """How this command was called: `linseed train`, or `python -m scripts.train` in a clone."""
     spec = sys.modules["__main__"].__spec__
     name = spec.name if spec else ""
+    name = name.removesuffix(".__main__")
     return f"python -m {name}" if name.startswith(("scripts.", "linseed.scripts.")) else " ".join(sys.argv[:1])
 
 
