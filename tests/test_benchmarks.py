@@ -33,7 +33,7 @@ ROOT = Path(__file__).parent.parent
 
 @pytest.fixture
 def digits():
-    config = cases.synthetic(resolve(digits.get_config()), examples=400, image_size=8)
+    config = cases.synthetic(resolve(cases.digits.get_config()), examples=400, image_size=8)
     config.model = dict(name="linear")
     return config
 

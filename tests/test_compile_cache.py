@@ -101,7 +101,9 @@ def test_programs_from_a_folder_that_others_can_write_are_not_run_unless_the_use
 
 
 def test_the_folder_is_made_for_its_owner_alone(tmp_path):
-    code = "import os, pathlib, sys; from absl import flags; from scripts import compile_cache; os.umask(0);"
+    code = (
+        "import os, pathlib, sys; from absl import flags; from linseed.scripts.cli import compile_cache; os.umask(0);"
+    )
     code += "flags.FLAGS(['train']); compile_cache.use(workdir=pathlib.Path(sys.argv[1]))"
     environment = {name: value for name, value in os.environ.items() if name != "JAX_COMPILATION_CACHE_DIR"}
     command = [sys.executable, "-c", code, str(tmp_path / "run")]

@@ -29,7 +29,7 @@ def resolve(config: Mapping | ml_collections.ConfigDict) -> ml_collections.Confi
     of its range, a parameter that is missing and has no default, keys that exclude each other.
     """
     given = dict(flatten(config))
-    plugins.check_loaded(given.get("plugins", ()))
+    plugins.check_loaded(_converted("plugins", given.get("plugins", ()), FIELDS["plugins"]))
     known = _known(given)
     values: dict[str, Any] = {}
     written = {}  # canonical key -> the key that was given
