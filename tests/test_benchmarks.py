@@ -58,7 +58,7 @@ def test_the_evaluation_beside_a_snapshot_is_one_full_batch(case):
 def test_snapshots_are_measured(digits):
     found = checkpoint.measure(config=digits, steps=8, every=4, rounds=1)
     assert found["ratio"] > 0 and found["steps_per_second"] > 0
-    with pytest.raises(LinseedError, match="give more steps"):
+    with pytest.raises(LinseedError, match="raise --steps"):
         checkpoint.measure(config=digits, steps=8, every=8, rounds=1)
 
 
