@@ -23,7 +23,10 @@ os.environ["XLA_FLAGS"] = " ".join(
     ]
 )
 xla_flags.use()
-if "PYTEST_XDIST_WORKER" not in os.environ:  # workers inherit the cache of the process that started them
+if "PYTEST_XDIST_WORKER" in os.environ:
+    # A cache for each worker: JAX writes a program in place, and another worker could read the half of it.
+    os.environ["JAX_COMPILATION_CACHE_DIR"] += f"/{os.environ['PYTEST_XDIST_WORKER']}"
+else:
     os.environ["JAX_COMPILATION_CACHE_DIR"] = tempfile.mkdtemp(prefix="linseed-tests-")
     atexit.register(shutil.rmtree, os.environ["JAX_COMPILATION_CACHE_DIR"], ignore_errors=True)
 os.environ["JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS"] = "0"
