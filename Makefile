@@ -5,7 +5,11 @@ WORKDIR ?= runs/digits
 # For `make matrix`: names or paths of Pythons.
 PYTHONS ?= python3.11 python3.12 python3.13
 
-.PHONY: train test matrix lock
+# For `make quick`: the tests that neither start a process nor train.
+QUICK := architecture config console curve docs floors launch losses metrics metrics_log pipeline progress regularizers \
+	report rules schedules source splits state tuning_page windows workdir xla_flags
+
+.PHONY: train test quick matrix lock
 
 train: .venv/installed
 	.venv/bin/python -m scripts.train --config=$(CONFIG) --workdir=$(WORKDIR)
@@ -15,6 +19,11 @@ test: .venv/installed
 	.venv/bin/ruff format --check .
 	.venv/bin/mypy -m linseed -m linseed.api -m linseed.ranges -m linseed.__main__
 	.venv/bin/python -m pytest --numprocesses=auto --dist=loadfile
+
+quick: .venv/installed
+	.venv/bin/ruff check .
+	.venv/bin/ruff format --check .
+	.venv/bin/python -m pytest $(QUICK:%=tests/test_%.py)
 
 # The whole suite of what is committed, on each of PYTHONS, in a clone and with an environment of its own.
 matrix:
