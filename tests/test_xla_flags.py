@@ -11,7 +11,7 @@ import pytest
 
 from linseed.trainer.runtime import xla_flags
 
-# Of a public report (jax issue 40412): jaxlib 0.10.2 as it comes crashes here.
+# Of a public report (jax-ml/jax#40412): jaxlib 0.10.2 as it comes crashes here.
 RANK_7 = """
 from linseed.trainer.runtime import xla_flags
 xla_flags.use()
@@ -39,7 +39,7 @@ def test_the_switch_goes_by_the_version_and_the_user_goes_first(monkeypatch, jax
 
 
 def test_a_batched_product_and_its_reduction_are_right():
-    """jax issue 39103: jaxlib 0.10.2 as it comes is off by 0.2 %."""
+    """jax-ml/jax#39103: jaxlib 0.10.2 as it comes is off by 0.2 %."""
     count = 32_769
     x = np.zeros((count, 3), np.float32)
     x[:, 0] = np.arange(count)

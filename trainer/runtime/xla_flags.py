@@ -1,7 +1,7 @@
 """XLA flags for CPUs, set before JAX starts. This module must not import JAX.
 
 On CPU, XLA hands some operations to the library YNNPACK ("YNN fusions"). jaxlib 0.10.2 turned that on for reductions,
-matrix products and convolutions. Its reductions give wrong numbers or crash the process (jax issues 39103, 40412). On
+matrix products and convolutions. Its reductions give wrong numbers or crash the process (jax-ml/jax#39103, #40412). On
 all versions so far its matrix products make a train step up to twice as slow (docs/benchmarks.md).
 """
 
