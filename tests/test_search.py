@@ -106,8 +106,8 @@ def test_carried_trials_go_on_in_their_own_workdir(straight):
 
 
 def test_a_file_holds_what_memory_holds(straight, tmp_path):
-    bench = Bench(search.open_storage(f"sqlite:///{tmp_path / 'trials.db'}"))
-    assert shown(bench.study()) == shown(straight[1])
+    with search.open_storage(f"sqlite:///{tmp_path / 'trials.db'}") as storage:
+        assert shown(Bench(storage).study()) == shown(straight[1])
 
 
 def test_sampled_points_lie_within_the_bounds_and_differ(straight):
@@ -225,7 +225,8 @@ def test_a_study_of_another_config_is_refused():
 
 def test_a_storage_that_does_not_answer_is_one_line_without_its_password():
     with pytest.raises(ConfigError, match="does not answer") as raised:
-        search.open_storage("nosuchdb://user:secret@localhost/none")
+        with search.open_storage("nosuchdb://user:secret@localhost/none"):
+            pass
     assert "secret" not in str(raised.value) and "\n" not in str(raised.value)
 
 

@@ -5,11 +5,12 @@ decisions are in the storage, so a phase that runs again repeats nothing and con
 storage, one is the planner: it chooses the points and lengths, and the others read them.
 """
 
+import contextlib
 import datetime
 import logging
 import math
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any, NamedTuple
 
 import optuna
@@ -48,14 +49,20 @@ class Trial(NamedTuple):
         return self.rungs[max(self.rungs)] if self.rungs else Outcome(0)
 
 
-def open_storage(url: str) -> optuna.storages.BaseStorage:
+@contextlib.contextmanager
+def open_storage(url: str) -> Iterator[optuna.storages.BaseStorage]:
     """Opens the storage at an SQLAlchemy URL. Raises ConfigError, one line, if it does not answer."""
     logging.getLogger("alembic").setLevel(logging.WARNING)
     try:
-        return optuna.storages.RDBStorage(url)
+        storage = optuna.storages.RDBStorage(url)
     except Exception as error:  # each database driver has its own exceptions
         first = str(error).splitlines()[0]
         raise ConfigError(f"the storage {_without_password(url)} does not answer ({first}); check --storage") from error
+    try:
+        yield storage
+    finally:
+        storage.remove_session()
+        storage.engine.dispose()
 
 
 def _without_password(url):

@@ -1,5 +1,6 @@
 """`tune`: takes a config through the seven steps. After a kill, the same workdir continues."""
 
+import contextlib
 import math
 import tempfile
 from collections.abc import Callable
@@ -80,29 +81,30 @@ def tune(
         with tempfile.TemporaryDirectory() as folder:
             experiment = experiment_lib.build(config, Path(folder), shared=shared)
         writer.say(experiment.description)
-        own_storage = search.open_storage(f"sqlite:///{(workdir / study_lib.STORAGE).absolute()}")
-        procedure = Procedure(
-            record,
-            experiment,
-            budget=budget,
-            storage=search.open_storage(storage) if storage else own_storage,
-            own_storage=own_storage,
-            name=study,
-            sampler=sampler,
-            rates=rates,
-            decays=decays,
-            shared=shared,
-            writer=writer,
-            stop=stop,
-        )
-        try:
+        with contextlib.ExitStack() as stack:
+            own_storage = stack.enter_context(
+                search.open_storage(f"sqlite:///{(workdir / study_lib.STORAGE).absolute()}")
+            )
+            procedure = Procedure(
+                record,
+                experiment,
+                budget=budget,
+                storage=stack.enter_context(search.open_storage(storage)) if storage else own_storage,
+                own_storage=own_storage,
+                name=study,
+                sampler=sampler,
+                rates=rates,
+                decays=decays,
+                shared=shared,
+                writer=writer,
+                stop=stop,
+            )
+            stack.callback(_conclude, record)
             for each in STEPS if step == "all" else [step]:
                 procedure.refuse_to_begin_without_a_budget(each)
                 STEPS[each](procedure)
                 if step == "all" and each == "lr" and record.step("lr")["chosen"] is None and not rates:
                     break
-        finally:
-            _conclude(record)
     return record.record
 
 
