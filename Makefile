@@ -6,8 +6,9 @@ WORKDIR ?= runs/digits
 PYTHONS ?= python3.11 python3.12 python3.13
 
 # For `make quick`: the tests that neither start a process nor train.
-QUICK := architecture config console curve docs floors launch losses metrics metrics_log pipeline progress regularizers \
-	report rules schedules source splits state tuning_page windows workdir xla_flags
+QUICK := architecture docs config/resolve cli/launch data/batching data/sources data/splits optim/regularizers optim/rules \
+	optim/schedules run/console run/metrics_log run/progress run/report run/windows run/workdir runtime/machine \
+	runtime/xla_flags step/losses step/metrics step/state tuning/curve tuning/floors tuning/page
 
 .PHONY: train test quick matrix lock
 
@@ -23,7 +24,7 @@ test: .venv/installed
 quick: .venv/installed
 	.venv/bin/ruff check .
 	.venv/bin/ruff format --check .
-	.venv/bin/python -m pytest $(QUICK:%=tests/test_%.py)
+	.venv/bin/python -m pytest $(foreach name,$(QUICK),tests/$(dir $(name))test_$(notdir $(name)).py)
 
 # The whole suite of what is committed, on each of PYTHONS, in a clone and with an environment of its own.
 matrix:

@@ -26,7 +26,7 @@ from linseed.trainer.data.splits import Split
 from linseed.trainer.errors import ConfigError, DataError, LinseedError, WorkdirError
 from linseed.trainer.run import workdir as workdir_lib
 
-ROOT = Path(__file__).parent.parent
+ROOT = Path(__file__).parents[2]
 
 
 def test_a_hundred_mutated_images_and_archives_are_read_or_left_out_and_counted():

@@ -28,7 +28,7 @@ from linseed.trainer.config.resolve import resolve
 from linseed.trainer.data import sources, splits
 from linseed.trainer.errors import LinseedError
 
-ROOT = Path(__file__).parent.parent
+ROOT = Path(__file__).parents[2]
 
 
 @pytest.fixture

@@ -10,7 +10,7 @@ import pytest
 
 from linseed.trainer.optim.schedules import make_schedule
 
-ROOT = Path(__file__).parent.parent
+ROOT = Path(__file__).parents[2]
 TINY = [
     "--config=configs/digits.py:quick",
     "--config.model.widths=(4,)",

@@ -12,7 +12,7 @@ import yaml
 from linseed.trainer.errors import LinseedError, LostError
 from linseed.trainer.runtime import signals
 
-ROOT = Path(__file__).parent.parent
+ROOT = Path(__file__).parents[2]
 LAUNCH = ROOT / "scripts" / "launch"
 FILES = sorted(LAUNCH.iterdir())
 

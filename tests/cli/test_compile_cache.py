@@ -10,7 +10,7 @@ import pytest
 
 from linseed.scripts.cli.compile_cache import NAME, _unusable, prune
 
-ROOT = Path(__file__).parent.parent
+ROOT = Path(__file__).parents[2]
 TINY = [
     "--config=configs/digits.py:quick",
     "--config.convolution=xla",

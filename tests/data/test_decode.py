@@ -19,7 +19,7 @@ from linseed.trainer.data.decode import (
     random_box,
 )
 
-ROOT = Path(__file__).parent.parent
+ROOT = Path(__file__).parents[2]
 RNG = np.random.default_rng(0)
 
 
