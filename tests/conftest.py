@@ -50,3 +50,18 @@ def convolutions_of_xla():
     with pytest.MonkeyPatch.context() as patched:
         patched.setattr(onednn, "usable", lambda: False)
         yield
+
+
+@pytest.fixture(autouse=True)
+def cheap_runs(request):
+    """Runs draw no curves, and those of a test that patches nothing share what other tests compiled."""
+    from matplotlib.figure import Figure
+    from support import runs
+
+    from linseed.trainer.run import report
+
+    with pytest.MonkeyPatch.context() as patched:
+        if request.module.__name__ != "test_report":
+            patched.setattr(report, "draw_curves", lambda records, *, best_step: Figure(figsize=(1, 1)))
+        patched.setattr(runs, "sharing", "monkeypatch" not in request.fixturenames)
+        yield

@@ -13,7 +13,8 @@ from linseed.trainer.run.console import Quiet
 from linseed.trainer.run.metrics_log import read_records
 
 ROOT = Path(__file__).parents[2]
-SHARED = Shared()  # for runs that differ in nothing that is compiled
+SHARED = Shared()
+sharing = False  # whether `run` shares data and programs with other tests' runs: not where a test patches them
 
 
 def tiny(**changes) -> ml_collections.ConfigDict:
@@ -56,9 +57,10 @@ class Killer(Quiet):
             raise Stop
 
 
-def run(config, workdir, *, writer=None, on_config_change="refuse", **options):
+def run(config, workdir, *, writer=None, on_config_change="refuse", shared=None, **options):
+    shared = shared or (SHARED if sharing else Shared())
     return train.train_and_evaluate(
-        config, workdir, writer=writer or Quiet(), on_config_change=on_config_change, **options
+        config, workdir, writer=writer or Quiet(), on_config_change=on_config_change, shared=shared, **options
     )
 
 
