@@ -5,6 +5,7 @@ lives as long as the session. Child processes inherit both. Convolutions are XLA
 """
 
 import atexit
+import gc
 import os
 import shutil
 import sys
@@ -50,6 +51,18 @@ def convolutions_of_xla():
     with pytest.MonkeyPatch.context() as patched:
         patched.setattr(onednn, "usable", lambda: False)
         yield
+
+
+@pytest.fixture(autouse=True, scope="module")
+def memory_of_one_file():
+    """What a file compiled is dropped at its end: a worker that runs them all stays small."""
+    yield
+    import jax
+    from support import runs
+
+    runs.SHARED.__init__()
+    jax.clear_caches()
+    gc.collect()
 
 
 @pytest.fixture(autouse=True)
