@@ -13,6 +13,8 @@ def get_config(path=""):
         raise ValueError("replay needs the config to run: --config=configs/replay.py:WORKDIR/config.json")
     with open(path) as file:
         try:
-            return ml_collections.ConfigDict(json.load(file))
+            values = json.load(file)
+            values.pop("crc32", None)  # the run's own checksum of its file
+            return ml_collections.ConfigDict(values)
         except (ValueError, TypeError, AttributeError, RecursionError):
             raise ValueError(f"{path} is not the config.json of a run; check the path after the colon") from None

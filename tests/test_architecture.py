@@ -15,6 +15,7 @@ FILES = structure.files(ROOT)
 ORDER = (
     ("linseed/ranges",),
     ("models", "trainer/errors", "configs"),
+    ("trainer/files",),
     ("trainer/checksum", "trainer/runtime"),
     ("trainer/data/augment",),
     ("trainer/data",),

@@ -9,7 +9,6 @@ import sys
 from pathlib import Path
 
 import jax
-import ml_collections
 import numpy as np
 import pytest
 import scipy.special
@@ -23,6 +22,7 @@ from linseed.trainer.data import batching, sources
 from linseed.trainer.data.splits import Split
 from linseed.trainer.ensemble import AVERAGES, evaluate_ensemble, make_ensemble_step
 from linseed.trainer.errors import CheckpointError, ConfigError, DataError, WorkdirError
+from linseed.trainer.run import workdir as workdir_lib
 from linseed.trainer.run.console import Quiet
 from linseed.trainer.run.metrics_log import read_records
 from linseed.trainer.runtime.data_parallel import BACKENDS, DataParallel
@@ -71,9 +71,9 @@ def other(tmp_path_factory):
 def copy(workdir, target, **changes):
     """The run in `workdir` again, as if its config had `changes`."""
     shutil.copytree(workdir, target)
-    config = ml_collections.ConfigDict(json.loads((target / "config.json").read_text()))
+    config = workdir_lib.read_config(target)
     config.update_from_flattened_dict(changes)
-    (target / "config.json").write_text(config.to_json())
+    workdir_lib.write_sealed(target / "config.json", config.to_dict())
     return target
 
 

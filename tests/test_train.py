@@ -36,7 +36,7 @@ def straight(tmp_path_factory):
 
 def test_a_run_leaves_a_complete_result(straight):
     result, workdir = straight
-    assert json.loads((workdir / "result.json").read_text()) == result
+    assert workdir_lib.read_result(workdir) == result
     keys = "best_step steps stop_reason val test params_sha256 best_params_sha256 seconds images_per_second devices"
     assert set(keys.split()) | {"versions", "config_sha256"} <= set(result)
     assert result["steps"] == 24 and result["stop_reason"] == "horizon reached"

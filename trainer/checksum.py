@@ -7,24 +7,40 @@ from typing import Any
 import jax
 import numpy as np
 
+_KEY = "crc32"
+
 
 def seal(record: dict[str, Any]) -> dict[str, Any]:
     """`record`, a JSON object, with its checksum under the key `crc32`."""
-    return {**record, "crc32": _crc32(record)}
+    return {**record, _KEY: _crc32(record)}
 
 
 def unseal(record: Any) -> dict[str, Any] | None:
     """The record that `seal` was given; None if `record` is not exactly the result of `seal`."""
     if not isinstance(record, dict):
         return None
-    rest = {key: value for key, value in record.items() if key != "crc32"}
-    return rest if record.get("crc32") == _crc32(rest) else None
+    rest = {key: value for key, value in record.items() if key != _KEY}
+    return rest if record.get(_KEY) == _crc32(rest) else None
 
 
-def loads(text: str) -> dict[str, Any] | None:
+def unseal_or_old(record: Any) -> dict[str, Any] | None:
+    """`unseal`; an object without a checksum, which an earlier version wrote, is taken as it is."""
+    return record if isinstance(record, dict) and _KEY not in record else unseal(record)
+
+
+def loads(text: str | bytes) -> dict[str, Any] | None:
     """`unseal` of JSON text; also None if it is not JSON."""
+    return unseal(_parsed(text))
+
+
+def loads_or_old(text: str | bytes) -> dict[str, Any] | None:
+    """`unseal_or_old` of JSON text; also None if it is not JSON."""
+    return unseal_or_old(_parsed(text))
+
+
+def _parsed(text):
     try:
-        return unseal(json.loads(text))
+        return json.loads(text)
     except (ValueError, RecursionError):
         return None
 

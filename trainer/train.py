@@ -7,7 +7,6 @@ An experiment (see `trainer.experiment`) -> state, new or restored -> batches, s
 import collections
 import contextlib
 import functools
-import json
 import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -18,7 +17,7 @@ import jax.numpy as jnp
 import ml_collections
 import numpy as np
 
-from linseed.trainer import resume
+from linseed.trainer import files, resume
 from linseed.trainer.config import canonical
 from linseed.trainer.config.resolve import resolve
 from linseed.trainer.errors import NonFiniteError
@@ -98,8 +97,8 @@ def train_and_evaluate(
                     experiment, checkpoints, state=state, progress=progress, judge=judge, writer=writer
                 )
             result["config_sha256"] = canonical.sha256(config)
-            (workdir / workdir_lib.REPORT).unlink(missing_ok=True)
-            workdir_lib.write_whole(workdir / workdir_lib.RESULT, json.dumps(result, indent=2))
+            files.delete(workdir / workdir_lib.REPORT)
+            workdir_lib.write_sealed(workdir / workdir_lib.RESULT, result)
         if processes.is_writer() and not (workdir / workdir_lib.REPORT).exists():
             report.write(workdir)
         return result

@@ -16,7 +16,7 @@ from collections.abc import Callable
 from absl import app, flags
 
 from linseed.scripts.cli import config_flag, heap
-from linseed.scripts.cli.console import Console
+from linseed.scripts.cli.console import Console, printable
 from linseed.trainer.errors import LinseedError
 from linseed.trainer.runtime import xla_flags
 from linseed.trainer.runtime.signals import Stopped
@@ -80,7 +80,8 @@ def run(main: Callable[..., None], *, needs: tuple[str, ...] = (), argument: str
             if config_flag.PRINT.value and "config" in needs:
                 from linseed.trainer.config.canonical import flatten
 
-                print(*(f"{key} = {value!r}" for key, value in flatten(config_flag.load())), sep="\n")
+                shown = (printable(f"{key} = {value!r}") for key, value in flatten(config_flag.load()))
+                print(*shown, sep="\n")
                 return
             main(Console(), *rest[1:])
         except LinseedError as error:
@@ -130,7 +131,7 @@ def _help(module, usage) -> str:
 def tell(line: str):
     """Prints a line to stderr; does not fail if nobody reads it."""
     with contextlib.suppress(OSError):
-        print(line, file=sys.stderr, flush=True)
+        print(printable(line), file=sys.stderr, flush=True)
 
 
 def _usage(needs, argument):
@@ -159,10 +160,17 @@ def _show_our_warnings_alone():
     if DEBUG.value:
         return
     handler = logging.StreamHandler(sys.stderr)
-    handler.setFormatter(logging.Formatter("warning: %(message)s"))
+    handler.setFormatter(_OneLine())
     logging.getLogger("linseed").addHandler(handler)
     logging.basicConfig(handlers=[logging.NullHandler()], force=True)
     sys.unraisablehook = _skip_closed_loops
+
+
+class _OneLine(logging.Formatter):
+    """A warning as one printable line."""
+
+    def format(self, record):
+        return printable(" ".join(f"warning: {record.getMessage()}".split()))
 
 
 def _skip_closed_loops(unraisable):
@@ -174,5 +182,5 @@ def _skip_closed_loops(unraisable):
 def _fail(line, error=None, *, status=LinseedError.status):
     if error is not None and flags.FLAGS.is_parsed() and DEBUG.value:
         raise error
-    print("error: " + " ".join(line.split()), file=sys.stderr)
+    print("error: " + printable(" ".join(line.split())), file=sys.stderr)
     sys.exit(status)

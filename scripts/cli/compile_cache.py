@@ -12,7 +12,6 @@ import contextlib
 import os
 import re
 import stat
-import sys
 import warnings
 from pathlib import Path
 
@@ -89,6 +88,8 @@ def prune(folder: Path, *, most_bytes: int):
 def _unusable(folder, *, named):
     """Why `folder` cannot be used, "" if it can; it need not exist. named: the user named it, and so trusts it."""
     nearest = next(path for path in (folder, *folder.parents) if path.exists())
+    if folder.is_symlink() and not named:
+        return f"{folder} is a link"
     if not nearest.is_dir():
         return f"{nearest} is a file, not a folder"
     if not os.access(nearest, os.W_OK | os.X_OK):
@@ -125,4 +126,4 @@ def _mend_quietly(folder):
 
 
 def _warn(line):
-    print("warning: " + " ".join(line.split()), file=sys.stderr)
+    command.tell("warning: " + " ".join(line.split()))

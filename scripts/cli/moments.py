@@ -14,6 +14,7 @@ import ml_collections
 import numpy as np
 
 from linseed import configs
+from linseed.trainer import files
 from linseed.trainer.config import canonical
 from linseed.trainer.errors import LinseedError
 from linseed.trainer.run import workdir as workdir_lib
@@ -57,7 +58,7 @@ class Run:
     ):
         workdir.parent.mkdir(parents=True, exist_ok=True)
         path = workdir.parent / f"{canonical.sha256(config)[:16]}.json"
-        workdir_lib.write_whole(path, canonical.to_json(config))
+        files.write(path, canonical.to_json(config))
         replay = Path(next(iter(configs.__path__))) / "replay.py"
         self.workdir = workdir
         self._log = workdir.parent / f"{workdir.name}.log"

@@ -9,7 +9,7 @@ import jinja2
 import numpy as np
 
 from linseed.scripts.gallery import demos, draw, strips, surfaces
-from linseed.trainer.run import workdir as workdir_lib
+from linseed.trainer import files
 
 _PAGE = jinja2.Environment(autoescape=True).from_string("""<!doctype html>
 <html lang="en">
@@ -125,7 +125,7 @@ def write(out: Path, activations: Mapping[str, Any], *, specs: Mapping[str, str]
         "Augmentations: the original, then draws of it": photos,
     }
     page = out / "index.html"
-    workdir_lib.write_whole(page, render(out, sections))
+    files.write(page, render(out, sections))
     return page
 
 

@@ -281,11 +281,11 @@ def test_a_digit_of_the_kept_statistics_that_changed_is_noticed(tmp_path):
     np.testing.assert_array_equal(take(), expected)
 
 
-def test_a_lock_that_is_a_link_does_not_empty_what_it_leads_to(tmp_path):
+def test_a_lock_that_is_a_link_is_refused_and_what_it_leads_to_stays(tmp_path):
     (tmp_path / "run").mkdir()
     (tmp_path / "precious").write_text("precious")
     (tmp_path / "run" / "lock").symlink_to(tmp_path / "precious")
-    with workdir_lib.lock(tmp_path / "run"):
+    with pytest.raises(WorkdirError, match="lock is a link"), workdir_lib.lock(tmp_path / "run"):
         pass
     assert (tmp_path / "precious").read_text() == "precious"
 

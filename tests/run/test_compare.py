@@ -12,6 +12,7 @@ from linseed.trainer.errors import WorkdirError
 from linseed.trainer.experiment import Shared
 from linseed.trainer.run import compare
 from linseed.trainer.run.console import Quiet
+from linseed.trainer.run.metrics_log import read_records
 
 
 @pytest.fixture(scope="module")
@@ -39,7 +40,7 @@ def test_a_run_of_another_seed_differs_in_hash_record_and_a_named_array(runs):
 def test_one_record_that_differs_is_found_and_the_clock_is_not_looked_at(runs, tmp_path):
     shutil.copytree(runs / "first", tmp_path / "copy")
     path = tmp_path / "copy" / "metrics.jsonl"
-    records = [json.loads(line) for line in path.read_text().splitlines()]
+    records = read_records(path)
     records[4]["images_per_second"] = 1.0
     path.write_text("".join(json.dumps(record) + "\n" for record in records))
     assert compare.differences(runs / "first", tmp_path / "copy") == []

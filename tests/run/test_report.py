@@ -30,7 +30,7 @@ def record(step):
 def test_page_holds_the_result_and_the_curves_and_nothing_from_elsewhere(tmp_path):
     (tmp_path / "result.json").write_text(json.dumps(RESULT))
     (tmp_path / "config.json").write_text(
-        json.dumps({"model": {"name": "<b>net"}, "data": {"source": {"name": "npz"}}})
+        json.dumps({"model": {"name": "<b>net"}, "optimizer": {}, "data": {"source": {"name": "npz"}}})
     )
     (tmp_path / "metrics.jsonl").write_text("".join(json.dumps(record(step)) + "\n" for step in (1, 2, 3)))
     report.write(tmp_path)

@@ -1,5 +1,6 @@
 """The folder of a run: one process, one config, whole files."""
 
+import os
 import subprocess
 import sys
 
@@ -85,15 +86,19 @@ def test_an_accepted_change_keeps_the_old_config_and_result(tmp_path):
     assert (tmp_path / "result.1.json").exists() and workdir_lib.read_result(tmp_path) is None
 
 
-@pytest.mark.parametrize("call", ["copyfile", "write_whole"])
-def test_a_kill_while_the_config_is_replaced_leaves_the_old_one(tmp_path, monkeypatch, call):
+@pytest.mark.parametrize("at", ["config.1.json", "config.json"])
+def test_a_kill_while_the_config_is_replaced_leaves_the_old_one(tmp_path, monkeypatch, at):
     config = begun(tmp_path)
     config.optimizer.lr = 0.5
 
-    def kill(*_):
-        raise KeyboardInterrupt
+    replace = os.replace
 
-    monkeypatch.setattr(workdir_lib.shutil if call == "copyfile" else workdir_lib, call, kill)
+    def kill(temporary, name, **folders):
+        if name == at:
+            raise KeyboardInterrupt
+        replace(temporary, name, **folders)
+
+    monkeypatch.setattr(os, "replace", kill)
     with pytest.raises(KeyboardInterrupt):
         workdir_lib.write_config(tmp_path, config)
     assert workdir_lib.read_config(tmp_path).optimizer.lr == 0.003

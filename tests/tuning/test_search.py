@@ -8,6 +8,7 @@ import pytest
 
 from linseed.trainer.errors import ConfigError, LinseedError
 from linseed.trainer.tuning import search
+from linseed.trainer.tuning import storage as storage_lib
 from linseed.trainer.tuning.search import Phase, Trial, best_within_a_standard_error
 from linseed.trainer.tuning.trials import Outcome
 
@@ -106,7 +107,7 @@ def test_carried_trials_go_on_in_their_own_workdir(straight):
 
 
 def test_a_file_holds_what_memory_holds(straight, tmp_path):
-    with search.open_storage(f"sqlite:///{tmp_path / 'trials.db'}") as storage:
+    with storage_lib.open_storage(f"sqlite:///{tmp_path / 'trials.db'}") as storage:
         assert shown(Bench(storage).study()) == shown(straight[1])
 
 
@@ -225,7 +226,7 @@ def test_a_study_of_another_config_is_refused():
 
 def test_a_storage_that_does_not_answer_is_one_line_without_its_password():
     with pytest.raises(ConfigError, match="does not answer") as raised:
-        with search.open_storage("nosuchdb://user:secret@localhost/none"):
+        with storage_lib.open_storage("nosuchdb://user:secret@localhost/none"):
             pass
     assert "secret" not in str(raised.value) and "\n" not in str(raised.value)
 

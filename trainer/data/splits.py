@@ -1,7 +1,7 @@
 """Stratified splits, and the sealed test split."""
 
 import json
-import os
+import logging
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -9,7 +9,10 @@ from typing import NamedTuple
 
 import numpy as np
 
+from linseed.trainer import checksum, files
 from linseed.trainer.errors import DataError
+
+_log = logging.getLogger(__name__)
 
 
 class Split(NamedTuple):
@@ -91,17 +94,15 @@ class SealedTest:
     @property
     def openings(self) -> int:
         """How often the test split was opened in this workdir."""
-        return len(self._record.read_bytes().splitlines()) if self._record.exists() else 0
+        return len((files.read(self._record) or b"").splitlines())
 
     def open(self, *, by: str, which: str, step: int) -> Split:
         """Opens the test split. `by`: the command; `which`, `step`: the weights to be evaluated."""
         entry = {"time": time.strftime("%Y-%m-%dT%H:%M:%S%z"), "by": by, "which": which, "step": step}
-        with self._record.open("a+b") as file:
-            if file.tell():
-                file.seek(-1, os.SEEK_END)
-                if file.read(1) != b"\n":  # a kill truncated the previous line
-                    file.write(b"\n")
-            file.write(json.dumps(entry).encode() + b"\n")
-            file.flush()
-            os.fsync(file.fileno())
+        before = files.read(self._record) or b""
+        if damaged := [checksum.loads_or_old(line) for line in before.splitlines()].count(None):
+            _log.warning("%s is damaged: each of its %d bad lines counts as an opening", self._record, damaged)
+        if before and not before.endswith(b"\n"):
+            before += b"\n"
+        files.write(self._record, before + json.dumps(checksum.seal(entry)).encode() + b"\n")
         return self._open_test()

@@ -13,7 +13,7 @@ from pathlib import Path
 
 import numpy as np
 
-from linseed.trainer import checksum
+from linseed.trainer import checksum, files
 from linseed.trainer.data.lazy import LazyImages
 from linseed.trainer.data.splits import Split
 from linseed.trainer.errors import ConfigError, unknown_name
@@ -134,12 +134,12 @@ def statistics(
 def _cached(split: Split, name: str, cache: Path) -> dict[str, np.ndarray]:
     marks = {"name": name, "fingerprint": fingerprint(split)}
     # Checksummed: a digit that changed on disk would change every image that the network sees.
-    stored = (checksum.loads(cache.read_text(errors="replace")) if cache.exists() else None) or {}
+    stored = checksum.loads(files.read(cache) or b"") or {}
     if all(stored.get(key) == value for key, value in marks.items()):
         return {key: np.array(stored[key]) for key in ("mean", "std")}
     computed = NORMALIZERS[name](split.images)
     record = {**marks, **{key: value.tolist() for key, value in computed.items()}}
-    cache.write_text(json.dumps(checksum.seal(record)))
+    files.write(cache, json.dumps(checksum.seal(record)))
     return computed
 
 

@@ -1,7 +1,8 @@
 """Checkpoints through Orbax: the latest ones, and the best one on validation.
 
 Orbax restores a flipped byte without an error, so each checkpoint has a checksum per array. If one does not match, or
-cannot be read, the checkpoint is moved aside and the one before it is used.
+cannot be read, the checkpoint is moved aside and the one before it is used. Orbax leaves small files in the operating
+system's memory, so an old checkpoint is deleted only once all of the new one is forced to the disk.
 """
 
 import contextlib
@@ -9,6 +10,7 @@ import itertools
 import json
 import logging
 import math
+import os
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -16,8 +18,8 @@ from typing import Any
 import jax
 import numpy as np
 import orbax.checkpoint as ocp
-from orbax.checkpoint import checkpoint_managers
 
+from linseed.trainer import files
 from linseed.trainer.checksum import checksums, seal, shapes, unseal
 from linseed.trainer.errors import CheckpointError, is_passing
 
@@ -26,23 +28,6 @@ _METRIC = "val_accuracy"
 
 class _DamagedError(Exception):
     """A checkpoint that does not hold what was saved."""
-
-
-def _is_evaluated(found) -> bool:
-    """Whether a checkpoint with the metrics `found` was made at an evaluation."""
-    return found[_METRIC] > -math.inf
-
-
-class _LatestEvaluated(checkpoint_managers.PreservationPolicy):
-    """Keeps the newest checkpoint, and the newest `n` of those made at an evaluation."""
-
-    def __init__(self, n):
-        self._n = n
-
-    def should_preserve(self, checkpoints, *, context):
-        evaluated = [info.step for info in checkpoints if _is_evaluated(info.metrics)]
-        kept = {*evaluated[-self._n :], *[info.step for info in checkpoints][-1:]}
-        return [info.step in kept for info in checkpoints]
 
 
 class Snapshots:
@@ -54,9 +39,11 @@ class Snapshots:
     """
 
     def __init__(self, directory: Path, *, keep_latest: int):
-        self._directory = directory.absolute()
+        self._directory, self._keep_latest = directory.absolute(), keep_latest
         self._damaged = self._directory.parent / "damaged_checkpoints"
-        self._directory.mkdir(parents=True, exist_ok=True)
+        self._saved = None  # the step that the last save may not have brought to the disk yet
+        files.make(self._directory)
+        files.refuse_links(*self._directory.iterdir())
         self._set_aside_torn()
         self._manager = ocp.CheckpointManager(
             self._directory,
@@ -67,14 +54,6 @@ class Snapshots:
                 multiprocessing_options=ocp.options.MultiprocessingOptions(primary_host=0, active_processes={0}),
                 best_fn=lambda metrics: metrics[_METRIC],
                 best_mode="max",
-                preservation_policy=checkpoint_managers.AnyPreservationPolicy(
-                    [
-                        _LatestEvaluated(keep_latest),
-                        checkpoint_managers.BestN(
-                            get_metric_fn=lambda metrics: metrics[_METRIC], n=1, keep_checkpoints_without_metrics=False
-                        ),
-                    ]
-                ),
             ),
         )
 
@@ -82,8 +61,11 @@ class Snapshots:
         return self
 
     def __exit__(self, *exception):
-        with self._naming_a_full_disk():
-            self._manager.close()
+        try:
+            self.wait()
+        finally:
+            with self._naming_trouble():
+                self._manager.close()
 
     def steps(self) -> list[int]:
         """The steps that have a checkpoint, ascending."""
@@ -92,7 +74,10 @@ class Snapshots:
     def evaluated_steps(self) -> list[int]:
         """The steps whose checkpoint was made at an evaluation, ascending. Waits for the save in flight."""
         self.wait()
-        return [step for step in self.steps() if _is_evaluated(self._manager.metrics(step))]
+        return self._evaluated_steps()
+
+    def _evaluated_steps(self):
+        return [step for step in self.steps() if self._manager.metrics(step)[_METRIC] > -math.inf]
 
     def drop_after(self, step: int):
         """Deletes the checkpoints after `step`."""
@@ -100,26 +85,36 @@ class Snapshots:
         for later in self.steps():
             if later > step:
                 self._manager.delete(later)
+        files.sync(self._directory)
 
     def save(self, state, *, step: int, progress: dict[str, Any], val_accuracy: float | None):
         """Starts to save; returns once `state` may be overwritten. Raises the error of an earlier save.
 
         val_accuracy: None if there was no evaluation.
         """
+        self.wait()
+        files.check(self._directory)
         state = jax.device_get(state)  # on CPUs perhaps the device's buffer; Orbax copies it before it returns
         evaluated = val_accuracy is not None and math.isfinite(val_accuracy)
         metric = float(val_accuracy) if evaluated else -math.inf
         record = seal({"progress": progress, "arrays": checksums(state), _METRIC: metric})
         args = ocp.args.Composite(state=ocp.args.StandardSave(state), record=ocp.args.JsonSave(record))
-        with self._naming_a_full_disk():
+        with self._naming_trouble():
             saved = self._manager.save(step, args=args, metrics={_METRIC: metric})
         if not saved:
             raise CheckpointError(f"no checkpoint was written at step {step}: {self._directory} has a newer one")
+        self._saved = step
 
     def wait(self):
-        """Waits until the last save is on disk."""
-        with self._naming_a_full_disk():
+        """Waits until the last save is on the disk, and then deletes the checkpoints that need not be kept."""
+        step, self._saved = self._saved, None
+        with self._naming_trouble():
             self._manager.wait_until_finished()
+            if step is not None:
+                files.sync(self._directory / str(step))
+                kept = {step, self._manager.best_step(), *self._evaluated_steps()[-self._keep_latest :]}
+                for old in set(self.steps()) - kept:
+                    self._manager.delete(old)
 
     def restore_latest(self, like):
         """`(state, progress)` of the newest sound checkpoint, or None if none was ever saved.
@@ -193,6 +188,7 @@ class Snapshots:
         except (MemoryError, PermissionError):
             raise
         except Exception as error:  # Orbax and TensorStore have many exceptions for a damaged file
+            files.check(self._directory)
             if is_passing(error):
                 raise CheckpointError(
                     f"the checkpoint of step {step} cannot be read now ({_first_line(error)}); try again later"
@@ -200,11 +196,12 @@ class Snapshots:
             raise _DamagedError(f"cannot be read ({_first_line(error)})") from error
 
     @contextlib.contextmanager
-    def _naming_a_full_disk(self):
-        """Raises one CheckpointError for the different errors with which Orbax reports a full disk."""
+    def _naming_trouble(self):
+        """Raises one LinseedError for the different errors with which Orbax reports a lost folder or a full disk."""
         try:
             yield
         except (OSError, ValueError) as error:
+            files.check(self._directory)
             if "No space left on device" not in str(error) and "Disk quota exceeded" not in str(error):
                 raise
             raise CheckpointError(
@@ -221,8 +218,8 @@ class Snapshots:
             if not folder.name.isdigit():
                 continue
             try:
-                metric = json.loads((folder / "metrics" / "metrics").read_text())[_METRIC]
-                record = json.loads((folder / "record" / "metadata").read_text())
+                metric = json.loads(files.read(folder / "metrics" / "metrics"))[_METRIC]
+                record = json.loads(files.read(folder / "record" / "metadata"))
                 if not isinstance(metric, float) or record.get(_METRIC, metric) != metric:
                     raise ValueError(f"{_METRIC} {metric} is not what was saved")
             except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
@@ -231,11 +228,10 @@ class Snapshots:
                 self._set_aside(int(folder.name), f"its metrics or its record cannot be read ({_first_line(error)})")
 
     def _set_aside(self, step, reason):
-        self._damaged.mkdir(exist_ok=True)
-        target = next(
-            path for path in (self._damaged / f"{step}-{number}" for number in itertools.count()) if not path.exists()
-        )
-        (self._directory / str(step)).rename(target)
+        files.make(self._damaged)
+        names = (self._damaged / f"{step}-{number}" for number in itertools.count())
+        target = next(path for path in names if not os.path.lexists(path))
+        files.move(self._directory / str(step), target)
         logging.getLogger(__name__).warning("checkpoint of step %d is damaged: %s; moved to %s", step, reason, target)
 
 

@@ -1,11 +1,11 @@
-"""`metrics.jsonl`: the records of a run, one JSON object a line, one line a logged step."""
+"""`metrics.jsonl`: the records of a run, one JSON object a line with its checksum, one line a logged step."""
 
 import json
 import logging
 import os
 from pathlib import Path
 
-from linseed.trainer.run import workdir as workdir_lib
+from linseed.trainer import checksum, files
 
 
 class MetricsLog:
@@ -17,9 +17,9 @@ class MetricsLog:
         logged: the step of the last record that the checkpoint knows of, 0 where there is none. Warns where that record
         or an earlier one is missing.
         """
-        lines = _read_lines(path)
+        lines = read_lines(path)
         records = [record for record in lines if record and record["step"] <= resume_step]
-        # A kill can tear a line. It is newer than the checkpoint, so that the resumed run writes it again.
+        # Damage after the last record of the checkpoint does no harm: the resumed run writes these records again.
         end = next((i for i, record in enumerate(lines) if record and record["step"] >= logged), len(lines))
         torn = None in lines[:end]
         if logged and (torn or not records or records[-1]["step"] < logged):
@@ -29,11 +29,11 @@ class MetricsLog:
                 logged,
                 lines.count(None),
             )
-        workdir_lib.write_whole(path, "".join(json.dumps(record) + "\n" for record in records))
-        self._file = path.open("a")
+        files.write(path, "".join(map(_line, records)))
+        self._file = files.append(path)
 
     def write(self, record: dict):
-        self._file.write(json.dumps(record) + "\n")
+        self._file.write(_line(record))
         self._file.flush()
 
     def sync(self):
@@ -58,18 +58,29 @@ class NoMetricsLog:
 
 
 def read_records(path: Path) -> list[dict]:
-    """The records of a `metrics.jsonl`, in order. Skips lines that are no record, such as one that a kill tore."""
-    return [record for record in _read_lines(path) if record]
+    """The records of a `metrics.jsonl`, in order, without the lines that are damaged; a warning counts these.
+
+    A last line that a kill tore is no damage.
+    """
+    lines = read_lines(path)
+    if lost := lines.count(None):
+        logging.getLogger(__name__).warning(
+            "%s is damaged: %d of its %d records are left out; the checkpoints are not affected", path, lost, len(lines)
+        )
+    return [record for record in lines if record]
 
 
-def _read_lines(path) -> list[dict | None]:
-    """The record of each line, None where the line holds none."""
-    records = []
-    for line in path.read_text(errors="replace").splitlines() if path.exists() else ():
-        try:
-            record = json.loads(line)
-        except (ValueError, RecursionError):
-            record = None
-        is_record = isinstance(record, dict) and isinstance(record.get("step"), int)
-        records.append(record if is_record else None)
-    return records
+def _line(record):
+    return json.dumps(checksum.seal(record)) + "\n"
+
+
+def read_lines(path: Path) -> list[dict | None]:
+    """The record of each line, None where the line is not what was written; [] without a file."""
+    *lines, torn = (files.read(path) or b"").split(b"\n")
+    records = [_record(line) for line in lines]
+    return [*records, _record(torn)] if _record(torn) else records
+
+
+def _record(line):
+    record = checksum.loads_or_old(line)
+    return record if record and isinstance(record.get("step"), int) else None

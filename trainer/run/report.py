@@ -2,13 +2,14 @@
 
 import html
 import io
-import json
 from pathlib import Path
 
 import jinja2
 
+from linseed.trainer import files
+from linseed.trainer.config import canonical
 from linseed.trainer.run import workdir as workdir_lib
-from linseed.trainer.run.metrics_log import read_records
+from linseed.trainer.run.metrics_log import read_lines, read_records
 
 STYLE = """\
   body { font: 16px/1.5 system-ui, sans-serif; max-width: 60rem; margin: 2rem auto; padding: 0 1rem; color: #1a1a1a; }
@@ -38,6 +39,7 @@ _PAGE = jinja2.Environment(autoescape=True).from_string("""<!doctype html>
   {% endfor %}
 </table>
 {{ curves | safe }}
+{% if not is_whole %}<p><strong>metrics.jsonl is damaged: the curves lack some records.</strong></p>{% endif %}
 <p>Train figures are means over the training batches since the last point, with augmentation, dropout and label
   smoothing. Validation figures are over all validation images at that step, without these.</p>
 <table>
@@ -59,27 +61,29 @@ def draw_curves(records: list[dict], *, best_step: int):
 
     figure = Figure(figsize=(10, 3.2), layout="constrained")
     loss, accuracy, rate = figure.subplots(1, 3)
-    epochs = [record["epoch"] for record in records]
-    judged = [record for record in records if "val_accuracy" in record]
-    judged_epochs = [record["epoch"] for record in judged]
     for axes, quantity in ((loss, "loss"), (accuracy, "accuracy")):
-        axes.plot(epochs, [record[f"train_{quantity}"] for record in records], color="0.6", label="train batches")
-        axes.plot(judged_epochs, [r[f"val_{quantity}"] for r in judged], "k--", label="validation")
+        axes.plot(*_points(records, f"train_{quantity}"), color="0.6", label="train batches")
+        axes.plot(*_points(records, f"val_{quantity}"), "k--", label="validation")
         axes.set(xlabel="epoch", title=f"{quantity} (nats)" if quantity == "loss" else quantity)
-    best = [record for record in judged if record["step"] == best_step]
-    accuracy.plot(
-        [record["epoch"] for record in best], [record["val_accuracy"] for record in best], "ko", label="best checkpoint"
-    )
+    best = [record for record in records if record["step"] == best_step]
+    accuracy.plot(*_points(best, "val_accuracy"), "ko", label="best checkpoint")
     accuracy.yaxis.set_major_formatter(PercentFormatter(1.0))
     loss.legend()
     accuracy.legend(loc="lower right")
-    rate.plot(epochs, [record["lr"] for record in records], "k")
+    rate.plot(*_points(records, "lr"), "k")
     rate.set(xlabel="epoch", title="learning rate", ylim=(0, None))
     for axes in (loss, accuracy, rate):
         axes.xaxis.set_major_locator(MaxNLocator(integer=True, nbins=6))
         axes.spines[["top", "right"]].set_visible(False)
         axes.grid(color="0.9")
     return figure
+
+
+def _points(records, key):
+    """The epochs, and the values of `key`, of the records that hold both as numbers."""
+    pairs = [(record.get("epoch"), record.get(key)) for record in records]
+    pairs = [pair for pair in pairs if all(isinstance(number, int | float) for number in pair)]
+    return [epoch for epoch, _ in pairs], [value for _, value in pairs]
 
 
 def svg(figure, *, alt: str) -> str:
@@ -101,7 +105,9 @@ def write(workdir: Path):
     """Writes `report.html` of a finished run."""
     result = workdir_lib.read_result(workdir)
     records = read_records(workdir / workdir_lib.METRICS)
-    config = (workdir / workdir_lib.CONFIG).read_text()
+    config = workdir_lib.read_config(workdir)
+    last = records[-1]["step"] if records else 0
+    is_whole = last == result["steps"] and None not in read_lines(workdir / workdir_lib.METRICS)
     curves = draw_curves(records, best_step=result["best_step"])
     speed = result["images_per_second"]
     facts = [
@@ -116,13 +122,14 @@ def write(workdir: Path):
         ("config (sha256)", result["config_sha256"]),
         ("versions", ", ".join(f"{name} {version}" for name, version in result["versions"].items())),
     ]
-    model, source = (json.loads(config)[key] for key in ("model", "data"))
+    source = config.data.source
     page = _PAGE.render(
-        title=f"{model['name']} on {source['source'].get('dataset', source['source']['name'])}",
+        title=f"{config.model.name} on {source.get('dataset', source.name)}",
         style=STYLE,
         result=result,
         curves=svg(curves, alt="Loss, accuracy and learning rate over epochs"),
         facts=facts,
-        config=config,
+        is_whole=is_whole,
+        config=canonical.to_json(config),
     )
-    workdir_lib.write_whole(workdir / workdir_lib.REPORT, page)
+    files.write(workdir / workdir_lib.REPORT, page)

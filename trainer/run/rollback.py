@@ -3,9 +3,8 @@
 import json
 from pathlib import Path
 
-from linseed.trainer import checksum
+from linseed.trainer import checksum, files
 from linseed.trainer.errors import NonFiniteError, WorkdirError
-from linseed.trainer.run import workdir as workdir_lib
 from linseed.trainer.run.checkpoint import Snapshots
 
 
@@ -31,7 +30,7 @@ class Rollbacks:
 
     def forget(self):
         """Forgets all rollbacks, for a run that starts anew."""
-        self._path.unlink(missing_ok=True)
+        files.delete(self._path)
 
     def roll_back(self, checkpoints: Snapshots, error: NonFiniteError) -> str:
         """Drops the checkpoints after the last evaluated one, records the rollback, and returns a line that says so.
@@ -54,9 +53,9 @@ class Rollbacks:
         )
 
     def _read(self):
-        text = self._path.read_text(errors="replace") if self._path.exists() else None
-        lines = [checksum.loads(line) for line in (text or "").splitlines()]
-        if text is not None and (not lines or None in lines):
+        content = files.read(self._path)
+        lines = [checksum.loads(line) for line in (content or b"").splitlines()]
+        if content is not None and (not lines or None in lines):
             raise WorkdirError(
                 f"{self._path} is damaged, and the learning rate depends on it; put back a copy, or delete it to go on "
                 "at config.optimizer.lr"
@@ -67,4 +66,4 @@ class Rollbacks:
         if not lines:
             self.forget()
             return
-        workdir_lib.write_whole(self._path, "".join(json.dumps(checksum.seal(line)) + "\n" for line in lines))
+        files.write(self._path, "".join(json.dumps(checksum.seal(line)) + "\n" for line in lines))

@@ -3,13 +3,13 @@
 import contextlib
 import fcntl
 import json
-import os
-import shutil
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import ml_collections
 
+from linseed.trainer import checksum, files
 from linseed.trainer.config import canonical
 from linseed.trainer.config.resolve import resolve
 from linseed.trainer.errors import ConfigError, WorkdirError
@@ -28,7 +28,6 @@ _CURES = {
     RESULT: "delete it and run the same train command again: the checkpoints rebuild it",
 }
 
-
 # Keys of earlier versions: section, old name, new name.
 _RENAMED = [("model", "init", "kernel_init")]
 
@@ -41,8 +40,8 @@ class _DamagedFileError(WorkdirError):
 def lock(workdir: Path) -> Iterator[None]:
     """Locks `workdir`, made if needed, against a second run. The lock ends with the process, however that ends."""
     try:
-        workdir.mkdir(parents=True, exist_ok=True)
-        file = (workdir / "lock").open("a")
+        files.make(workdir)
+        file = files.append(workdir / "lock")
     except OSError as error:
         raise WorkdirError(f"--workdir={workdir} cannot be written ({error.strerror}); choose another") from error
     with file:
@@ -50,7 +49,9 @@ def lock(workdir: Path) -> Iterator[None]:
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError as error:
             raise WorkdirError(f"another run is using {workdir}; wait for it, or choose another --workdir") from error
-        yield
+        files.clean(workdir)
+        with files.held(workdir):
+            yield
 
 
 def check_config(workdir: Path, config: ml_collections.ConfigDict, *, on_change: str) -> list[str]:
@@ -96,9 +97,9 @@ def write_config(workdir: Path, config: ml_collections.ConfigDict):
     if path.exists() and check_config(workdir, config, on_change="accept"):
         number = len(list(workdir.glob("config.*.json"))) + 1
         if (workdir / RESULT).exists():
-            (workdir / RESULT).rename(workdir / f"result.{number}.json")
-        shutil.copyfile(path, workdir / f"config.{number}.json")
-    write_whole(path, canonical.to_json(config))
+            files.move(workdir / RESULT, workdir / f"result.{number}.json")
+        files.write(workdir / f"config.{number}.json", files.read(path))
+    write_sealed(path, json.loads(canonical.to_json(config)))
 
 
 def read_config(workdir: Path) -> ml_collections.ConfigDict:
@@ -124,24 +125,17 @@ def read_result(workdir: Path) -> dict | None:
     return _read_json(workdir / RESULT)
 
 
+def write_sealed(path: Path, values: dict[str, Any]):
+    """Writes `values` to `path` as JSON, with a checksum."""
+    files.write(path, json.dumps(checksum.seal(values), indent=2))
+
+
 def _read_json(path):
     """The JSON object in `path`, or None if there is no such file."""
-    try:
-        values = json.loads(path.read_text(encoding="utf-8"))
-    except FileNotFoundError:
+    content = files.read(path)
+    if content is None:
         return None
-    except (ValueError, RecursionError) as error:
-        raise _DamagedFileError(f"{path} is damaged ({error}); {_CURES[path.name]}") from error
-    if not isinstance(values, dict):
-        raise _DamagedFileError(f"{path} is damaged (not a JSON object); {_CURES[path.name]}")
+    values = checksum.loads_or_old(content)
+    if values is None:
+        raise _DamagedFileError(f"{path} is damaged: it is not what was written; {_CURES[path.name]}")
     return values
-
-
-def write_whole(path: Path, text: str):
-    """Writes `text` to `path`. A kill or a power cut leaves the old file or the new one, never a part."""
-    temporary = path.with_name(path.name + ".tmp")
-    with temporary.open("w") as file:
-        file.write(text)
-        file.flush()
-        os.fsync(file.fileno())
-    temporary.replace(path)

@@ -4,6 +4,7 @@ The verdict holds for a version of jaxlib, a processor and a version of `onednn.
 `$XDG_CACHE_HOME/linseed`, by default `~/.cache/linseed`. If that is not writable, each process tests again.
 """
 
+import contextlib
 import functools
 import hashlib
 import importlib.metadata
@@ -15,6 +16,9 @@ import subprocess
 import sys
 import tempfile
 from pathlib import Path
+
+from linseed.trainer import files
+from linseed.trainer.errors import WorkdirError
 
 TIMEOUT_SECONDS = 60.0  # it takes two to four
 CRASHES = (signal.SIGSEGV, signal.SIGABRT, signal.SIGILL, signal.SIGBUS, signal.SIGFPE)
@@ -88,11 +92,6 @@ def _try(code: str) -> bool | None:
 
 
 def _remember(cache: Path, verdict: dict):
-    """Writes a temporary file and renames it: a reader sees all of it or nothing."""
-    try:
-        cache.parent.mkdir(parents=True, exist_ok=True)
-        with tempfile.NamedTemporaryFile("w", dir=cache.parent, delete=False) as file:
-            json.dump(verdict, file, indent=2)
-        os.replace(file.name, cache)
-    except OSError:
-        pass  # the next process tries again
+    with contextlib.suppress(OSError, WorkdirError):  # the next process tries again
+        files.make(cache.parent)
+        files.write(cache, json.dumps(verdict, indent=2))

@@ -22,7 +22,7 @@ from linseed.trainer.tuning.diagnosis import curves
 from linseed.trainer.tuning.diagnosis.findings import Finding
 from linseed.trainer.tuning.diagnosis.floors import chance_loss
 from linseed.trainer.tuning.search import Phase, Trial, best_within_a_standard_error
-from linseed.trainer.tuning.study import TRIALS, WINNER, Study
+from linseed.trainer.tuning.study import WINNER, Study
 from linseed.trainer.tuning.trials import Outcome
 
 DECADES = tuple(10.0**exponent for exponent in range(1, -6, -1))  # the lecture's 1e-1 to 1e-4, and beyond
@@ -72,7 +72,7 @@ class Procedure:
 
         def phase(of, make, storage=storage):
             def run(trial, steps):
-                workdir = study.workdir / TRIALS / trial.workdir
+                workdir = trials.folder(study.workdir, trial.workdir)
                 return trials.run(make(trial, steps), workdir, shared=shared, stop=stop)
 
             keys = dict(worker=study.record["worker"], config_sha256=study.record["config_sha256"])
@@ -319,7 +319,7 @@ class Procedure:
         if not found:
             raise ConfigError("the step 'curves' needs a trial to look at; run the step 'coarse' first")
         trial = max(found, key=lambda trial: (trial.last.steps, search.rank(trial, search.val_accuracy)))
-        workdir = self.study.workdir / TRIALS / trial.workdir
+        workdir = trials.folder(self.study.workdir, trial.workdir)
         if not workdir.exists():
             return self.writer.say(f"the curves of {trial.id} are on the machine that trained it; run 'curves' there")
         findings = curves.diagnose(

@@ -5,20 +5,21 @@ decisions are in the storage, so a phase that runs again repeats nothing and con
 storage, one is the planner: it chooses the points and lengths, and the others read them.
 """
 
-import contextlib
 import datetime
-import logging
 import math
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
 from typing import Any, NamedTuple
 
 import optuna
 from optuna.distributions import FloatDistribution
 from optuna.trial import FrozenTrial, TrialState
 
+from linseed.trainer import checksum
 from linseed.trainer.errors import ConfigError, LinseedError
-from linseed.trainer.tuning.trials import Outcome
+from linseed.trainer.tuning.storage import Named, create_study, damaged, same_numbers
+from linseed.trainer.tuning.trials import Outcome, folder
 
 optuna.logging.set_verbosity(optuna.logging.ERROR)
 
@@ -49,27 +50,6 @@ class Trial(NamedTuple):
         return self.rungs[max(self.rungs)] if self.rungs else Outcome(0)
 
 
-@contextlib.contextmanager
-def open_storage(url: str) -> Iterator[optuna.storages.BaseStorage]:
-    """Opens the storage at an SQLAlchemy URL. Raises ConfigError, one line, if it does not answer."""
-    logging.getLogger("alembic").setLevel(logging.WARNING)
-    try:
-        storage = optuna.storages.RDBStorage(url)
-    except Exception as error:  # each database driver has its own exceptions
-        first = str(error).splitlines()[0]
-        raise ConfigError(f"the storage {_without_password(url)} does not answer ({first}); check --storage") from error
-    try:
-        yield storage
-    finally:
-        storage.remove_session()
-        storage.engine.dispose()
-
-
-def _without_password(url):
-    head, at, tail = url.rpartition("@")
-    return f"{head.partition('://')[0]}://...@{tail}" if at else url
-
-
 class Phase:
     """One phase of a study: its trials in the Optuna study `study/name`.
 
@@ -87,9 +67,7 @@ class Phase:
         config_sha256: str,
         run: Callable[["Trial", int], Outcome],
     ):
-        self._study = optuna.create_study(
-            storage=storage, study_name=f"{study}/{name}", direction="maximize", load_if_exists=True
-        )
+        self._study, self._storage = create_study(storage, f"{study}/{name}"), storage
         self.name = name
         self._worker, self._run = worker, run
         owner = self._study.user_attrs.get("config_sha256")
@@ -114,10 +92,12 @@ class Phase:
         began = time.monotonic()
         while True:
             attributes = self._study.user_attrs
-            if key in attributes and not is_stale(attributes[key]):
-                return attributes[key]
+            if key in attributes:
+                value = self._unsealed(attributes[key], key)
+                if not is_stale(value):
+                    return value
             if self._plans(attributes):
-                self._study.set_user_attr(key, compute())
+                self._study.set_user_attr(key, checksum.seal({"value": compute()}))
                 continue
             if time.monotonic() - began > self._patience():
                 self._study.set_user_attr("planner", self._worker)
@@ -144,7 +124,9 @@ class Phase:
                 if place not in places:
                     more = {"workdir": continues[place]} if place < len(continues) else {}
                     stored = {key: max(value, _NO_DECAY) for key, value in point.items()}
-                    self._study.enqueue_trial(stored, user_attrs={"group": group, "place": place, **more})
+                    about = {"group": group, "place": place, **more}
+                    about["sealed"] = checksum.seal({**about, "point": stored})
+                    self._study.enqueue_trial(stored, user_attrs=about)
 
     def draw(
         self, count: int, *, group: str, sampler: str, bounds: Mapping[str, tuple[float, float]], seed: int
@@ -211,7 +193,7 @@ class Phase:
     def _take(self, group):
         """Takes the first waiting trial of `group` for this worker; None if none waits."""
         while any(trial.state == TrialState.WAITING for trial in self._members(group)):
-            asked = self._study.ask(_WIDEST)
+            asked = Named(self._study.ask(_WIDEST), self._storage)
             if "group" not in asked.user_attrs:  # another worker was faster, and Optuna made a new trial
                 self._study.tell(asked.number, state=TrialState.FAIL)
                 continue
@@ -248,7 +230,7 @@ class Phase:
         live = self._live(trial)
         if not outcome.failed and steps not in trial.reported:
             live.report(outcome.val_accuracy, steps)
-        live.set_user_attr(f"rung-{steps}", outcome._asdict())
+        live.set_user_attr(f"rung-{steps}", checksum.seal(outcome._asdict()))
         said = outcome.failed or f"train loss {outcome.train_loss:.4f}  val acc {outcome.val_accuracy:.2%}"
         point = "  ".join(f"{key} {value:.3g}" for key, value in trial.point.items())
         tell(f"{trial.id}  {point}  step {steps:,}  {said}")
@@ -278,22 +260,48 @@ class Phase:
         return max(RUNNING_LATE, LATE * max((trial.last.seconds for trial in self.trials()), default=0.0))
 
     def _read(self, trial: FrozenTrial) -> Trial:
+        try:
+            return self._checked(trial)
+        except (TypeError, ValueError, KeyError, AttributeError) as error:
+            raise damaged(self._storage, f"trial {trial.number} of '{self.name}' is not what was written") from error
+
+    def _checked(self, trial):
+        """`trial`, if it is what was stored; raises a ValueError or the like if not: databases have no checksums."""
         rungs = {
-            int(key.removeprefix("rung-")): Outcome(**value)
+            int(key.removeprefix("rung-")): Outcome(**checksum.unseal_or_old(value))
             for key, value in trial.user_attrs.items()
             if key.startswith("rung-")
         }
         # Optuna keeps the point of a waiting trial in `fixed_params`.
-        point = trial.params or trial.system_attrs.get("fixed_params", {})
-        point = {key: value if value > _NO_DECAY else 0.0 for key, value in point.items()}
+        point = {**trial.system_attrs.get("fixed_params", {}), **trial.params}
+        if stored := trial.user_attrs.get("sealed"):
+            written = checksum.unseal(stored)
+            are_same = same_numbers(written.pop("point"), point)
+            if not are_same or written != {key: trial.user_attrs.get(key) for key in written}:
+                raise ValueError("another point, group, place or folder")
+        accuracies = {steps: outcome.val_accuracy for steps, outcome in rungs.items()}
+        reported = trial.intermediate_values
+        if not same_numbers({steps: accuracies[steps] for steps in accuracies.keys() & reported.keys()}, reported):
+            raise ValueError("another accuracy at a rung")
+        final = dict.fromkeys(accuracies, trial.value) if trial.state == TrialState.COMPLETE else {}
+        if final and not any(same_numbers({steps: accuracies[steps]}, final) for steps in final):
+            raise ValueError("another accuracy at the end")
         own = f"{self.name}-{trial.number:02}"
-        workdir = trial.user_attrs.get("workdir", own)
-        reported = frozenset(trial.intermediate_values)
-        return Trial(own, workdir, trial.number, point, rungs, reported, trial.state, dict(trial.user_attrs))
+        workdir = folder(Path(), trial.user_attrs.get("workdir", own)).name  # refuses a name that leads elsewhere
+        point = {key: value if value > _NO_DECAY else 0.0 for key, value in point.items()}
+        return Trial(own, workdir, trial.number, point, rungs, frozenset(reported), trial.state, dict(trial.user_attrs))
+
+    def _unsealed(self, stored, key):
+        """The value of the plan `key`; one of an earlier version has no checksum."""
+        if not (isinstance(stored, dict) and "crc32" in stored):
+            return stored
+        if (found := checksum.unseal(stored)) is None:
+            raise damaged(self._storage, f"'{key}' is not what was written")
+        return found["value"]
 
     def _live(self, trial):
         ids = {frozen.number: frozen._trial_id for frozen in self._study.get_trials(deepcopy=False)}
-        return optuna.trial.Trial(self._study, ids[trial.number])
+        return Named(optuna.trial.Trial(self._study.of, ids[trial.number]), self._storage)
 
     def _end(self, trial, state, *, reason):
         if trial.state != TrialState.RUNNING or trial.attributes.get("worker") != self._worker:

@@ -10,6 +10,7 @@ from typing import Any
 
 import ml_collections
 
+from linseed.trainer import checksum, files
 from linseed.trainer.config import canonical
 from linseed.trainer.errors import WorkdirError
 from linseed.trainer.run import workdir as workdir_lib
@@ -18,7 +19,6 @@ from linseed.trainer.tuning.search import Phase
 STUDY = "study.json"
 WINNER = "winner.py"
 PAGE = "study.html"
-TRIALS = "trials"
 STORAGE = "trials.db"
 
 STATES = {"WAITING": "running", "RUNNING": "running", "COMPLETE": "complete", "PRUNED": "dropped", "FAIL": "failed"}
@@ -56,14 +56,27 @@ class Study:
         self.workdir, self.config = workdir, config
         self._path = workdir / STUDY
         sha256 = canonical.sha256(config)
-        if self._path.exists():
-            try:
-                self.record = json.loads(self._path.read_text())
-                known = self.record["config"]
-            except (ValueError, KeyError, TypeError) as error:
-                raise WorkdirError(f"{self._path} is damaged; restore it, or choose another --workdir") from error
+        new = {
+            "search_space": search_space,
+            "config_name": name,
+            "config": json.loads(canonical.to_json(config)),
+            "config_sha256": sha256,
+            "worker": uuid.uuid4().hex,
+            "seconds_used": 0.0,  # over all runs of the command
+            "steps": [],
+            "trials": [],
+            "next": [],
+        }
+        content = files.read(self._path)
+        self.record = new if content is None else checksum.loads_or_old(content)
+        if self.record is None or not new.keys() <= self.record.keys():
+            raise WorkdirError(
+                f"{self._path} is damaged: it is not what was written; delete it and run the same command again: "
+                f"{STORAGE} keeps the trials, and only the time used so far is forgotten"
+            )
+        if content is not None:
             if self.record["config_sha256"] != sha256:
-                changed = canonical.differences(ml_collections.ConfigDict(known), config)
+                changed = canonical.differences(ml_collections.ConfigDict(self.record["config"]), config)
                 raise WorkdirError(
                     f"{workdir} holds a study of another config ({'; '.join(changed[:6])}); choose another --workdir"
                 )
@@ -72,25 +85,12 @@ class Study:
                     f"{workdir} holds a study with other --rates, --decays or --sampler "
                     f"({self.record['search_space']}); choose another --workdir, or give the same flags"
                 )
-        else:
-            self.record = {
-                "search_space": search_space,
-                "config_name": name,
-                "config": json.loads(canonical.to_json(config)),
-                "config_sha256": sha256,
-                "worker": uuid.uuid4().hex,
-                "seconds_used": 0.0,  # over all runs of the command
-                "steps": [],
-                "trials": [],
-                "next": [],
-            }
-
         self._began = time.monotonic() - self.record["seconds_used"]
 
     def save(self, **changes: Any):
         """Sets the keys of `changes` and the time used, and writes the record."""
         self.record.update(changes, seconds_used=time.monotonic() - self._began)
-        workdir_lib.write_whole(self._path, json.dumps(self.record, indent=2))
+        workdir_lib.write_sealed(self._path, self.record)
 
     def step(self, name: str) -> dict | None:
         """The entry of the step `name`, or None."""
@@ -146,5 +146,5 @@ class Study:
             path=self.workdir / WINNER,
             literal="\n".join(" " * 8 + line for line in literal.splitlines()),
         )
-        workdir_lib.write_whole(self.workdir / WINNER, text)
+        files.write(self.workdir / WINNER, text)
         return differences

@@ -1,6 +1,7 @@
 """One trial: a config with a few changes, trained for some steps in its own workdir, and later for more."""
 
 import math
+import re
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import NamedTuple
@@ -8,7 +9,7 @@ from typing import NamedTuple
 import ml_collections
 
 from linseed.trainer.config.changes import changed
-from linseed.trainer.errors import NonFiniteError
+from linseed.trainer.errors import NonFiniteError, WorkdirError
 from linseed.trainer.experiment import Shared
 from linseed.trainer.optim.schedules import durations_to_steps
 from linseed.trainer.run import workdir as workdir_lib
@@ -16,6 +17,8 @@ from linseed.trainer.run.console import Quiet
 from linseed.trainer.run.metrics_log import read_records
 from linseed.trainer.runtime import signals
 from linseed.trainer.train import train_and_evaluate
+
+TRIALS = "trials"  # the folder of their workdirs
 
 
 class Outcome(NamedTuple):
@@ -113,8 +116,13 @@ def run(
     except NonFiniteError as error:
         last = records(workdir)[-1:]
         return Outcome(steps=last[0]["step"] if last else 0, failed=str(error).partition(" (")[0])
-    found = records(workdir)
-    last, speed = found[-1], result["images_per_second"]
+    found, speed = records(workdir), result["images_per_second"]
+    if not found or found[-1]["step"] != result["steps"] or "val_loss" not in found[-1]:
+        raise WorkdirError(
+            f"{workdir / workdir_lib.METRICS} is damaged: the last record is lost; delete {workdir} and run the same "
+            "command again, which trains it again"
+        )
+    last = found[-1]
     return Outcome(
         steps=last["step"],
         train_loss=last["train_loss"],
@@ -127,6 +135,15 @@ def run(
         seconds=result["seconds"],
         step_seconds=config.data.batch_size / speed if speed else math.nan,
     )
+
+
+def folder(study: Path, name: str) -> Path:
+    """The workdir of the trial `name` in the folder of a study. Raises WorkdirError for a name that leads elsewhere."""
+    if not isinstance(name, str) or not re.fullmatch("[a-z]+-[0-9]+", name):  # whoever shares the storage writes it
+        raise WorkdirError(
+            f"a trial of this study names the folder {name!r}, which no trial has; choose another --storage"
+        )
+    return study / TRIALS / name
 
 
 def records(workdir: Path) -> list[dict]:

@@ -16,6 +16,7 @@ from linseed.trainer.run import workdir as workdir_lib
 from linseed.trainer.run.console import Quiet
 from linseed.trainer.runtime import signals
 from linseed.trainer.tuning import search, trials
+from linseed.trainer.tuning import storage as storage_lib
 from linseed.trainer.tuning import study as study_lib
 from linseed.trainer.tuning.budget import Budget
 from linseed.trainer.tuning.diagnosis.findings import CAUSES
@@ -83,13 +84,14 @@ def tune(
         writer.say(experiment.description)
         with contextlib.ExitStack() as stack:
             own_storage = stack.enter_context(
-                search.open_storage(f"sqlite:///{(workdir / study_lib.STORAGE).absolute()}")
+                storage_lib.open_storage(f"sqlite:///{(workdir / study_lib.STORAGE).absolute()}")
             )
+            record.record["worker"] = storage_lib.remembered_worker(own_storage, record.record["worker"])
             procedure = Procedure(
                 record,
                 experiment,
                 budget=budget,
-                storage=stack.enter_context(search.open_storage(storage)) if storage else own_storage,
+                storage=stack.enter_context(storage_lib.open_storage(storage)) if storage else own_storage,
                 own_storage=own_storage,
                 name=study,
                 sampler=sampler,
@@ -143,7 +145,7 @@ def _conclude(record):
     causes = list(dict.fromkeys(CAUSES[finding["cause"]] for finding in findings))
     verdict += f" Problems found: {'; '.join(causes)}." if causes else " No problem was found."
     record.save(verdict=verdict, next=following)
-    workdirs = {trial["id"]: record.workdir / study_lib.TRIALS / trial["workdir"] for trial in record.record["trials"]}
+    workdirs = {trial["id"]: trials.folder(record.workdir, trial["workdir"]) for trial in record.record["trials"]}
     page.write(
         record.workdir / study_lib.PAGE,
         record.record,

@@ -6,11 +6,13 @@ import io
 import logging
 import os
 from collections.abc import Iterator
+from pathlib import Path
 from typing import Annotated, Any
 
 import numpy as np
 
 from linseed.ranges import Between, Count, OneOf
+from linseed.trainer import files
 from linseed.trainer.data.dataset import Source
 from linseed.trainer.data.lazy import TRAIN_CROPS, Decoding, LazyImages
 from linseed.trainer.data.listing import ON_BAD_IMAGE
@@ -86,11 +88,10 @@ def _labels(builder: Any, split: str, records: "TfdsRecords", *, image_key: str,
         except Exception as error:  # the reader may raise anything on damaged files
             raise DataError(damaged(builder, split, error)) from error
     check_labels(labels, builder, split, label_key=label_key)
-    part = f"{kept}.{os.getpid()}"
+    saved = io.BytesIO()
+    np.save(saved, labels)
     try:
-        with open(part, "xb") as file:  # never through a link
-            np.save(file, labels)
-        os.replace(part, kept)
+        files.write(Path(kept), saved.getvalue())
     except OSError:
         _log.warning("the labels of '%s' cannot be stored in %s and are read again next time", split, builder.data_dir)
     return labels

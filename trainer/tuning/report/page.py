@@ -6,8 +6,8 @@ from pathlib import Path
 
 import jinja2
 
+from linseed.trainer import files
 from linseed.trainer.run import report
-from linseed.trainer.run import workdir as workdir_lib
 from linseed.trainer.tuning.diagnosis.findings import CAUSES
 from linseed.trainer.tuning.report import plots, shown
 
@@ -175,7 +175,7 @@ def write(path: Path, study: dict, curves: dict[str, list[dict]]):
     """
     page = _PAGE.render(_content(study, curves))
     # A file name may hold bytes that are no characters.
-    workdir_lib.write_whole(path, page.encode(errors="replace").decode())
+    files.write(path, page)
 
 
 def _content(study, curves):
