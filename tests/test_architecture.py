@@ -2,6 +2,7 @@
 
 import ast
 import configparser
+import re
 from pathlib import Path
 
 import pytest
@@ -83,6 +84,38 @@ def test_only_runtime_knows_how_devices_are_arranged():
         code = ast.unparse(ast.parse((ROOT / path).read_text()))
         docless = "\n".join(line for line in code.splitlines() if '"""' not in line)
         assert {word for word in words if word in docless} <= allowed.get(str(path), set()), path
+
+
+def _writes(node):
+    """Whether a call writes, makes, renames or deletes a file by itself."""
+    called = ast.unparse(node.func)
+    name = called.rpartition(".")[2]
+    texts = [argument.value for argument in node.args if isinstance(argument, ast.Constant)]
+    texts += [keyword.value.value for keyword in node.keywords if isinstance(keyword.value, ast.Constant)]
+    if name == "open":
+        return called == "os.open" or any(re.fullmatch("[rwaxbt+]*[wax+][rwaxbt+]*", str(text)) for text in texts)
+    if name == "replace":  # that of a string takes two, that of a NamedTuple or a state names
+        return called == "os.replace" or len(node.args) == 1 and not node.keywords
+    if ast.unparse(node) in ("shutil.disk_usage(disk_of)", "np.save(saved, labels)"):  # the latter into memory
+        return False
+    deeds = "write_text write_bytes touch mkdir makedirs unlink rmdir remove rename renames symlink_to hardlink_to"
+    return name in deeds.split() or called.startswith(("shutil.", "np.save"))
+
+
+def test_only_one_module_of_trainer_writes_files():
+    for path in FILES:
+        if path.parts[0] == "trainer" and path != Path("trainer/files.py"):
+            calls = [node for node in ast.walk(ast.parse((ROOT / path).read_text())) if isinstance(node, ast.Call)]
+            assert not [ast.unparse(node) for node in calls if _writes(node)], path
+
+
+@pytest.mark.parametrize(
+    "code",
+    ['open(path, "w")', 'path.open("ab")', 'path.open(mode="r+")', "os.open(path, os.O_WRONLY)", "path.write_text(t)"]
+    + ["path.replace(to)", "os.replace(a, b)", "path.rename(to)", "shutil.copyfile(a, b)", "np.savez(path, a=a)"],
+)
+def test_a_call_that_writes_is_seen(code):
+    assert _writes(ast.parse(code, mode="eval").body)
 
 
 def test_no_file_without_a_concept():

@@ -116,10 +116,10 @@ def delete(path: Path):
 
 def sync(folder: Path):
     """Forces all files and folders below `folder` to the disk, then the folder itself and its name."""
-    with _folder(folder.parent) as parent:
-        for root, _, names, descriptor in os.fwalk(folder.name, topdown=False, dir_fd=parent):
+    with _folder(folder) as top, _folder(folder.parent) as parent:
+        for root, _, names, descriptor in os.fwalk(".", topdown=False, dir_fd=top):
             for name in names:
-                file = _open(folder.parent / root / name, os.O_RDONLY, folder=descriptor)
+                file = _open(folder / root / name, os.O_RDONLY, folder=descriptor)
                 os.fsync(file)
                 os.close(file)
             os.fsync(descriptor)

@@ -4,12 +4,14 @@ import errno
 import json
 import logging
 import math
+import os
 
 import jax
 import numpy as np
 import pytest
 
-from linseed.trainer.errors import CheckpointError
+from linseed.trainer import files
+from linseed.trainer.errors import CheckpointError, WorkdirError
 from linseed.trainer.run.checkpoint import Snapshots
 from linseed.trainer.step.state import TrainState
 
@@ -102,6 +104,65 @@ def test_the_saved_arrays_are_those_of_the_call_though_the_caller_overwrites_the
         state.params["dense"]["kernel"][:] = -1.0
         snapshots.wait()
         assert_is_step(snapshots.restore_latest(state_at(0)), 1)
+
+
+def test_all_of_a_snapshot_is_on_the_disk_before_an_older_one_goes(tmp_path, monkeypatch):
+    """A power cut takes what was not forced to the disk; TensorStore forces its own files alone."""
+    synced, gone, fsync = set(), [], os.fsync
+
+    def noted(descriptor):
+        synced.add(os.fstat(descriptor).st_ino)
+        fsync(descriptor)
+
+    monkeypatch.setattr(os, "fsync", noted)
+    with Snapshots(tmp_path / "checkpoints", keep_latest=1) as snapshots:
+        delete = snapshots._manager.delete
+
+        def deleted(step):
+            folder = tmp_path / "checkpoints" / str(step + 1)
+            left = [path for path in (folder.parent, folder, *folder.rglob("*")) if path.stat().st_ino not in synced]
+            gone.append((step, left))
+            delete(step)
+
+        monkeypatch.setattr(snapshots._manager, "delete", deleted)
+        for step in (1, 2, 3):  # the newest is the best
+            snapshots.save(state_at(step), step=step, progress={}, val_accuracy=step / 10)
+    assert gone == [(1, []), (2, [])]
+    assert sorted(path.name for path in (tmp_path / "checkpoints").iterdir()) == ["3"]
+
+
+@pytest.mark.parametrize("name", ["4", "4.orbax-checkpoint-tmp", "5"])
+def test_a_snapshot_that_is_a_link_is_refused_and_what_it_leads_to_stays(tmp_path, name):
+    save_all(tmp_path / "checkpoints", [0.1, 0.9])
+    (tmp_path / "outside" / "precious").mkdir(parents=True)
+    (tmp_path / "checkpoints" / name).symlink_to(tmp_path / "outside")
+    with pytest.raises(WorkdirError, match=f"checkpoints/{name} is a link"):
+        Snapshots(tmp_path / "checkpoints", keep_latest=1)
+    assert (tmp_path / "outside" / "precious").exists()
+
+
+def test_a_damaged_snapshot_is_not_moved_out_of_the_folder(tmp_path):
+    workdir, outside = tmp_path / "run", tmp_path / "outside"
+    save_all(workdir / "checkpoints", [0.1, 0.9], keep_latest=2)
+    outside.mkdir()
+    (workdir / "damaged_checkpoints").symlink_to(outside)
+    tear_the_metrics(workdir / "checkpoints" / "1")
+    with files.held(workdir), pytest.raises(WorkdirError, match="damaged_checkpoints is a link"):
+        Snapshots(workdir / "checkpoints", keep_latest=2)
+    assert not list(outside.iterdir()) and (workdir / "checkpoints" / "1").exists()
+
+
+def test_no_snapshot_goes_into_a_folder_that_is_not_the_runs(tmp_path):
+    workdir = tmp_path / "run"
+    workdir.mkdir()
+    with files.held(workdir), Snapshots(workdir / "checkpoints", keep_latest=1) as snapshots:
+        snapshots.save(state_at(1), step=1, progress={}, val_accuracy=0.1)
+        snapshots.wait()
+        workdir.rename(tmp_path / "moved")
+        (workdir / "checkpoints").mkdir(parents=True)
+        with pytest.raises(WorkdirError, match="was deleted, moved or replaced"):
+            snapshots.save(state_at(2), step=2, progress={}, val_accuracy=0.2)
+    assert not list((workdir / "checkpoints").iterdir()) and (tmp_path / "moved" / "checkpoints" / "1").exists()
 
 
 def flip_a_byte_of_the_weights(folder):

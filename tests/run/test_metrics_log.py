@@ -26,6 +26,30 @@ def test_resuming_drops_the_records_after_the_checkpoint_and_a_torn_last_line(tm
     assert [record["step"] for record in read_records(path)] == [5, 10, 15]
 
 
+@pytest.mark.parametrize("change", [("1.25", "1.35"), ("epoch", "epodh"), ("{", "[")])
+def test_a_changed_line_is_named_and_left_out(tmp_path, caplog, change):
+    path = tmp_path / "metrics.jsonl"
+    log = MetricsLog(path, resume_step=0, logged=0)
+    for step in (10, 20, 30):
+        log.write({**RECORD, "step": step})
+    log.close()
+    lines = path.read_text().splitlines(keepends=True)
+    path.write_text("".join([lines[0], lines[1].replace(*change), lines[2]]))
+    assert [record["step"] for record in read_records(path)] == [10, 30]
+    (said,) = caplog.messages
+    assert f"{path} is damaged: 1 of its 3 records are left out" in said
+    path.write_text("".join([*lines[:2], lines[2][:-20]]))  # a kill did this
+    assert [record["step"] for record in read_records(path)] == [10, 20] and len(caplog.messages) == 1
+
+
+def test_records_without_checksums_are_of_an_earlier_version(tmp_path, caplog):
+    path = tmp_path / "metrics.jsonl"
+    path.write_text(json.dumps(RECORD) + "\n")
+    assert read_records(path) == [RECORD] and not caplog.messages
+    MetricsLog(path, resume_step=10, logged=10).close()
+    assert read_records(path) == [RECORD] and "crc32" in path.read_text()
+
+
 @pytest.mark.parametrize(
     ("lines", "logged", "lost"),
     [

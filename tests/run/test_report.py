@@ -2,6 +2,8 @@
 
 import json
 
+import pytest
+
 from linseed.trainer.run import report
 
 RESULT = {
@@ -27,14 +29,41 @@ def record(step):
     )
 
 
-def test_page_holds_the_result_and_the_curves_and_nothing_from_elsewhere(tmp_path):
+def finished(tmp_path):
     (tmp_path / "result.json").write_text(json.dumps(RESULT))
     (tmp_path / "config.json").write_text(
         json.dumps({"model": {"name": "<b>net"}, "optimizer": {}, "data": {"source": {"name": "npz"}}})
     )
     (tmp_path / "metrics.jsonl").write_text("".join(json.dumps(record(step)) + "\n" for step in (1, 2, 3)))
+
+
+@pytest.mark.parametrize(
+    "change", [(b"train_loss", b"train_lozs"), (b'"lr": 0.1', b'"lr": "a"'), (b"{", b"["), (b"epoch", b"\xff\x00")]
+)
+@pytest.mark.parametrize("line", [0, 2])
+def test_a_damaged_record_costs_its_point_and_not_the_page(tmp_path, change, line):
+    finished(tmp_path)
+    path = tmp_path / "metrics.jsonl"
+    lines = path.read_bytes().splitlines(keepends=True)
+    lines[line] = lines[line].replace(*change)
+    path.write_bytes(b"".join(lines))
     report.write(tmp_path)
     page = (tmp_path / "report.html").read_text()
+    assert "<svg" in page and ("metrics.jsonl is damaged" in page) == (change[0] in (b"{", b"epoch"))
+
+
+def test_lost_records_are_said_on_the_page(tmp_path):
+    finished(tmp_path)
+    (tmp_path / "metrics.jsonl").unlink()
+    report.write(tmp_path)
+    assert "metrics.jsonl is damaged: the curves lack some records" in (tmp_path / "report.html").read_text()
+
+
+def test_page_holds_the_result_and_the_curves_and_nothing_from_elsewhere(tmp_path):
+    finished(tmp_path)
+    report.write(tmp_path)
+    page = (tmp_path / "report.html").read_text()
+    assert "is damaged" not in page
     for text in ("25.00 %", "50.00 %", "<svg", "horizon reached", "&lt;cpu&gt;", "&lt;b&gt;net on npz"):
         assert text in page
     for outside in ("<script", "<link", "<img"):

@@ -1,5 +1,6 @@
 """The folder of a run: one process, one config, whole files."""
 
+import json
 import os
 import subprocess
 import sys
@@ -117,6 +118,30 @@ def test_a_workdir_without_a_sound_config_is_one_line(tmp_path, text):
         (tmp_path / "config.json").write_text(text)
     with pytest.raises(WorkdirError, match="holds no run|is damaged|is not the config of a run"):
         workdir_lib.read_config(tmp_path)
+
+
+@pytest.mark.parametrize("name", workdir_lib.FILES)
+def test_a_file_of_a_run_that_is_a_link_is_refused_before_anything_is_written(tmp_path, name):
+    (tmp_path / "run").mkdir()
+    (tmp_path / "precious").write_text("precious")
+    (tmp_path / "run" / name).symlink_to(tmp_path / "precious")
+    with pytest.raises(WorkdirError, match=f"{name} is a link"), workdir_lib.lock(tmp_path / "run"):
+        pass
+    assert (tmp_path / "precious").read_text() == "precious" and os.listdir(tmp_path / "run") == [name]
+
+
+@pytest.mark.parametrize("name", ["config.json", "result.json"])
+def test_a_changed_digit_is_damage_and_a_file_without_a_checksum_is_of_an_earlier_version(tmp_path, name):
+    values = {"model": {}, "optimizer": {"lr": 0.25}}
+    read = workdir_lib.read_config if name == "config.json" else workdir_lib.read_result
+    path = tmp_path / name
+    workdir_lib.write_sealed(path, values)
+    assert dict(read(tmp_path)) == values
+    path.write_text(path.read_text().replace("0.25", "0.35"))
+    with pytest.raises(WorkdirError, match=f"{name} is damaged: it is not what was written; (delete it|train again)"):
+        read(tmp_path)
+    path.write_text(json.dumps(values))
+    assert dict(read(tmp_path)) == values
 
 
 def test_a_torn_result_is_one_line(tmp_path):

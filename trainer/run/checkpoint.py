@@ -22,6 +22,7 @@ import orbax.checkpoint as ocp
 from linseed.trainer import files
 from linseed.trainer.checksum import checksums, seal, shapes, unseal
 from linseed.trainer.errors import CheckpointError, is_passing
+from linseed.trainer.run import workdir as workdir_lib
 
 _METRIC = "val_accuracy"
 
@@ -40,7 +41,7 @@ class Snapshots:
 
     def __init__(self, directory: Path, *, keep_latest: int):
         self._directory, self._keep_latest = directory.absolute(), keep_latest
-        self._damaged = self._directory.parent / "damaged_checkpoints"
+        self._damaged = self._directory.parent / workdir_lib.DAMAGED
         self._saved = None  # the step that the last save may not have brought to the disk yet
         files.make(self._directory)
         files.refuse_links(*self._directory.iterdir())

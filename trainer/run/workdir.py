@@ -22,6 +22,9 @@ OPENINGS = "test_openings.jsonl"
 STATISTICS = "statistics.json"
 CHECKPOINTS = "checkpoints"
 REPORT = "report.html"
+LOCK = "lock"
+DAMAGED = "damaged_checkpoints"
+FILES = (CONFIG, RESULT, METRICS, ROLLBACKS, OPENINGS, STATISTICS, CHECKPOINTS, REPORT, LOCK, DAMAGED)
 
 _CURES = {
     CONFIG: "train again with --on_config_change=accept to go on with the given config, or choose another --workdir",
@@ -38,10 +41,15 @@ class _DamagedFileError(WorkdirError):
 
 @contextlib.contextmanager
 def lock(workdir: Path) -> Iterator[None]:
-    """Locks `workdir`, made if needed, against a second run. The lock ends with the process, however that ends."""
+    """Locks `workdir`, made if needed, against a second run. The lock ends with the process, however that ends.
+
+    Raises WorkdirError too if a file of a run there is a link. While entered, nothing is written into another folder
+    that has come to its place.
+    """
     try:
         files.make(workdir)
-        file = files.append(workdir / "lock")
+        files.refuse_links(*(workdir / name for name in FILES))
+        file = files.append(workdir / LOCK)
     except OSError as error:
         raise WorkdirError(f"--workdir={workdir} cannot be written ({error.strerror}); choose another") from error
     with file:
