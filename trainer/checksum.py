@@ -46,7 +46,8 @@ def _parsed(text):
 
 
 def _crc32(record):
-    return zlib.crc32(json.dumps(record, sort_keys=True).encode())
+    as_read = json.loads(json.dumps(record))  # whose keys are strings, which sort in another order than numbers
+    return zlib.crc32(json.dumps(as_read, sort_keys=True).encode())
 
 
 def checksums(tree) -> dict[str, list]:

@@ -7,6 +7,7 @@ and 20, the latest, and of an earlier one, the best.
 import functools
 import json
 import logging
+import re
 import shutil
 import zlib
 from collections.abc import Callable
@@ -100,6 +101,13 @@ def _nested(path):
     path.write_bytes(path.read_bytes() + b"[" * 100_000)
 
 
+def _change_a_digit(path):
+    """Changes the first digit in the first half of a file after which it is still JSON."""
+    text = path.read_text()
+    place = next(found.start() for found in re.finditer(r"(?<=\.)[0-8]", text))
+    path.write_text(text[:place] + str(int(text[place]) + 1) + text[place + 1 :])
+
+
 def _rolled_back(how):
     """`how`, applied to the rollback file of a run that rolled back once and halved its learning rate."""
 
@@ -124,11 +132,16 @@ FILES: dict[str, tuple[Callable, str, str]] = {
     "statistics.json torn": (halve, workdir_lib.STATISTICS, ""),
     "statistics.json is junk": (junk, workdir_lib.STATISTICS, ""),
     "a bit of statistics.json": (flip, workdir_lib.STATISTICS, ""),
-    "test_openings.jsonl is junk": (junk, workdir_lib.OPENINGS, ""),
+    "a bit of metrics.jsonl": (flip, workdir_lib.METRICS, "metrics.jsonl is damaged"),
+    "a digit of metrics.jsonl": (_change_a_digit, workdir_lib.METRICS, "metrics.jsonl is damaged"),
+    **{
+        f"{how.__name__} test_openings.jsonl": (how, workdir_lib.OPENINGS, "test_openings.jsonl is damaged")
+        for how in (junk, halve, flip, _change_a_digit)
+    },
     **{
         f"{how.__name__} {file}": (how, file, f"{file} is damaged")
         for file in (workdir_lib.CONFIG, workdir_lib.RESULT)
-        for how in (halve, junk, empty)
+        for how in (halve, junk, empty, flip, _change_a_digit)
     },
     **{
         f"{how.__name__} rollbacks.jsonl": (_rolled_back(how), workdir_lib.ROLLBACKS, "rollbacks.jsonl is damaged")
@@ -136,6 +149,8 @@ FILES: dict[str, tuple[Callable, str, str]] = {
     },
     "config.json is lost": (lose, workdir_lib.CONFIG, "no config.json"),
 }
+# Those to try on the log of a finished run, too.
+FINISHED = ("a bit of metrics.jsonl", "metrics.jsonl is junk", "metrics.jsonl is empty", "metrics.jsonl is lost")
 # The manual fixes that the error messages ask for.
 _MENDED_BY_HAND = {
     workdir_lib.CONFIG: lambda workdir, straight: shutil.copyfile(straight / "config.json", workdir / "config.json"),
@@ -166,15 +181,15 @@ class Bench:
         """Copies all files of a run."""
         shutil.copytree(workdir, to)
 
-    def go_on(self, workdir: Path, *, on_config_change: str = "refuse") -> dict:
+    def go_on(self, workdir: Path, *, writer: Quiet | None = None) -> dict:
         """Trains to the end and returns the result."""
         return train_and_evaluate(
-            self.config, workdir, writer=Quiet(), on_config_change=on_config_change, shared=self._shared
+            self.config, workdir, writer=writer or Quiet(), on_config_change="refuse", shared=self._shared
         )
 
     def snapshot(self, name: str, *, of: str, finish: bool) -> str:
         """Applies the damage `name` of `SNAPSHOT` to the "latest" or "best" checkpoint; "" or what went wrong."""
-        workdir = self._another(self.cut)
+        workdir = self.another(self.cut)
         step = LATEST if of == "latest" else self.result["best_step"]
         checkpoints = workdir / workdir_lib.CHECKPOINTS
         damage_snapshot(checkpoints / str(step), name)
@@ -205,7 +220,7 @@ class Bench:
     def file(self, name: str) -> str:
         """Applies the damage `name` of `FILES`, trains to the end and compares; "" or what went wrong."""
         how, file, words = FILES[name]
-        workdir = self._another(self.straight if file in (workdir_lib.RESULT, workdir_lib.OPENINGS) else self.cut)
+        workdir = self.another(self.straight if file in (workdir_lib.RESULT, workdir_lib.OPENINGS) else self.cut)
         if file == workdir_lib.OPENINGS:
             (workdir / workdir_lib.RESULT).unlink()
         how(workdir / file)
@@ -232,10 +247,28 @@ class Bench:
             return "its records differ from the straight run's"
         return ""
 
+    def finished(self, name: str) -> str:
+        """Damages `metrics.jsonl` of a finished run without its page; "" or what went wrong.
+
+        The same command writes the page, which says that it lacks records.
+        """
+        workdir = self.another(self.straight)
+        (workdir / workdir_lib.REPORT).unlink()
+        FILES[name][0](workdir / workdir_lib.METRICS)
+        with Said() as said:
+            try:
+                self.go_on(workdir)
+            except Exception as error:
+                return f"{type(error).__name__}: {error}"
+        if "metrics.jsonl is damaged" not in (workdir / workdir_lib.REPORT).read_text():
+            return "the page does not name the damage"
+        return "" if len(said.lines) <= 1 else "logged more than one line"
+
     def _end(self, workdir):
         return self.go_on(workdir)["params_sha256"]
 
-    def _another(self, workdir):
+    def another(self, workdir: Path) -> Path:
+        """A new copy of the run in `workdir`."""
         self._count += 1
         copy = self._folder / f"copy{self._count}"
         self.copy(workdir, copy)
@@ -308,4 +341,5 @@ CASES: dict[str, Callable[[Bench], str]] = {
         for name in SNAPSHOT
     },
     **{name: functools.partial(Bench.file, name=name) for name in FILES},
+    **{f"finished: {name}": functools.partial(Bench.finished, name=name) for name in FINISHED},
 }

@@ -4,6 +4,7 @@ Counts how often the promise of docs/reliability.md held. It must hold each time
 """
 
 import collections
+import functools
 import itertools
 import signal
 import sys
@@ -18,7 +19,16 @@ import numpy as np
 from linseed.scripts.bench.cases import tiny
 from linseed.scripts.bench.child import in_child
 from linseed.scripts.cli import moments
-from linseed.scripts.faults import config_mutations, damage, faulty, full_disk, mutations, two_processes
+from linseed.scripts.faults import (
+    config_mutations,
+    damage,
+    faulty,
+    folders,
+    full_disk,
+    mutations,
+    studies,
+    two_processes,
+)
 from linseed.trainer.config.changes import changed
 from linseed.trainer.errors import LinseedError, unknown_name
 from linseed.trainer.experiment import Shared
@@ -175,10 +185,20 @@ def _warm_up(config, folder):
 
 
 def _damage(folder: Path, *, rng, size) -> Tally:
-    """Every case of `damage.CASES`, each trained to the end."""
+    """Every case of `damage.CASES`, each trained to the end, and of `folders.CASES`."""
     bench, tally = damage.Bench(tiny(), folder), Tally()
-    for name, case in damage.CASES.items():
+    for name, case in {**damage.CASES, **folders.CASES}.items():
         tally.add(name, case(bench))
+    return tally
+
+
+def _studies(folder: Path, *, rng, size) -> Tally:
+    """Every case of `studies.CASES` on a study of a few trials."""
+    config, straight, tally = tiny(), folder / "straight", Tally()
+    go_on = functools.partial(studies.go_on, config)
+    go_on(straight)
+    for number, name in enumerate(studies.CASES):
+        tally.add(name, studies.damaged(straight, folder / f"copy{number}", name=name, go_on=go_on))
     return tally
 
 
@@ -259,6 +279,7 @@ PARTS: dict[str, Callable[..., Tally]] = {
     "kills": _kills,
     "signals": _signals,
     "damage": _damage,
+    "studies": _studies,
     "full_disk": _full_disk,
     "two_processes": _two_processes,
     "configs": _configs,

@@ -3,7 +3,7 @@
 import pytest
 
 from linseed.scripts.bench.cases import tiny
-from linseed.scripts.faults import damage
+from linseed.scripts.faults import damage, folders
 
 FINISHED = ("flip largest", "empty folder .")  # the others are restored from and not trained on
 
@@ -22,6 +22,16 @@ def test_the_best_snapshot_is_an_early_one(bench):
 @pytest.mark.parametrize("name", damage.SNAPSHOT)
 def test_a_damaged_snapshot_is_set_aside_and_the_newest_sound_one_is_used(bench, name, of):
     assert bench.snapshot(name, of=of, finish=name in FINISHED) == ""
+
+
+@pytest.mark.parametrize("name", damage.FINISHED)
+def test_a_finished_run_whose_log_is_damaged_gets_its_page(bench, name):
+    assert bench.finished(name) == ""
+
+
+@pytest.mark.parametrize("name", folders.CASES)
+def test_a_folder_with_links_or_taken_away_ends_the_run_and_nothing_else_is_touched(bench, name):
+    assert folders.CASES[name](bench) == ""
 
 
 @pytest.mark.parametrize("name", damage.FILES)

@@ -132,16 +132,19 @@ def test_a_file_of_a_run_that_is_a_link_is_refused_before_anything_is_written(tm
 
 @pytest.mark.parametrize("name", ["config.json", "result.json"])
 def test_a_changed_digit_is_damage_and_a_file_without_a_checksum_is_of_an_earlier_version(tmp_path, name):
-    values = {"model": {}, "optimizer": {"lr": 0.25}}
-    read = workdir_lib.read_config if name == "config.json" else workdir_lib.read_result
+    values = {"model": {}, "optimizer": {"lr": 0.25}, **dict.fromkeys(workdir_lib._RESULT_KEYS, 1)}
+    read = {
+        "config.json": lambda folder: workdir_lib.read_config(folder).to_dict(),
+        "result.json": workdir_lib.read_result,
+    }[name]
     path = tmp_path / name
     workdir_lib.write_sealed(path, values)
-    assert dict(read(tmp_path)) == values
+    assert read(tmp_path) == values
     path.write_text(path.read_text().replace("0.25", "0.35"))
     with pytest.raises(WorkdirError, match=f"{name} is damaged: it is not what was written; (delete it|train again)"):
         read(tmp_path)
     path.write_text(json.dumps(values))
-    assert dict(read(tmp_path)) == values
+    assert read(tmp_path) == values
 
 
 def test_a_torn_result_is_one_line(tmp_path):

@@ -1,12 +1,14 @@
 """A phase of a study: halving, killed anywhere, shared by workers. Nothing is trained here: `run` is a formula."""
 
+import contextlib
 import math
+import sqlite3
 import threading
 
 import optuna
 import pytest
 
-from linseed.trainer.errors import ConfigError, LinseedError
+from linseed.trainer.errors import ConfigError, LinseedError, WorkdirError
 from linseed.trainer.tuning import search
 from linseed.trainer.tuning import storage as storage_lib
 from linseed.trainer.tuning.search import Phase, Trial, best_within_a_standard_error
@@ -224,11 +226,94 @@ def test_a_study_of_another_config_is_refused():
         bench.phase(config="other")
 
 
-def test_a_storage_that_does_not_answer_is_one_line_without_its_password():
-    with pytest.raises(ConfigError, match="does not answer") as raised:
-        with storage_lib.open_storage("nosuchdb://user:secret@localhost/none"):
+@pytest.mark.parametrize(
+    "url",
+    [
+        "nosuchdb://user:secret@localhost/none",
+        "nosuchdb://localhost/none?user=me&password=secret",
+        "nosuchdb://localhost/none?password=a@secret",
+        "nosuchdb://user:p@ss/secret@localhost/none",
+        "nosuchdb://user:%73ecret@localhost/secret?a=b",
+        "secret",
+        "sqlite+nodriver://user:secret@/x",
+    ],
+)
+def test_a_storage_that_does_not_answer_is_one_line_without_its_password(url):
+    with pytest.raises(ConfigError, match="does not answer .*check --storage") as raised:
+        with storage_lib.open_storage(url):
             pass
-    assert "secret" not in str(raised.value) and "\n" not in str(raised.value)
+    assert "secret" not in str(raised.value).replace("secret://", "") and "\n" not in str(raised.value)
+
+
+def stored(tmp_path):
+    """The storage of a phase with two finished trials and one that waits."""
+    with storage_lib.open_storage(f"sqlite:///{tmp_path / 'trials.db'}") as storage:
+        phase = Bench(storage).phase()
+        phase.grid(POINTS[3:6], group="coarse")
+        phase.halve("coarse", [10], keep=2, tell=_silent)
+    return tmp_path / "trials.db"
+
+
+@pytest.mark.parametrize("name", ["../../x", "/tmp/x", "a/b", "..", "", "lr-1\n", "\x1b[31m-1", 7, None, ["lr-01"]])
+def test_a_trial_that_names_a_folder_outside_is_refused(name):
+    """Whoever shares the storage can write it."""
+    bench = Bench()
+    bench.phase().grid(POINTS[:1], group="coarse")
+    bench.phase()._study.of.enqueue_trial({"lr": 0.1}, user_attrs={"group": "coarse", "place": 1, "workdir": name})
+    with pytest.raises(WorkdirError, match="which no trial has; choose another --storage") as raised:
+        bench.phase().trials()
+    assert str(raised.value).isprintable()
+
+
+@pytest.mark.parametrize(
+    "sql",
+    [
+        "UPDATE trial_user_attributes SET value_json = replace(value_json, '0.', '0.1') WHERE key = 'rung-10'",
+        "UPDATE trial_user_attributes SET value_json = '{}' WHERE key = 'rung-10'",
+        "UPDATE trial_user_attributes SET value_json = '{' WHERE key = 'rung-10'",
+        "UPDATE trial_user_attributes SET value_json = '1' WHERE key = 'place'",
+        "UPDATE trial_user_attributes SET value_json = '\"other\"' WHERE key = 'group'",
+        "UPDATE trial_params SET param_value = param_value * 2",
+        "UPDATE trial_values SET value = value / 2",
+        "UPDATE trial_intermediate_values SET intermediate_value = intermediate_value / 2",
+        "UPDATE trials SET state = 'COMPLETD'",
+        "UPDATE study_user_attributes SET value_json = replace(value_json, '0.01', '0.02') WHERE key LIKE 'points%'",
+        "DROP TABLE trial_params",
+    ],
+)
+def test_a_value_that_changed_in_the_storage_is_one_line(tmp_path, sql):
+    path = stored(tmp_path)
+    with contextlib.closing(sqlite3.connect(path)) as database:
+        assert database.execute(sql).rowcount
+        database.commit()
+    with pytest.raises(WorkdirError, match="trials.db is damaged or cannot be used .*put back a copy of it") as raised:
+        with storage_lib.open_storage(f"sqlite:///{path}") as storage:
+            phase = Bench(storage).phase()
+            phase.grid(POINTS[3:6], group="coarse")
+            phase.trials()
+    assert "\n" not in str(raised.value)
+
+
+@pytest.mark.parametrize("name", ["trials.db", "trials.db-journal", "trials.db-wal"])
+def test_a_storage_that_is_a_link_is_refused(tmp_path, name):
+    (tmp_path / "precious").write_text("precious")
+    (tmp_path / name).symlink_to(tmp_path / "precious")
+    with pytest.raises(WorkdirError, match=f"{name} is a link"):
+        with storage_lib.open_storage(f"sqlite:///{tmp_path / 'trials.db'}"):
+            pass
+    assert (tmp_path / "precious").read_text() == "precious"
+
+
+def test_trials_of_an_earlier_version_have_no_checksums():
+    bench = Bench()
+    bench.study()
+    for trial in bench.phase()._study.of.get_trials(deepcopy=False):
+        for key, value in trial.user_attrs.items():
+            if isinstance(value, dict):
+                plain = None if key == "sealed" else {k: v for k, v in value.items() if k != "crc32"}
+                bench.storage.set_trial_user_attr(trial._trial_id, key, plain)
+    assert len(bench.phase().trials()) == len(bench.phase().trials())
+    assert bench.study()
 
 
 def test_of_equals_the_one_with_the_most_decay_wins():

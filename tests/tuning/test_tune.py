@@ -9,6 +9,7 @@ import optuna
 import pytest
 
 from linseed.configs import digits
+from linseed.scripts.faults import studies
 from linseed.trainer.config import canonical
 from linseed.trainer.config.resolve import resolve
 from linseed.trainer.errors import ConfigError, WorkdirError
@@ -172,6 +173,11 @@ def test_what_cannot_run_is_one_line_and_nothing_is_lost(straight, options, erro
         run(straight[1], **options)
     assert "\n" not in str(raised.value)
     assert json.loads((straight[1] / "study.json").read_text())["trials"] == json.loads(before)["trials"]
+
+
+@pytest.mark.parametrize("name", [*studies.WHOLE, "bit 9 of study.json", "bit 30 of trials.db"])
+def test_a_damaged_file_of_a_study_is_named_and_its_cure_works(straight, tmp_path, name):
+    assert studies.damaged(straight[1], tmp_path / "copy", name=name, go_on=run) == ""
 
 
 class Paper:

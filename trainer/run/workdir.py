@@ -31,6 +31,8 @@ _CURES = {
     RESULT: "delete it and run the same train command again: the checkpoints rebuild it",
 }
 
+_RESULT_KEYS = {"best_step", "steps", "stop_reason", "val", "test", "test_openings"}
+
 # Keys of earlier versions: section, old name, new name.
 _RENAMED = [("model", "init", "kernel_init")]
 
@@ -130,7 +132,10 @@ def read_config(workdir: Path) -> ml_collections.ConfigDict:
 
 def read_result(workdir: Path) -> dict | None:
     """The result of a finished run, or None."""
-    return _read_json(workdir / RESULT)
+    values = _read_json(workdir / RESULT)
+    if values is not None and not _RESULT_KEYS <= values.keys():
+        raise _damaged(workdir / RESULT)
+    return values
 
 
 def write_sealed(path: Path, values: dict[str, Any]):
@@ -145,5 +150,9 @@ def _read_json(path):
         return None
     values = checksum.loads_or_old(content)
     if values is None:
-        raise _DamagedFileError(f"{path} is damaged: it is not what was written; {_CURES[path.name]}")
+        raise _damaged(path)
     return values
+
+
+def _damaged(path):
+    return _DamagedFileError(f"{path} is damaged: it is not what was written; {_CURES[path.name]}")

@@ -10,7 +10,7 @@ import ml_collections
 
 from linseed.trainer import experiment as experiment_lib
 from linseed.trainer.config.resolve import resolve
-from linseed.trainer.errors import ConfigError, unknown_name
+from linseed.trainer.errors import ConfigError, WorkdirError, unknown_name
 from linseed.trainer.optim import optimizers
 from linseed.trainer.run import workdir as workdir_lib
 from linseed.trainer.run.console import Quiet
@@ -82,10 +82,14 @@ def tune(
         with tempfile.TemporaryDirectory() as folder:
             experiment = experiment_lib.build(config, Path(folder), shared=shared)
         writer.say(experiment.description)
-        with contextlib.ExitStack() as stack:
-            own_storage = stack.enter_context(
-                storage_lib.open_storage(f"sqlite:///{(workdir / study_lib.STORAGE).absolute()}")
+        own = workdir / study_lib.STORAGE
+        if record.record["trials"] and not (own.exists() and own.stat().st_size):
+            raise WorkdirError(
+                f"{own} is lost, and the trials of {study_lib.STUDY} with it; put back a copy of it, or choose another "
+                "--workdir"
             )
+        with contextlib.ExitStack() as stack:
+            own_storage = stack.enter_context(storage_lib.open_storage(f"sqlite:///{own.absolute()}"))
             record.record["worker"] = storage_lib.remembered_worker(own_storage, record.record["worker"])
             procedure = Procedure(
                 record,
