@@ -102,9 +102,9 @@ def _nested(path):
 
 
 def _change_a_digit(path):
-    """Changes the first digit in the first half of a file after which it is still JSON."""
+    """Changes the first digit that can be another without making the file other than JSON."""
     text = path.read_text()
-    place = next(found.start() for found in re.finditer(r"(?<=\.)[0-8]", text))
+    place = next(found.start() for found in re.finditer(r"(?<=[ .])[0-8]", text))
     path.write_text(text[:place] + str(int(text[place]) + 1) + text[place + 1 :])
 
 

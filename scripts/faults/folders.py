@@ -2,6 +2,7 @@
 
 import functools
 import shutil
+import time
 from collections.abc import Callable
 from pathlib import Path
 
@@ -27,14 +28,16 @@ WAYS: dict[str, Callable[[Path], object]] = {"deleted": shutil.rmtree, "moved": 
 
 
 class _Taker(Quiet):
-    """Takes the run's folder away once a step is logged and, if it was evaluated, its checkpoint under way."""
+    """Takes the run's folder away once a step is logged and, if it was evaluated, saved: Orbax ends what it began."""
 
-    def __init__(self, take, *, step):
-        self._take, self._step = take, step
+    def __init__(self, workdir, how, *, step):
+        self._workdir, self._how, self._step = workdir, how, step
 
     def write(self, record):
         if record["step"] == self._step:
-            self._take()
+            while "val_loss" in record and not (self._workdir / workdir_lib.CHECKPOINTS / str(self._step)).exists():
+                time.sleep(0.001)
+            WAYS[self._how](self._workdir)
 
 
 def link(bench: Bench, name: str) -> str:
@@ -55,7 +58,7 @@ def link(bench: Bench, name: str) -> str:
 def gone(bench: Bench, how: str, *, step: int) -> str:
     """Takes a run's folder away, as `WAYS` says; "" if the run ends and writes nothing into another one."""
     workdir = bench.another(bench.cut)
-    taker = _Taker(functools.partial(WAYS[how], workdir), step=step)
+    taker = _Taker(workdir, how, step=step)
     wrong = _refused(bench, workdir, says="was deleted, moved or replaced", writer=taker)
     written = contents(workdir) if workdir.exists() else {}
     return wrong or (f"{sorted(written)} was written" if written else "")

@@ -306,14 +306,17 @@ def test_a_storage_that_is_a_link_is_refused(tmp_path, name):
 
 def test_trials_of_an_earlier_version_have_no_checksums():
     bench = Bench()
-    bench.study()
-    for trial in bench.phase()._study.of.get_trials(deepcopy=False):
-        for key, value in trial.user_attrs.items():
-            if isinstance(value, dict):
-                plain = None if key == "sealed" else {k: v for k, v in value.items() if k != "crc32"}
-                bench.storage.set_trial_user_attr(trial._trial_id, key, plain)
-    assert len(bench.phase().trials()) == len(bench.phase().trials())
-    assert bench.study()
+    study = bench.phase()._study.of
+    study.set_user_attr("points of coarse", POINTS[3:5])
+    for place, point in enumerate(POINTS[3:5]):
+        stored = {key: max(value, 1e-12) for key, value in point.items()}
+        study.enqueue_trial(stored, user_attrs={"group": "coarse", "place": place})
+    outcome = Outcome(steps=10, val_accuracy=0.99, val_examples=100)
+    bench.storage.set_trial_user_attr(study.get_trials()[1]._trial_id, "rung-10", outcome._asdict())
+    phase = bench.phase()
+    phase.grid(POINTS, group="coarse")
+    best, other = phase.halve("coarse", [10], keep=2, tell=_silent)
+    assert (best.number, best.last, other.point, bench.ran) == (1, outcome, POINTS[3], [(0, 10)])
 
 
 def test_of_equals_the_one_with_the_most_decay_wins():

@@ -2,7 +2,9 @@
 
 import contextlib
 import fcntl
+import itertools
 import json
+import os
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -105,10 +107,11 @@ def write_config(workdir: Path, config: ml_collections.ConfigDict):
     """
     path = workdir / CONFIG
     if path.exists() and check_config(workdir, config, on_change="accept"):
-        number = len(list(workdir.glob("config.*.json"))) + 1
+        numbered = ((workdir / f"config.{n}.json", workdir / f"result.{n}.json") for n in itertools.count(1))
+        kept_config, kept_result = next(pair for pair in numbered if not any(map(os.path.lexists, pair)))
         if (workdir / RESULT).exists():
-            files.move(workdir / RESULT, workdir / f"result.{number}.json")
-        files.write(workdir / f"config.{number}.json", files.read(path))
+            files.move(workdir / RESULT, kept_result)
+        files.write(kept_config, files.read(path))
     write_sealed(path, json.loads(canonical.to_json(config)))
 
 

@@ -273,7 +273,8 @@ class Phase:
             if key.startswith("rung-")
         }
         # Optuna keeps the point of a waiting trial in `fixed_params`.
-        point = {**trial.system_attrs.get("fixed_params", {}), **trial.params}
+        waiting = {} if trial.state.is_finished() else trial.system_attrs.get("fixed_params", {})
+        point = {**waiting, **trial.params}
         if stored := trial.user_attrs.get("sealed"):
             written = checksum.unseal(stored)
             are_same = same_numbers(written.pop("point"), point)
