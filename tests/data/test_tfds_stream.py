@@ -135,7 +135,7 @@ def test_kept_labels_that_are_damaged_are_read_again(data_dir, content):
 
 
 def test_a_folder_that_cannot_be_written_is_read_all_the_same(data_dir, monkeypatch, caplog):
-    def refuse(*args):
+    def refuse(*_, **__):
         raise PermissionError("read-only")
 
     expected = in_memory(data_dir).train.labels
