@@ -6,6 +6,7 @@ storage, one is the planner: it chooses the points and lengths, and the others r
 """
 
 import datetime
+import functools
 import math
 import time
 from collections.abc import Callable, Mapping, Sequence
@@ -192,7 +193,8 @@ class Phase:
 
     def _take(self, group):
         """Takes the first waiting trial of `group` for this worker; None if none waits."""
-        while any(trial.state == TrialState.WAITING for trial in self._members(group)):
+        waiting = functools.partial(self._study.get_trials, deepcopy=False, states=(TrialState.WAITING,))
+        while any(trial.user_attrs.get("group") == group for trial in waiting()):
             asked = Named(self._study.ask(_WIDEST), self._storage)
             if "group" not in asked.user_attrs:  # another worker was faster, and Optuna made a new trial
                 self._study.tell(asked.number, state=TrialState.FAIL)
