@@ -24,12 +24,9 @@ def flip_at(path: Path, share: float):
     path.write_bytes(content)
 
 
-WHOLE: dict[str, tuple[Callable[[Path], None], str]] = {
+CASES: dict[str, tuple[Callable[[Path], None], str]] = {
     **{f"{how.__name__} {name}": (how, name) for name in (STUDY, STORAGE) for how in (halve, junk, empty)},
     f"lose {STORAGE}": (lose, STORAGE),
-}
-CASES = {
-    **WHOLE,
     **{
         f"bit {number} of {name}": (functools.partial(flip_at, share=(number + 0.5) / FLIPS), name)
         for name in (STUDY, STORAGE)

@@ -77,17 +77,17 @@ def tune(
     with workdir_lib.lock(workdir):
         search_space = {"rates": list(rates), "decays": list(decays), "sampler": sampler}
         record = study_lib.Study(workdir, config, name=name, search_space=search_space)
-        record.save(budget=budget.text or None)
-        shared = experiment_lib.Shared()
-        with tempfile.TemporaryDirectory() as folder:
-            experiment = experiment_lib.build(config, Path(folder), shared=shared)
-        writer.say(experiment.description)
         own = workdir / study_lib.STORAGE
         if record.record["trials"] and not (own.exists() and own.stat().st_size):
             raise WorkdirError(
                 f"{own} is lost, and the trials of {study_lib.STUDY} with it; put back a copy of it, or choose another "
                 "--workdir"
             )
+        record.save(budget=budget.text or None)
+        shared = experiment_lib.Shared()
+        with tempfile.TemporaryDirectory() as folder:
+            experiment = experiment_lib.build(config, Path(folder), shared=shared)
+        writer.say(experiment.description)
         with contextlib.ExitStack() as stack:
             own_storage = stack.enter_context(storage_lib.open_storage(f"sqlite:///{own.absolute()}"))
             record.record["worker"] = storage_lib.remembered_worker(own_storage, record.record["worker"])
