@@ -78,24 +78,39 @@ def part(split: Split, *, examples: int, seed: int) -> Split:
     return take(split, np.sort(np.argsort(place, kind="stable")[:examples]))
 
 
+def count_openings(record: Path) -> int:
+    """How often the test split was opened, by its `record`."""
+    return len(record.read_bytes().splitlines()) if record.exists() else 0
+
+
 class SealedTest:
     """The sealed test split: every opening is recorded before a pixel is read.
 
-    open_test: reads the split. record: a JSON-lines file, one line per opening.
+    open_test: reads the split. record: a JSON-lines file, one line per opening. fingerprint: see `dataset.Source`.
     """
 
-    def __init__(self, open_test: Callable[[], Split], *, record: Path):
+    def __init__(self, open_test: Callable[[], Split], *, record: Path, fingerprint: str = ""):
         self._open_test = open_test
         self._record = record
+        self.fingerprint = fingerprint
+
+    def check_is(self, fingerprint: str, *, cure: str):
+        """Raises DataError if `fingerprint`, the run's, is another one; "" is not known."""
+        if fingerprint and self.fingerprint and fingerprint != self.fingerprint:
+            raise DataError(
+                "the test split changed since this run started: the names, sizes or labels of its examples; restore it"
+                + cure
+            )
 
     @property
     def openings(self) -> int:
         """How often the test split was opened in this workdir."""
-        return len(self._record.read_bytes().splitlines()) if self._record.exists() else 0
+        return count_openings(self._record)
 
     def open(self, *, by: str, which: str, step: int) -> Split:
         """Opens the test split. `by`: the command; `which`, `step`: the weights to be evaluated."""
         entry = {"time": time.strftime("%Y-%m-%dT%H:%M:%S%z"), "by": by, "which": which, "step": step}
+        entry |= {"fingerprint": self.fingerprint} if self.fingerprint else {}
         with self._record.open("a+b") as file:
             if file.tell():
                 file.seek(-1, os.SEEK_END)
