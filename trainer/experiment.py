@@ -34,6 +34,7 @@ class Experiment(NamedTuple):
     train: splits.Split
     val: splits.Split
     fingerprint: str  # of train and val
+    judged_by: str  # the settings of evaluations, see `programs.judged_by`
     num_classes: int
     test: splits.SealedTest
     feed: placement.Feed  # of train batches
@@ -105,8 +106,11 @@ def build(config: ml_collections.ConfigDict, workdir: Path, *, shared: Shared) -
         train=data.train,
         val=data.val,
         fingerprint=data.fingerprint,
+        judged_by=programs_lib.judged_by(config),
         num_classes=len(data.source.class_names),
-        test=splits.SealedTest(data.source.open_test, record=workdir / workdir_lib.OPENINGS),
+        test=splits.SealedTest(
+            data.source.open_test, record=workdir / workdir_lib.OPENINGS, fingerprint=data.source.test_fingerprint
+        ),
         feed=feed,
         batch_size=plan.batch_size,
         total_steps=plan.total_steps,
@@ -133,17 +137,19 @@ def build(config: ml_collections.ConfigDict, workdir: Path, *, shared: Shared) -
 def load_data(config: ml_collections.ConfigDict, workdir: Path, *, shared: Shared) -> Data:
     """Validation is carved from train, test stays sealed, statistics are those of the train split in use."""
     section = config.data
-    settings = [section.source.to_dict()]
-    source = shared.once("source", settings, lambda: sources.load(**section.source))
+    source_settings = [section.source.to_dict()]
+    settings = [*source_settings, section.val_fraction, section.split_seed, section.train_examples]
 
-    settings += [section.val_fraction, section.split_seed, section.train_examples]
+    def read():
+        source = shared.once("source", source_settings, lambda: sources.load(**section.source))
+        return source, *shared.once("splits", settings, lambda: split(source))
 
-    def split():
+    def split(source):
         train, val = splits.carve_validation(source, fraction=section.val_fraction, seed=section.split_seed)
         train = splits.part(train, examples=section.train_examples, seed=section.split_seed)
         return train, val, stats.fingerprint(train, val)
 
-    train, val, fingerprint = shared.once("splits", settings, split)
+    source, train, val, fingerprint = processes.agreed(read, facts=_facts)
 
     def measure():
         cache = workdir / workdir_lib.STATISTICS
@@ -155,6 +161,18 @@ def load_data(config: ml_collections.ConfigDict, workdir: Path, *, shared: Share
     found = shared.once("statistics", settings, lambda: processes.from_writer(measure))
     statistics = {key: np.array(values, np.float64) for key, values in found.items()}
     return Data(source, train, val, fingerprint, statistics)
+
+
+def _facts(read):
+    """What all processes must have read alike."""
+    source, train, val, _ = read
+    parts = {"train": train, "val": val}
+    return {
+        "list of classes": source.class_names,
+        **{f"number of {name} images": len(part.labels) for name, part in parts.items()},
+        **{f"{name} split (names or pixels, labels)": stats.fingerprint(part) for name, part in parts.items()},
+        "test split (names, sizes, labels)": source.test_fingerprint,
+    }
 
 
 def _check_batches_divide(config, parallel):
