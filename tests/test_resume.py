@@ -207,6 +207,7 @@ def test_the_cure_for_a_truncated_image_in_the_carved_test_part_finishes_the_run
     repaired = accept(of_photos(tmp_path / "photos", source=source), workdir)
     assert (result["test"]["examples"], repaired["test"]["examples"]) == (9, 10)
     assert result["params_sha256"] == repaired["params_sha256"]
+    assert evaluation.evaluate_snapshot(workdir, which="best", split="test")["examples"] == 10
 
 
 def test_the_cure_for_an_image_that_a_stream_meets_after_a_checkpoint_finishes_the_run(tmp_path):

@@ -97,9 +97,10 @@ def restore(
 
 
 def _check_same_test(experiment, progress, *, on_config_change, writer):
-    """Raises DataError for another test split than the run began with, unless the user accepts it."""
+    """Raises DataError for another test split than the run began with or opened, unless the user accepts it."""
+    known = processes.from_writer(lambda: experiment.test.noted() or progress.test_fingerprint)
     try:
-        experiment.test.check_is(progress.test_fingerprint, cure=", or go on with it by --on_config_change=accept")
+        experiment.test.check_is(known, cure=", or go on with it by --on_config_change=accept")
     except DataError as error:
         if on_config_change != "accept":
             raise

@@ -94,6 +94,11 @@ class SealedTest:
         self._record = record
         self.fingerprint = fingerprint
 
+    def noted(self) -> str:
+        """The fingerprint that the run noted when it opened the split last, "" if it did not."""
+        lines = self._record.read_bytes().splitlines() if self._record.exists() else []
+        return next(filter(None, map(_noted_by_a_run, reversed(lines))), "")
+
     def check_is(self, fingerprint: str, *, cure: str):
         """Raises DataError if `fingerprint`, the run's, is another one; "" is not known."""
         if fingerprint and self.fingerprint and fingerprint != self.fingerprint:
@@ -120,3 +125,11 @@ class SealedTest:
             file.flush()
             os.fsync(file.fileno())
         return self._open_test()
+
+
+def _noted_by_a_run(line):
+    try:
+        entry = json.loads(line)
+        return entry["fingerprint"] if entry["by"] == "train" else ""
+    except (ValueError, KeyError, TypeError, RecursionError):  # a line that a kill tore, or of an earlier version
+        return ""
