@@ -13,8 +13,17 @@ from support.runs import Killer, Stop, records, run, tiny
 from linseed.trainer import evaluation
 from linseed.trainer.data import batching, sources, splits
 from linseed.trainer.errors import CheckpointError, DataError, WorkdirError
+from linseed.trainer.experiment import Shared
 
 accept = functools.partial(run, on_config_change="accept")
+
+
+def anew(config, workdir, **options):
+    """A run that lists its files itself: those of other tests share them."""
+    return run(config, workdir, shared=Shared(), **options)
+
+
+accepted_anew = functools.partial(anew, on_config_change="accept")
 
 
 def small(**changes):
@@ -199,12 +208,12 @@ def test_the_cure_for_a_truncated_image_in_the_carved_test_part_finishes_the_run
     truncate(bad)
     workdir = tmp_path / "run"
     with pytest.raises(DataError, match="--config.data.source.on_bad_image=skip --on_config_change=accept") as refused:
-        run(of_photos(tmp_path / "photos", source=source), workdir)
+        anew(of_photos(tmp_path / "photos", source=source), workdir)
     assert "delete" not in str(refused.value).partition("before the first checkpoint")[0]
     skipped = shutil.copytree(workdir, tmp_path / "skipped")
-    result = accept(of_photos(tmp_path / "photos", source=source, on_bad_image="skip"), skipped)
+    result = accepted_anew(of_photos(tmp_path / "photos", source=source, on_bad_image="skip"), skipped)
     bad.write_bytes(whole)  # the other cure
-    repaired = accept(of_photos(tmp_path / "photos", source=source), workdir)
+    repaired = accepted_anew(of_photos(tmp_path / "photos", source=source), workdir)
     assert (result["test"]["examples"], repaired["test"]["examples"]) == (9, 10)
     assert result["params_sha256"] == repaired["params_sha256"]
     assert evaluation.evaluate_snapshot(workdir, which="best", split="test")["examples"] == 10
@@ -219,9 +228,9 @@ def test_the_cure_for_an_image_that_a_stream_meets_after_a_checkpoint_finishes_t
     late = batching.places(3, seed=config().seed, num_examples=len(train.labels), batch_size=8)["index"][0]
     truncate(tmp_path / "photos" / train.images.records.name(train.images.places[late]))
     with pytest.raises(DataError, match="--config.data.source.on_bad_image=skip --on_config_change=accept"):
-        run(config(), tmp_path / "run")
+        anew(config(), tmp_path / "run")
     assert list((tmp_path / "run" / "checkpoints").glob("[0-9]*"))
-    assert accept(config(on_bad_image="skip"), tmp_path / "run")["stop_reason"] == "horizon reached"
+    assert accepted_anew(config(on_bad_image="skip"), tmp_path / "run")["stop_reason"] == "horizon reached"
 
 
 def test_another_test_split_is_refused_unless_it_is_accepted(tmp_path):
@@ -229,12 +238,12 @@ def test_another_test_split_is_refused_unless_it_is_accepted(tmp_path):
     photos(tmp_path / "photos" / "test", count=4)
     config = of_photos(tmp_path / "photos")
     with pytest.raises(Stop):
-        run(config, tmp_path / "run", writer=Killer(9))
+        anew(config, tmp_path / "run", writer=Killer(9))
     gone = tmp_path / "photos" / "test" / "dog" / "03.png"
     gone.unlink()
     with pytest.raises(DataError, match="the test split changed since this run started.*or go on with it by --on_con"):
-        run(config, tmp_path / "run")
-    result = accept(config, tmp_path / "run")
+        anew(config, tmp_path / "run")
+    result = accepted_anew(config, tmp_path / "run")
     assert result["test"]["examples"] == 7
     (opening,) = map(json.loads, (tmp_path / "run" / "test_openings.jsonl").read_text().splitlines())
     assert opening["fingerprint"] == sources.load(**config.data.source).test_fingerprint
