@@ -13,6 +13,7 @@ from pathlib import Path
 from absl import flags
 
 from linseed.scripts.cli import command, compile_cache, config_flag
+from linseed.trainer.runtime import xla_flags
 
 WORKDIR = command.define_path("workdir", None, "Folder of this run: checkpoints, metrics, result.")
 ON_CONFIG_CHANGE = flags.DEFINE_enum(
@@ -40,6 +41,8 @@ HEARTBEAT_SECONDS = flags.DEFINE_integer(
 
 def main(console):
     config, workdir = config_flag.load(), Path(WORKDIR.value)
+    if config.deterministic:
+        xla_flags.use_deterministic_ops()  # joining the others starts JAX
     compile_cache.use(workdir=workdir)
     from linseed.trainer.runtime import join
 

@@ -22,7 +22,7 @@ from linseed.trainer.errors import ConfigError
 from linseed.trainer.optim import chain, schedules
 from linseed.trainer.plan import make_plan
 from linseed.trainer.run import workdir as workdir_lib
-from linseed.trainer.runtime import processes
+from linseed.trainer.runtime import processes, xla_flags
 from linseed.trainer.runtime.data_parallel import DataParallel
 from linseed.trainer.step import state as state_lib
 from linseed.trainer.step.evaluator import Evaluator
@@ -84,6 +84,7 @@ class Shared:
 def build(config: ml_collections.ConfigDict, workdir: Path, *, shared: Shared) -> Experiment:
     """Everything between a config and the first step."""
     config = resolve(config)
+    deterministic = config.deterministic and xla_flags.use_deterministic_ops()
     parallel = DataParallel(config.parallel.backend, devices=jax.devices())
     _check_batches_divide(config, parallel)
     data = load_data(config, workdir, shared=shared)
@@ -130,7 +131,9 @@ def build(config: ml_collections.ConfigDict, workdir: Path, *, shared: Shared) -
             parallel=parallel,
             resident=data.val if feed.resident else None,
         ),
-        description="\n".join(_describe(config, plan, data, parallel=parallel, params=state.params)),
+        description="\n".join(
+            _describe(config, plan, data, parallel=parallel, params=state.params, deterministic=deterministic)
+        ),
     )
 
 
@@ -200,7 +203,7 @@ def _programs(config, plan, data, *, parallel, shared):
         raise ConfigError(f"config.model '{config.model.name}' does not fit {size} images: {error}") from error
 
 
-def _describe(config, plan, data, *, parallel, params):
+def _describe(config, plan, data, *, parallel, params, deterministic):
     """What will run, a line each."""
     yield from (f"skipped {line}" for line in data.source.skipped)
     size = "x".join(map(str, data.train.images.shape[1:]))
@@ -217,6 +220,11 @@ def _describe(config, plan, data, *, parallel, params):
     yield f"{parallel.num_devices} x {jax.devices()[0].device_kind}, {config.parallel.backend}, {config.precision}" + (
         f", {parallel.shard_count} processes" if parallel.shard_count > 1 else ""
     )
+    if config.deterministic and not deterministic and jax.default_backend() == "gpu":
+        yield (
+            f"JAX started without {xla_flags.DETERMINISTIC}: a resumed run will not be the same bit for bit; add the "
+            "flag to XLA_FLAGS before the first use of JAX, or set config.deterministic=False"
+        )
     if plan.lr != config.optimizer.lr:
         yield (
             f"lr {config.optimizer.lr:g} for a batch of {config.optimizer.lr_per_batch} is {plan.lr:g} for one of "

@@ -46,6 +46,7 @@ NOT_IN_PROGRAMS = (
     "data.split_seed",
     "data.train_examples",
     "data.val_fraction",
+    "deterministic",
     "early_stopping",
     "eval.batch_size",
     "eval.every_steps",
@@ -150,7 +151,12 @@ def compile_programs(
 def make_model(config: ml_collections.ConfigDict, *, classes: int):
     """The network of `config.model` for so many classes."""
     parameters = config.model.to_dict()
-    compute = Compute(DTYPES[config.precision], axis_name=AXIS, convolution=CONVOLUTIONS[config.convolution])
+    compute = Compute(
+        DTYPES[config.precision],
+        axis_name=AXIS,
+        convolution=CONVOLUTIONS[config.convolution],
+        running_variance=config.batch_norm.running_variance,
+    )
     return MODELS[parameters.pop("name")](num_classes=classes, compute=compute, **parameters)
 
 
