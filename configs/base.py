@@ -36,6 +36,7 @@ def get_config():
 
     # What is trained. Sizes, activation and so on are the model's own parameters.
     config.model = dict(name="resnet20")
+    config.batch_norm = dict(running_variance="biased")  # what evaluation divides by; "unbiased", as in PyTorch
     config.data_init = dict(name="none")  # "whiten": the first convolution from the train images
     config.precision = "float32"  # in which the network computes, or "bfloat16"; parameters are float32
     config.loss = dict(name="softmax")
@@ -79,6 +80,7 @@ def get_config():
     # On what.
     config.seed = 0
     config.parallel = dict(backend="pmap")  # or "shard_map": the same function, with JAX's checks
+    config.deterministic = True  # on GPU operations that give the same bits each time, which exact resume needs
     config.convolution = "auto"  # on CPU oneDNN's where they were proven to work; "xla": never
     config.plugins = ()  # modules that --plugin loaded; set by it
     return config

@@ -18,6 +18,7 @@ class Compute(NamedTuple):
     dtype: jnp.dtype  # what is computed in, float32 or bfloat16; parameters, batch statistics and logits are float32
     axis_name: str | None  # the mapped axis over which BatchNorm averages its statistics in training; None: one device
     convolution: Convolution  # what convolves
+    running_variance: str = "biased"  # of BatchNorm, a key of RUNNING_VARIANCES
 
 
 class Classifier(nn.Module, kw_only=True):
@@ -134,6 +135,27 @@ def initializer(name: str, *, activation: str) -> nn.initializers.Initializer:
     return INITIALIZERS[ACTIVATIONS[activation].init if name == "auto" else name]
 
 
+class _PyTorchBatchNorm(nn.BatchNorm):
+    """`nn.BatchNorm` whose running variance averages the unbiased variances of the batches.
+
+    A batch is still normalised by its biased variance.
+    """
+
+    def __call__(self, x: jax.Array) -> jax.Array:
+        if self.use_running_average or self.is_initializing():
+            return super().__call__(x)
+        old = self.get_variable("batch_stats", "var")
+        y = super().__call__(x)
+        new = self.get_variable("batch_stats", "var")
+        count = x.size // x.shape[-1] * (jax.lax.axis_size(self.axis_name) if self.axis_name else 1)
+        self.put_variable("batch_stats", "var", new + (new - self.momentum * old) / (count - 1))
+        return y
+
+
+# What a running variance averages: the variance of a batch, or n / (n - 1) times that, n the values of a channel.
+RUNNING_VARIANCES = {"biased": nn.BatchNorm, "unbiased": _PyTorchBatchNorm}
+
+
 def batch_norm(
     *,
     train: bool,
@@ -147,10 +169,11 @@ def batch_norm(
     """Batch normalisation over all but the last axis (Ioffe and Szegedy 2015).
 
     In training the statistics are those of the batch, averaged over `compute.axis_name` where there is one, and the
-    running averages become `momentum * old + (1 - momentum) * new`; otherwise the running averages are used.
+    running averages become `momentum * old + (1 - momentum) * new`; otherwise the running averages are used. PyTorch's
+    momentum is one minus this one, and its running variance is that of `compute.running_variance="unbiased"`.
     Parameters, statistics and their reductions are float32 whatever `compute.dtype` is.
     """
-    return nn.BatchNorm(
+    return RUNNING_VARIANCES[compute.running_variance](
         use_running_average=not train,
         axis_name=compute.axis_name,
         momentum=momentum,

@@ -13,10 +13,17 @@ from pathlib import Path
 from absl import flags
 
 from linseed.scripts.cli import command, compile_cache, config_flag
+from linseed.trainer.runtime import xla_flags
 
 WORKDIR = command.define_path("workdir", None, "Folder of this run: checkpoints, metrics, result.")
 ON_CONFIG_CHANGE = flags.DEFINE_enum(
     "on_config_change", "refuse", ["refuse", "accept"], "What to do if the workdir holds a run of another config."
+)
+JUDGE = flags.DEFINE_enum(
+    "judge",
+    "val,test",
+    ["val", "val,test"],
+    "What to evaluate the best checkpoint on. 'val' leaves test sealed: to compare configs.",
 )
 COORDINATOR = flags.DEFINE_string(
     "coordinator",
@@ -34,6 +41,8 @@ HEARTBEAT_SECONDS = flags.DEFINE_integer(
 
 def main(console):
     config, workdir = config_flag.load(), Path(WORKDIR.value)
+    if config.deterministic:
+        xla_flags.use_deterministic_ops()  # joining the others starts JAX
     compile_cache.use(workdir=workdir)
     from linseed.trainer.runtime import join
 
@@ -55,7 +64,12 @@ def train_in(workdir, config, console):
     writer = for_console(console) if processes.is_writer() else Quiet()
     with signals.on_signals(command.tell) as stop:
         result = train.train_and_evaluate(
-            config, workdir, writer=writer, on_config_change=ON_CONFIG_CHANGE.value, stop=stop
+            config,
+            workdir,
+            writer=writer,
+            on_config_change=ON_CONFIG_CHANGE.value,
+            judge=JUDGE.value.split(","),
+            stop=stop,
         )
     if not processes.is_writer():
         return

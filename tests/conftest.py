@@ -24,6 +24,7 @@ os.environ["XLA_FLAGS"] = " ".join(
     ]
 )
 xla_flags.use()
+xla_flags.use_deterministic_ops()  # now, not by the first run: the flags are part of what the cache goes by
 if "PYTEST_XDIST_WORKER" in os.environ:
     # A cache for each worker: JAX writes a program in place, and another worker could read the half of it.
     os.environ["JAX_COMPILATION_CACHE_DIR"] += f"/{os.environ['PYTEST_XDIST_WORKER']}"

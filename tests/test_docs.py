@@ -21,7 +21,7 @@ TABLES = {
     "loss": LOSSES,
     "data.source": SOURCES,
 }
-OF_OTHERS = {"xla_force_host_platform_device_count", "signal"}  # XLA's, Slurm's
+OF_OTHERS = {"xla_force_host_platform_device_count", "xla_gpu_deterministic_ops", "signal"}  # XLA's, Slurm's
 
 
 def named(section):

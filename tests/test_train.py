@@ -290,7 +290,7 @@ def test_a_kill_between_the_last_step_and_the_result_loses_nothing(straight, tmp
         with pytest.raises(Stop):
             run(tiny(), tmp_path)
     with monkeypatch.context() as patched:
-        patched.setattr(train.report, "write", kill)
+        patched.setattr(evaluation.result_lib.report, "write", kill)
         with pytest.raises(Stop):
             run(tiny(), tmp_path)
     assert not (tmp_path / "report.html").exists()
@@ -478,12 +478,6 @@ def test_a_run_at_a_constant_rate_can_be_lengthened(tmp_path):
         longer = run(constant_rate(**{"horizon.epochs": epochs}), tmp_path / "parts", on_config_change="accept")
     assert longer["params_sha256"] == whole["params_sha256"]
     assert records(tmp_path / "parts") == records(tmp_path / "whole")
-
-
-def test_a_run_that_is_shortened_to_less_than_it_made_reached_its_horizon(tmp_path):
-    run(constant_rate(**{"horizon.epochs": 3.0}), tmp_path)
-    shorter = run(constant_rate(**{"horizon.epochs": 2.0}), tmp_path, on_config_change="accept")
-    assert (shorter["steps"], shorter["stop_reason"]) == (12, "horizon reached")
 
 
 def test_a_rate_and_a_decay_changed_on_the_way_are_those_that_act(tmp_path):

@@ -30,7 +30,7 @@ STEPS = 22  # one epoch of the 1,437 training digits
 SCHEDULE_PARAMETERS = {
     "inverse_sqrt": dict(timescale_steps=5),
     "one_cycle": dict(rise_steps=6, div_factor=10.0, final_div_factor=100.0),
-    "plateau": dict(factor=0.5, patience=2, rtol=1e-4, window_steps=2),
+    "plateau": dict(factor=0.5, patience=1, rtol=1e-4, window_steps=2),
     "sgdr": dict(cycle_steps=5, cycle_factor=2.0),
     "step": dict(at_steps=(12, 18), factor=0.1),
 }

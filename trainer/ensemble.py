@@ -18,6 +18,7 @@ from linseed.trainer.config import canonical
 from linseed.trainer.data import batching
 from linseed.trainer.data.splits import SealedTest
 from linseed.trainer.errors import ConfigError, DataError, WorkdirError
+from linseed.trainer.run import result as result_lib
 from linseed.trainer.run import workdir as workdir_lib
 from linseed.trainer.runtime.data_parallel import AXIS
 from linseed.trainer.step import losses, metrics
@@ -108,14 +109,20 @@ def evaluate_ensemble(workdirs: Sequence[Path], *, which: str, split: str) -> di
     with contextlib.ExitStack() as locks:
         for workdir in workdirs:
             locks.enter_context(workdir_lib.lock(workdir))
-        run, experiment = _restore(configs[0], workdirs[0], which=which)
+            locks.enter_context(result_lib.recounted(workdir))
+        run, experiment = _restore(configs[0], workdirs[0], which=which, split=split)
         runs = [run]
         for config, workdir in zip(configs[1:], workdirs[1:], strict=True):
-            run, other = _restore(config, workdir, which=which)
+            run, other = _restore(config, workdir, which=which, split=split)
             if (other.fingerprint, run.num_classes) != (experiment.fingerprint, runs[0].num_classes):
                 raise DataError(
                     f"{workdir} and {workdirs[0]} have different train and validation splits or classes; "
                     "choose runs with the same config.data"
+                )
+            if split == "test" and other.test.fingerprint != experiment.test.fingerprint:
+                raise DataError(
+                    f"{workdir} and {workdirs[0]} have different test splits; choose runs with the same config.data, "
+                    "or --split=val"
                 )
             runs.append(run)
         seals = _seals(runs, experiment.test)
@@ -165,9 +172,9 @@ def _check_same_sections(config, first_config, *, workdir, first, split):
         )
 
 
-def _restore(config, workdir, *, which):
+def _restore(config, workdir, *, which, split):
     """The `Run` in `workdir`, which is locked, and its experiment."""
-    experiment, snapshots = evaluation.restore_weights(config, workdir, which=which)
+    experiment, snapshots = evaluation.restore_weights(config, workdir, which=which, split=split)
     steps, weights = zip(*snapshots, strict=True)
     stacked = jax.tree.map(lambda *leaves: np.stack(leaves), *weights)
     return Run(workdir, steps, stacked, experiment.num_classes, experiment.logits), experiment
@@ -175,7 +182,10 @@ def _restore(config, workdir, *, which):
 
 def _seals(runs, first_test):
     """Each run's seal on their common test split; only the first one reads the data."""
-    others = [SealedTest(lambda: None, record=run.workdir / workdir_lib.OPENINGS) for run in runs[1:]]
+    others = [
+        SealedTest(lambda: None, record=run.workdir / workdir_lib.OPENINGS, fingerprint=first_test.fingerprint)
+        for run in runs[1:]
+    ]
     return [first_test, *others]
 
 

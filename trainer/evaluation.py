@@ -3,6 +3,7 @@
 It evaluates weights, {"params", "model_state"}, on a split, after checking that the data are the run's.
 """
 
+import functools
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -11,11 +12,12 @@ import jax
 import ml_collections
 
 from linseed.trainer.config.resolve import resolve
+from linseed.trainer.data.dataset import hashed
 from linseed.trainer.errors import CheckpointError, ConfigError, DataError
 from linseed.trainer.experiment import Experiment, Shared, build
 from linseed.trainer.run import result as result_lib
 from linseed.trainer.run import workdir as workdir_lib
-from linseed.trainer.run.checkpoint import Snapshots
+from linseed.trainer.run.checkpoint import NoSnapshots, Snapshots
 from linseed.trainer.run.console import Quiet
 from linseed.trainer.run.progress import Progress
 from linseed.trainer.runtime import processes
@@ -44,22 +46,29 @@ def evaluate_best(
     state: after the last step, on the devices. judge: as for `train.train_and_evaluate`. Returns the contents of
     `result.json` without the hash of the config.
     """
-    best, best_progress = processes.restored_by_writer(snapshots.restore_best, like=experiment.state)
+    best, _ = processes.restored_by_writer(snapshots.restore_best, like=experiment.state)
     best_step, weights = int(best.step), state_lib.evaluated_weights(best)
     if best_step != progress.best_step:
         writer.say(f"the best checkpoint, of step {progress.best_step}, is lost; using the one of step {best_step}")
-    test = None
+    on_devices, test = experiment.parallel.replicate(weights), None
+    val = experiment.evaluate(on_devices, experiment.val)
     if "test" in judge:
-        test_split = experiment.test.open(by="train", which="best", step=best_step)
-        test = experiment.evaluate(experiment.parallel.replicate(weights), test_split)
+        test_split = processes.agreed(
+            lambda: experiment.test.open(by="train", which="best", step=best_step),
+            facts=lambda split: {
+                "number of test images": len(split.labels),
+                "list of test labels": hashed(split.labels.tolist()),
+            },
+        )
+        test = experiment.evaluate(on_devices, test_split)
     result = result_lib.assemble(
         progress=progress,
         best_step=best_step,
-        val=best_progress["val"],
+        val=val,
         test=test,
         test_openings=experiment.test.openings,
         steps=int(jax.device_get(state.step)),
-        total_steps=experiment.total_steps,
+        total_steps=experiment.total_steps - progress.shift,
     )
     result["params_sha256"] = result_lib.params_sha256(jax.device_get(state.params))
     result["best_params_sha256"] = result_lib.params_sha256(weights["params"])
@@ -74,8 +83,8 @@ def evaluate_snapshot(workdir: Path, *, which: str, split: str) -> dict[str, Any
     `which`, `split` and `test_openings`.
     """
     config = read_run(workdir)
-    with workdir_lib.lock(workdir):
-        experiment, [(step, weights)] = restore_weights(config, workdir, which=which)
+    with workdir_lib.lock(workdir), result_lib.recounted(workdir):
+        experiment, [(step, weights)] = restore_weights(config, workdir, which=which, split=split)
         data = experiment.val if split == "val" else experiment.test.open(by="evaluate", which=which, step=step)
         figures = experiment.evaluate(experiment.parallel.replicate(weights), data)
     return {**figures, "step": step, "which": which, "split": split, "test_openings": experiment.test.openings}
@@ -87,13 +96,13 @@ def read_run(workdir: Path) -> ml_collections.ConfigDict:
 
 
 def restore_weights(
-    config: ml_collections.ConfigDict, workdir: Path, *, which: str
+    config: ml_collections.ConfigDict, workdir: Path, *, which: str, split: str = "val"
 ) -> tuple[Experiment, list[tuple[int, dict[str, Any]]]]:
     """The experiment in `workdir`, locked by the caller, and the `(step, weights)` to evaluate, oldest first.
 
     which: as for `evaluate_snapshot`, or "snapshots" for all undamaged ones. weights: {"params", "model_state"}, host
-    arrays. Raises CheckpointError without a checkpoint, ConfigError without a moving average, DataError if the data are
-    not the run's.
+    arrays. Raises CheckpointError without a checkpoint, ConfigError without a moving average, DataError if the
+    data, or `split`, are not the run's.
     """
     experiment = build(config, workdir, shared=Shared())
     found = []
@@ -101,16 +110,34 @@ def restore_weights(
         if which == "snapshots":
             restored = snapshots.restore_all(experiment.state)
         else:
+            judge_anew(experiment, snapshots)
             restore = snapshots.restore_best if which == "best" else snapshots.restore_latest
             restored = filter(None, [restore(experiment.state)])
         for state, progress in restored:
             check_same_data(experiment, Progress(**progress))
+            if split == "test":
+                begun_with = progress.get("test_fingerprint", "")
+                experiment.test.check_is(experiment.test.noted() or begun_with, cure="")
             found.append((int(state.step), WEIGHTS[which](state)))
     if not found:
         raise CheckpointError(f"{workdir} has no checkpoint yet; train first")
     if not found[0][1]:
         raise ConfigError(f"{workdir} kept no moving average (config.ema_decay=0); use --which=best or latest")
     return experiment, found
+
+
+def judge_anew(experiment: Experiment, snapshots: Snapshots | NoSnapshots) -> int:
+    """Evaluates the kept checkpoints that were judged by other settings, so that the best is chosen by these.
+
+    Returns how many there were. All processes call it.
+    """
+    steps = processes.from_writer(lambda: snapshots.judged_otherwise(experiment.judged_by))
+    for step in steps:
+        restored = processes.restored_by_writer(functools.partial(snapshots.restore_step, step), like=experiment.state)
+        if restored is not None:
+            weights = experiment.parallel.replicate(state_lib.evaluated_weights(restored[0]))
+            snapshots.judge({step: experiment.evaluate(weights, experiment.val)["accuracy"]})
+    return len(steps)
 
 
 def check_same_data(experiment: Experiment, progress: Progress):

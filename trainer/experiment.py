@@ -22,7 +22,7 @@ from linseed.trainer.errors import ConfigError
 from linseed.trainer.optim import chain, schedules
 from linseed.trainer.plan import make_plan
 from linseed.trainer.run import workdir as workdir_lib
-from linseed.trainer.runtime import processes
+from linseed.trainer.runtime import processes, xla_flags
 from linseed.trainer.runtime.data_parallel import DataParallel
 from linseed.trainer.step import state as state_lib
 from linseed.trainer.step.evaluator import Evaluator
@@ -34,6 +34,7 @@ class Experiment(NamedTuple):
     train: splits.Split
     val: splits.Split
     fingerprint: str  # of train and val
+    judged_by: str  # the settings of evaluations, see `programs.judged_by`
     num_classes: int
     test: splits.SealedTest
     feed: placement.Feed  # of train batches
@@ -83,6 +84,7 @@ class Shared:
 def build(config: ml_collections.ConfigDict, workdir: Path, *, shared: Shared) -> Experiment:
     """Everything between a config and the first step."""
     config = resolve(config)
+    deterministic = config.deterministic and xla_flags.use_deterministic_ops()
     parallel = DataParallel(config.parallel.backend, devices=jax.devices())
     _check_batches_divide(config, parallel)
     data = load_data(config, workdir, shared=shared)
@@ -105,8 +107,11 @@ def build(config: ml_collections.ConfigDict, workdir: Path, *, shared: Shared) -
         train=data.train,
         val=data.val,
         fingerprint=data.fingerprint,
+        judged_by=programs_lib.judged_by(config),
         num_classes=len(data.source.class_names),
-        test=splits.SealedTest(data.source.open_test, record=workdir / workdir_lib.OPENINGS),
+        test=splits.SealedTest(
+            data.source.open_test, record=workdir / workdir_lib.OPENINGS, fingerprint=data.source.test_fingerprint
+        ),
         feed=feed,
         batch_size=plan.batch_size,
         total_steps=plan.total_steps,
@@ -126,24 +131,28 @@ def build(config: ml_collections.ConfigDict, workdir: Path, *, shared: Shared) -
             parallel=parallel,
             resident=data.val if feed.resident else None,
         ),
-        description="\n".join(_describe(config, plan, data, parallel=parallel, params=state.params)),
+        description="\n".join(
+            _describe(config, plan, data, parallel=parallel, params=state.params, deterministic=deterministic)
+        ),
     )
 
 
 def load_data(config: ml_collections.ConfigDict, workdir: Path, *, shared: Shared) -> Data:
     """Validation is carved from train, test stays sealed, statistics are those of the train split in use."""
     section = config.data
-    settings = [section.source.to_dict()]
-    source = shared.once("source", settings, lambda: sources.load(**section.source))
+    source_settings = [section.source.to_dict()]
+    settings = [*source_settings, section.val_fraction, section.split_seed, section.train_examples]
 
-    settings += [section.val_fraction, section.split_seed, section.train_examples]
+    def read():
+        source = shared.once("source", source_settings, lambda: sources.load(**section.source))
+        return source, *shared.once("splits", settings, lambda: split(source))
 
-    def split():
+    def split(source):
         train, val = splits.carve_validation(source, fraction=section.val_fraction, seed=section.split_seed)
         train = splits.part(train, examples=section.train_examples, seed=section.split_seed)
         return train, val, stats.fingerprint(train, val)
 
-    train, val, fingerprint = shared.once("splits", settings, split)
+    source, train, val, fingerprint = processes.agreed(read, facts=_facts)
 
     def measure():
         cache = workdir / workdir_lib.STATISTICS
@@ -155,6 +164,18 @@ def load_data(config: ml_collections.ConfigDict, workdir: Path, *, shared: Share
     found = shared.once("statistics", settings, lambda: processes.from_writer(measure))
     statistics = {key: np.array(values, np.float64) for key, values in found.items()}
     return Data(source, train, val, fingerprint, statistics)
+
+
+def _facts(read):
+    """What all processes must have read alike."""
+    source, train, val, _ = read
+    parts = {"train": train, "val": val}
+    return {
+        "list of classes": source.class_names,
+        **{f"number of {name} images": len(part.labels) for name, part in parts.items()},
+        **{f"{name} split (names or pixels, labels)": stats.fingerprint(part) for name, part in parts.items()},
+        "test split (names, sizes, labels)": source.test_fingerprint,
+    }
 
 
 def _check_batches_divide(config, parallel):
@@ -182,7 +203,7 @@ def _programs(config, plan, data, *, parallel, shared):
         raise ConfigError(f"config.model '{config.model.name}' does not fit {size} images: {error}") from error
 
 
-def _describe(config, plan, data, *, parallel, params):
+def _describe(config, plan, data, *, parallel, params, deterministic):
     """What will run, a line each."""
     yield from (f"skipped {line}" for line in data.source.skipped)
     size = "x".join(map(str, data.train.images.shape[1:]))
@@ -199,6 +220,11 @@ def _describe(config, plan, data, *, parallel, params):
     yield f"{parallel.num_devices} x {jax.devices()[0].device_kind}, {config.parallel.backend}, {config.precision}" + (
         f", {parallel.shard_count} processes" if parallel.shard_count > 1 else ""
     )
+    if config.deterministic and not deterministic and jax.default_backend() == "gpu":
+        yield (
+            f"JAX started without {xla_flags.DETERMINISTIC}: a resumed run will not be the same bit for bit; add the "
+            "flag to XLA_FLAGS before the first use of JAX, or set config.deterministic=False"
+        )
     if plan.lr != config.optimizer.lr:
         yield (
             f"lr {config.optimizer.lr:g} for a batch of {config.optimizer.lr_per_batch} is {plan.lr:g} for one of "

@@ -13,6 +13,7 @@ import ml_collections
 
 from linseed.models import MODELS
 from linseed.models.layers import Compute
+from linseed.trainer.config import canonical
 from linseed.trainer.config.canonical import flatten
 from linseed.trainer.config.sections import in_steps
 from linseed.trainer.data import augment, stats
@@ -45,6 +46,7 @@ NOT_IN_PROGRAMS = (
     "data.split_seed",
     "data.train_examples",
     "data.val_fraction",
+    "deterministic",
     "early_stopping",
     "eval.batch_size",
     "eval.every_steps",
@@ -84,6 +86,12 @@ def matters(name: str) -> bool:
     """Whether the key `name` of a config is part of what programs are shared by."""
     name = in_steps(name)
     return not any(name == other or name.startswith(f"{other}.") for other in NOT_IN_PROGRAMS)
+
+
+def judged_by(config: ml_collections.ConfigDict) -> str:
+    """A hash, hexadecimal, of the keys that an evaluation can depend on: those of programs and of `eval`."""
+    kept = {name: value for name, value in flatten(config) if matters(name) or name.startswith("eval.")}
+    return canonical.sha256(canonical.nested(kept))
 
 
 def compile_programs(
@@ -143,7 +151,12 @@ def compile_programs(
 def make_model(config: ml_collections.ConfigDict, *, classes: int):
     """The network of `config.model` for so many classes."""
     parameters = config.model.to_dict()
-    compute = Compute(DTYPES[config.precision], axis_name=AXIS, convolution=CONVOLUTIONS[config.convolution])
+    compute = Compute(
+        DTYPES[config.precision],
+        axis_name=AXIS,
+        convolution=CONVOLUTIONS[config.convolution],
+        running_variance=config.batch_norm.running_variance,
+    )
     return MODELS[parameters.pop("name")](num_classes=classes, compute=compute, **parameters)
 
 

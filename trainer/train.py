@@ -23,11 +23,12 @@ from linseed.trainer.config.resolve import resolve
 from linseed.trainer.errors import NonFiniteError
 from linseed.trainer.evaluation import evaluate_best
 from linseed.trainer.experiment import Shared, build
-from linseed.trainer.run import report
+from linseed.trainer.run import result as result_lib
 from linseed.trainer.run import workdir as workdir_lib
 from linseed.trainer.run.console import Quiet
 from linseed.trainer.run.recorder import Recorder
 from linseed.trainer.run.rollback import Rollbacks
+from linseed.trainer.run.terms import terms
 from linseed.trainer.run.windows import Windows
 from linseed.trainer.runtime import processes, signals, watchdog
 from linseed.trainer.step import state as state_lib
@@ -67,13 +68,14 @@ def train_and_evaluate(
     started = time.monotonic()
     config = resolve(config)
     with processes.workdir_of(workdir) as workdir, workdir_lib.lock(workdir):
+        processes.agreed(lambda: None, facts=lambda _: terms(config, judge=judge, on_config_change=on_config_change))
         changed, result = resume.inspect(workdir, config, on_config_change=on_config_change)
-        if result and (result["test"] or "test" not in judge):
+        finished = bool(result and (result["test"] or "test" not in judge))
+        if finished and not changed:
             writer.say(f"already finished: {workdir / workdir_lib.RESULT}")
         else:
             experiment = build(config, workdir, shared=shared or Shared())
             writer.say(experiment.description)
-            processes.check_same({"config": canonical.sha256(config), "data": experiment.fingerprint})
             stop = processes.AgreedStop(stop, ahead=AHEAD)
             with (
                 watchdog.watched(config.guard.watchdog_minutes) as alive,
@@ -84,6 +86,8 @@ def train_and_evaluate(
                     experiment,
                     workdir,
                     changed=changed,
+                    finished=finished,
+                    on_config_change=on_config_change,
                     checkpoints=checkpoints,
                     writer=writer,
                     started=started,
@@ -99,12 +103,12 @@ def train_and_evaluate(
             result["config_sha256"] = canonical.sha256(config)
             files.delete(workdir / workdir_lib.REPORT)
             workdir_lib.write_sealed(workdir / workdir_lib.RESULT, result)
-        if processes.is_writer() and not (workdir / workdir_lib.REPORT).exists():
-            report.write(workdir)
-        return result
+        return processes.from_writer(lambda: result_lib.recount(workdir))
 
 
-def _train_with_rollbacks(config, experiment, workdir, *, changed, checkpoints, writer, started, stop, alive):
+def _train_with_rollbacks(
+    config, experiment, workdir, *, changed, finished, on_config_change, checkpoints, writer, started, stop, alive
+):
     """Trains to the end, and from an earlier checkpoint again as often as `config.guard` allows.
 
     Returns the last state, on the devices, and progress.
@@ -115,14 +119,26 @@ def _train_with_rollbacks(config, experiment, workdir, *, changed, checkpoints, 
         rollbacks.forget()
     while True:
         alive(compiles=True)
-        state, progress = resume.restore(experiment, checkpoints, rollbacks=rollbacks, writer=writer)
+        state, progress = resume.restore(
+            experiment,
+            checkpoints,
+            rollbacks=rollbacks,
+            writer=writer,
+            changed=changed,
+            on_config_change=on_config_change,
+        )
+        step, total_steps = int(state.step), experiment.total_steps - progress.shift
+        if changed:
+            patience = config.early_stopping.patience
+            resume.check_goes_on(
+                workdir, step=step, total_steps=total_steps, progress=progress, patience=patience, finished=finished
+            )
         workdir_lib.write_config(workdir, config)
-        step = int(state.step)
         recorder = Recorder(
             config,
             progress=progress,
             step=step,
-            windows=Windows(config.log_every_steps, experiment.eval_every_steps, experiment.total_steps),
+            windows=Windows(config.log_every_steps, experiment.eval_every_steps, total_steps, progress.shift),
             batch_size=experiment.batch_size,
             num_examples=len(experiment.train.labels),
             log=resume.open_log(workdir, step=step, progress=progress),
@@ -157,7 +173,7 @@ def _train(config, experiment, recorder, *, state, stop, alive):
     recorder.writer.start(step=step, total_steps=total_steps)
     with (
         jax.transfer_guard("disallow"),
-        contextlib.closing(feed.batches(step)) as batches,
+        contextlib.closing(feed.batches(step + windows.shift)) as batches,
         settled(lambda: (list(calls), recorder.waiting)),
     ):
         while step < total_steps and not recorder.is_stale() and not stop():

@@ -49,7 +49,7 @@ SCHEDULE_SETTINGS = {
     "inverse_sqrt": dict(timescale_steps=10),
     "linear": {},
     "one_cycle": dict(rise_steps=30, div_factor=25.0, final_div_factor=1e4),
-    "plateau": dict(factor=0.5, patience=5, rtol=1e-3, window_steps=2),
+    "plateau": dict(factor=0.5, patience=4, rtol=1e-3, window_steps=2),
     "sgdr": dict(cycle_steps=15, cycle_factor=2.0),
     "step": dict(at_steps=(30, 60, 90), factor=0.1),
 }

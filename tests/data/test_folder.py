@@ -185,10 +185,34 @@ def test_a_bad_image_is_skipped_alike_with_and_without_resizing(splits):
     assert read(splits, on_bad_image="skip", image_size=5).skipped == read(splits, on_bad_image="skip").skipped
 
 
-def test_bad_test_images_are_found_when_test_is_opened_and_not_before(splits):
-    DAMAGE["text"](splits / "test" / "dog" / "000.png")
+@pytest.mark.parametrize("damage", sorted(DAMAGE.keys() - {"truncated"}))
+def test_a_test_image_without_a_header_is_found_before_training(splits, damage):
+    DAMAGE[damage](splits / "test" / "dog" / "000.png")
+    message = error_of(lambda: read(splits))
+    assert message.startswith("1 of 6 images") and "test/dog/000.png" in message
+    assert "on_bad_image=skip --on_config_change=accept" in message
+    assert len(read(splits, on_bad_image="skip").open_test().labels) == 5
+
+
+def test_a_truncated_test_image_is_found_when_test_is_opened(splits):
+    DAMAGE["truncated"](splits / "test" / "dog" / "000.png")
     message = error_of(read(splits).open_test)
     assert message.startswith("1 of 6 images") and "test/dog/000.png" in message
+    assert "on_bad_image=skip --on_config_change=accept" in message
+
+
+def test_the_fingerprint_of_test_is_of_names_sizes_and_labels(splits):
+    first = read(splits).test_fingerprint
+    assert first == read(splits).test_fingerprint != ""
+    image = splits / "test" / "dog" / "000.png"
+    image.rename(image.with_name("other.png"))
+    renamed = read(splits).test_fingerprint
+    image.with_name("other.png").rename(splits / "test" / "cat" / "other.png")
+    moved = read(splits).test_fingerprint
+    write_image(splits / "test" / "cat" / "other.png", size=(6, 6), value=7)
+    assert len({first, renamed, moved}) == 3
+    DAMAGE["truncated"](splits / "test" / "cat" / "other.png")
+    assert read(splits).test_fingerprint not in (first, renamed, moved)
 
 
 def test_skipped_test_images_are_logged(splits, caplog):

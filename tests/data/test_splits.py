@@ -87,6 +87,21 @@ def test_an_opening_after_a_torn_line_still_counts(tmp_path):
     assert json.loads(record.read_text().splitlines()[-1])["step"] == 1
 
 
+def test_another_test_split_than_the_run_noted_is_refused(tmp_path):
+    record = tmp_path / "openings.jsonl"
+    first, other = (SealedTest(lambda: None, record=record, fingerprint=name) for name in ("first", "other"))
+    assert first.noted() == ""
+    first.open(by="train", which="best", step=1)
+    other.open(by="evaluate", which="best", step=1)
+    with record.open("a") as file:
+        file.write('{"by": "train", "fingerp')
+    assert other.noted() == "first"
+    first.check_is(other.noted(), cure="")
+    with pytest.raises(DataError, match="the test split changed since this run started.*; restore it, or wait"):
+        other.check_is(other.noted(), cure=", or wait")
+    SealedTest(lambda: None, record=record).check_is("first", cure="")  # of a source that has none
+
+
 @pytest.mark.parametrize("examples", [3, 10, 70, 129])
 def test_a_part_has_the_class_shares_and_lies_within_a_larger_part(examples):
     whole = labelled(80, 40, 10)

@@ -11,6 +11,7 @@ import numpy as np
 import optax
 import pytest
 from jax.sharding import Mesh, PartitionSpec
+from support.numpy_evaluation import evaluate
 
 from linseed import ranges
 from linseed.models import MODELS
@@ -190,6 +191,27 @@ def test_a_bfloat16_network_is_the_float32_one_but_for_rounding(name):
     assert exact.dtype == rounded.dtype == jnp.float32
     error = np.linalg.norm(exact - rounded) / np.linalg.norm(exact)
     assert 0.0 < error < 0.1
+
+
+@pytest.mark.parametrize("name", sorted(SMALLER))
+def test_gradients_and_statistics_are_those_of_numpy_in_float64(name):
+    """XLA fuses operations, and jaxlib has had fusions that were wrong by up to a per cent."""
+    model = _small(name, **{rate: 0.0 for rate in ("dropout", "drop_path") if rate in _parameters(name)})
+    images, labels = np.asarray(_images()), np.arange(4)
+    rest = _any_variables(model, images)
+    params = rest.pop("params")
+
+    def loss(params, rest, images):
+        logits, new = model.apply({"params": params, **rest}, images, train=True, mutable=["batch_stats"])
+        return optax.softmax_cross_entropy(logits, jax.nn.one_hot(labels, NUM_CLASSES)).mean(), new
+
+    gradient = jax.value_and_grad(loss, has_aux=True)
+    expected = evaluate(gradient, params, rest, images)
+    found = jax.jit(gradient)(params, rest, images)
+    largest = max(np.abs(leaf).max() for leaf in jax.tree.leaves(expected[1]))
+    for leaf, wanted in zip(jax.tree.leaves(found), jax.tree.leaves(expected), strict=True):
+        # A bias before a normalisation has no gradient but rounding.
+        np.testing.assert_allclose(leaf, wanted, rtol=0, atol=1e-4 * np.abs(wanted).max() + 1e-6 * largest)
 
 
 @pytest.mark.parametrize("name", NORMALIZED)

@@ -13,6 +13,7 @@ from linseed.models.layers import (
     ACTIVATIONS,
     INITIALIZERS,
     NORMALIZATIONS,
+    RUNNING_VARIANCES,
     Activation,
     Block,
     Compute,
@@ -246,6 +247,27 @@ def test_batch_normalisation_remembers_nine_tenths_of_its_statistics():
     assert running == pytest.approx({"mean": 0.1 * 3.0, "var": 0.9 * 1.0 + 0.1 * 4.0})
     y = Normalize("batch").apply({**variables, **updates}, x, train=False)
     np.testing.assert_allclose(y, (np.asarray(x) - 0.3) / np.sqrt(1.3 + 1e-5), rtol=1e-6)
+
+
+def test_an_unbiased_running_variance_is_pytorchs():
+    """Over all devices; the batch itself is normalised as ever."""
+    x = np.random.default_rng(0).normal(3.0, 2.0, (2, 3, 2, 2, 4)).astype(np.float32)
+    compute = FLOAT32._replace(axis_name="batch")
+    biased, unbiased = (Normalize("batch", compute._replace(running_variance=name)) for name in RUNNING_VARIANCES)
+    variables = unbiased.init(jax.random.key(0), x[0], train=False)
+    assert variables["batch_stats"]["norm"]["var"].tolist() == [1.0] * 4
+
+    def train(model):
+        apply = partial(model.apply, variables, train=True, mutable=["batch_stats"])
+        return jax.vmap(apply, axis_name="batch")(x)
+
+    (y, plain), (same, updates) = train(biased), train(unbiased)
+    np.testing.assert_array_equal(y, same)
+    values = x.reshape(-1, 4).astype(np.float64)
+    for found, ddof in ((plain, 0), (updates, 1)):
+        running = found["batch_stats"]["norm"]
+        np.testing.assert_allclose(running["mean"][0], 0.1 * values.mean(axis=0), rtol=1e-5)
+        np.testing.assert_allclose(running["var"][1], 0.9 + 0.1 * values.var(axis=0, ddof=ddof), rtol=1e-5)
 
 
 def test_a_width_that_groups_do_not_divide_says_so():

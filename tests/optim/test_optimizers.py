@@ -221,7 +221,7 @@ def test_the_state_tells_the_rate_that_was_applied(name):
 
 def test_the_plateau_drives_the_rate_through_the_chain():
     schedule = make_schedule(
-        "plateau", lr=1.0, warmup_steps=0, total_steps=10, factor=0.5, patience=1, rtol=1e-4, window_steps=1
+        "plateau", lr=1.0, warmup_steps=0, total_steps=10, factor=0.5, patience=0, rtol=1e-4, window_steps=1
     )
     tx = make_tx("sgd", schedule=schedule, clip_norm=0.0, weight_decay=0.0)
     params = {"a": jnp.zeros((1, 1))}

@@ -28,7 +28,7 @@ def one_cycle(t, total, rise=12, div=25, final_div=1e4):
     low, end = LR / div, LR / (div * final_div)
     if t < rise:
         return low + (LR - low) * (1 - math.cos(math.pi * t / rise)) / 2
-    return end + (LR - end) * (1 + math.cos(math.pi * (t - rise) / (total - rise))) / 2
+    return end + (LR - end) * (1 + math.cos(math.pi * (t - rise) / (total - 1 - rise))) / 2
 
 
 def sgdr(t, total, length=5, factor=2):
@@ -50,7 +50,7 @@ FORMULAS = {
         dict(at_steps=(20, 30, 45), factor=0.1),
     ),
 }
-PLATEAU = dict(factor=0.1, patience=2, rtol=1e-4, window_steps=1)
+PLATEAU = dict(factor=0.1, patience=1, rtol=1e-4, window_steps=1)
 
 
 def test_every_schedule_has_its_formula_here():
@@ -95,7 +95,26 @@ def rates_of_plateau(values, *, warmup_steps=0, **parameters):
     return rates
 
 
-def test_plateau_cuts_the_rate_after_patience_windows_without_a_better_loss():
+def torch_plateau(values, *, factor, patience, threshold):
+    """The rate before each value under torch.optim.lr_scheduler.ReduceLROnPlateau, its other arguments by default."""
+    rate, best, bad = 1.0, math.inf, 0
+    for value in values:
+        yield rate
+        best, bad = (value, 0) if value < best * (1 - threshold) else (best, bad + 1)
+        if bad > patience:
+            rate, bad = rate * factor, 0
+
+
+@pytest.mark.parametrize("patience", [0, 1, 3])
+def test_the_patience_of_plateau_is_pytorchs(patience):
+    values = 1 + np.random.default_rng(patience).integers(0, 9, size=60) / np.arange(1, 61)
+    expected = list(torch_plateau(values, factor=0.5, patience=patience, threshold=0.01))
+    found = rates_of_plateau(values, factor=0.5, patience=patience, rtol=0.01)
+    np.testing.assert_allclose(found, expected, rtol=1e-5)
+    assert expected[-1] < 0.5
+
+
+def test_plateau_cuts_the_rate_after_more_than_patience_windows_without_a_better_loss():
     falling = [9, 8, 7, 6]
     np.testing.assert_allclose(rates_of_plateau(falling), 1)
     # 3 is the best; two windows are no better, and the next step has a tenth; then twice again.
@@ -121,7 +140,7 @@ def test_plateau_warms_up_and_watches_afterwards():
         ("step", dict(at_steps=(10,), factor=0.1), "after the warm-up"),
         ("step", dict(at_steps=(20, 50), factor=0.1), "within the run .50 steps.; schedule.at_percent fits any"),
         ("one_cycle", dict(rise_steps=0, div_factor=25, final_div_factor=1e4), "at least a step"),
-        ("one_cycle", dict(rise_steps=40, div_factor=25, final_div_factor=1e4), "shorter than the cycle .40 steps"),
+        ("one_cycle", dict(rise_steps=39, div_factor=25, final_div_factor=1e4), "end before the last of .* 40 steps"),
         ("sgdr", dict(cycle_steps=0, cycle_factor=2), "schedule.cycle should be at least a step"),
         ("plateau", {**PLATEAU, "window_steps": 0}, "schedule.window should be at least a step"),
         ("inverse_sqrt", dict(timescale_steps=0), "schedule.timescale should be at least a step"),
@@ -131,6 +150,12 @@ def test_what_cannot_be_scheduled_is_refused_in_one_line(name, parameters, messa
     with pytest.raises(ConfigError, match=message) as error:
         make_schedule(name, lr=LR, warmup_steps=10, total_steps=TOTAL, **parameters)
     assert "\n" not in str(error.value)
+
+
+@pytest.mark.parametrize("warmup", [0, 10])
+def test_the_last_step_of_one_cycle_has_its_lowest_rate(warmup):
+    schedule = make_schedule("one_cycle", lr=LR, warmup_steps=warmup, total_steps=TOTAL, **FORMULAS["one_cycle"][1])
+    np.testing.assert_allclose(schedule(TOTAL - 1), LR / (25 * 1e4), rtol=1e-5)
 
 
 def test_a_warm_up_as_long_as_the_run_is_refused():

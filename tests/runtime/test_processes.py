@@ -10,6 +10,7 @@ import time
 import jax
 import numpy as np
 import pytest
+from PIL import Image
 from support.processes import WAIT, ended, free_port, started
 
 from linseed.trainer.data import batching
@@ -132,14 +133,18 @@ with join.joined(
     told["restored"] = [restored["x"].tobytes().hex(), int(restored["n"]), about]
     params = {"kernel": np.full(2, 3.0 + index, np.float32)}  # of another processor, say
     new = TrainState(np.int32(0), params, {}, {}, np.zeros(2, np.uint32), {})
-    experiment = SimpleNamespace(state=new, parallel=SimpleNamespace(num_devices=2), fingerprint="", hyperparams={})
+    test = SimpleNamespace(fingerprint="")
+    experiment = SimpleNamespace(
+        state=new, parallel=SimpleNamespace(num_devices=2), fingerprint="", hyperparams={}, judged_by="", batch_size=1,
+        test=test,
+    )
     experiment.hyperparams |= {"lr": 0.1, "weight_decay": 0.0}
     rollbacks = SimpleNamespace(lr_scale=lambda step: 1.0)
     state, _ = resume.restore(experiment, NoSnapshots(), rollbacks=rollbacks, writer=Quiet())
     told["new"] = state.params["kernel"].tolist()
     told["none"] = processes.restored_by_writer(lambda like: None, like=like)
     try:
-        processes.check_same({"data": "same", "config": str(index)})
+        processes.agreed(lambda: index, facts=lambda index: {"data": "same", "config": index})
     except DistributedError as error:
         told["differs"] = str(error)
     calls = 0
@@ -166,12 +171,51 @@ def test_what_the_writer_knows_all_know_and_a_stop_that_one_asks_for_all_make_af
     assert first["restored"] == second["restored"] == [bits, -7, {"step": 3}]
     assert first["new"] == second["new"] == [3.0, 3.0]
     assert first["none"] is second["none"] is None
-    assert "differs" not in first
-    assert second["differs"].startswith("process 1 has another config than process 0")
+    assert first["differs"] == second["differs"]
+    assert first["differs"].startswith("process 1 has another config than process 0: 1 instead of 0; start all with")
     assert first["stop"] == second["stop"]
     assert first["stop"][0] >= 9
     assert first["stop"][1] == 12
     assert first["last"] == second["last"] == 15
+
+
+def photos(home, *, test):
+    """Two classes of three images for train, and as many for test as `test` says of each."""
+    for split, counts in {"train": {"cat": 3, "dog": 3}, "test": test}.items():
+        for name, count in counts.items():
+            folder = home / "photos" / split / name
+            folder.mkdir(parents=True)
+            for number in range(count):
+                Image.new("RGB", (8, 8), (number, 0, 0)).save(folder / f"{number}.png")
+
+
+IN_A_HOME = """
+import os, runpy, sys
+os.environ["HOME"] = sys.argv.pop(1)
+runpy.run_module("scripts.train", run_name="__main__")
+"""
+
+
+@pytest.mark.parametrize(
+    ("flags", "test", "differs"),
+    [
+        (["--config.loss.name=svm"], {"cat": 2, "dog": 1}, 'config.loss.name than process 0: "svm" instead of'),
+        (["--judge=val"], {"cat": 2, "dog": 1}, "--judge than process 0"),
+        ([], {"cat": 1, "dog": 2}, "test split (names, sizes, labels) than process 0"),
+        ([], {"cat": 2}, "test split (names, sizes, labels) than process 0"),
+    ],
+)
+def test_processes_that_differ_all_end_with_status_2_and_the_line_that_differs(tmp_path, flags, test, differs):
+    for index, counts in enumerate([{"cat": 2, "dog": 1}, test]):
+        photos(tmp_path / str(index), test=counts)
+    source = ["--config.data.source.name=folder", "--config.data.source.root=~/photos", "--config.eval.batch_size=2"]
+    programs = [["-c", IN_A_HOME, tmp_path / str(index), *source, *more] for index, more in enumerate([[], flags])]
+    lines = set()
+    for status, said in pair(*programs, workdir=tmp_path / "run"):
+        assert status == 2, said
+        lines.add(said.splitlines()[-1])
+    (line,) = lines
+    assert f"error: process 1 has another {differs}" in line
 
 
 @pytest.mark.parametrize("hosts", [1, 2, 4])

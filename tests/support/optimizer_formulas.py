@@ -80,8 +80,8 @@ def lion(x, b1=0.9, b2=0.99):
 def lars(x, rho=0.9, c=0.02):
     v = 0
     for t in range(STEPS):
-        u = gradient(x, t) + DECAY * x
-        v = rho * v + c * np.linalg.norm(x) / np.linalg.norm(u) * u
+        g, size = gradient(x, t), np.linalg.norm(x)
+        v = rho * v + c * size / (np.linalg.norm(g) + DECAY * size) * (g + DECAY * x)
         x = x - LR * v
         yield x
 

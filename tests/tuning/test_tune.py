@@ -2,6 +2,7 @@
 
 import importlib.util
 import json
+import re
 import shutil
 
 import ml_collections
@@ -240,3 +241,33 @@ def test_budgets_are_times_or_steps(text, seconds, steps):
 def test_what_is_no_budget_is_one_line(text):
     with pytest.raises(ConfigError, match="30m"):
         budget.parse(text)
+
+
+@pytest.mark.parametrize("spend", ["20steps", "300steps"])
+def test_a_budget_without_room_for_every_step_is_refused_before_the_first_trial_with_the_least_that_would_do(
+    tmp_path, monkeypatch, spend
+):
+    monkeypatch.setattr(trials, "train_and_evaluate", None)
+    with pytest.raises(ConfigError, match="the least that would do is --budget=[0-9]+steps") as refused:
+        run(tmp_path, spend=spend)
+    least = int(re.search("--budget=([0-9]+)steps$", str(refused.value))[1])
+    with pytest.raises(ConfigError, match=f"--budget={least}steps$"):
+        run(tmp_path, spend=f"{least - 1}steps")
+    with pytest.raises(TypeError, match="not callable"):  # it would begin to train
+        run(tmp_path, spend=f"{least}steps")
+
+
+def test_the_least_budget_comes_to_a_winner(tmp_path):
+    with pytest.raises(ConfigError) as refused:
+        run(tmp_path / "refused", spend="20steps")
+    least = re.search("--budget=([0-9]+steps)$", str(refused.value))[1]
+    record = run(tmp_path / "study", spend=least)
+    assert record["winner"] and record["steps_used"] <= budget.parse(least).steps
+
+
+def test_a_budget_of_time_is_refused_once_a_trial_shows_that_later_steps_do_not_fit():
+    phases = [Trials(outcome(100))]
+    ledger = budget.Ledger(Paper(), phases, budget=budget.parse("2m"))
+    ledger.refuse_without_time(starts=5, steps=499)  # 60 s are used, 10 and 49.9 are to come
+    with pytest.raises(ConfigError, match="100 ms here, and 501 are to come; the least .* about --budget=121s"):
+        ledger.refuse_without_time(starts=5, steps=501)

@@ -5,6 +5,7 @@ All other keys are parameters of an entry of a table, such as an optimiser: see 
 
 from typing import Annotated, Any
 
+from linseed.models.layers import RUNNING_VARIANCES
 from linseed.ranges import (
     AboveZero,
     BelowOne,
@@ -37,6 +38,7 @@ FIELDS: dict[str, Any] = {
     "plugins": tuple[str, ...],
     "precision": Annotated[str, OneOf("float32", "bfloat16")],
     "convolution": Annotated[str, OneOf(CONVOLUTIONS)],
+    "deterministic": bool,
     "parallel.backend": Annotated[str, OneOf(BACKENDS)],
     "data.batch_size": Annotated[int, Between(0, MostExamples)],
     "data.val_fraction": Inside,
@@ -55,6 +57,7 @@ FIELDS: dict[str, Any] = {
     "schedule.warmup_steps": Duration,
     "horizon.steps": PositiveDuration,
     "accumulation_parts": Count,
+    "batch_norm.running_variance": Annotated[str, OneOf(RUNNING_VARIANCES)],
     "remat": Annotated[str, OneOf(REMAT)],
     "label_smoothing": BelowOne,
     "ema_decay": BelowOne,

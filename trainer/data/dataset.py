@@ -1,7 +1,9 @@
 """The return type of every data source, and two steps that sources share."""
 
 import dataclasses
+import hashlib
 from collections.abc import Callable
+from typing import Any
 
 import numpy as np
 
@@ -16,7 +18,8 @@ class Source:
 
     train, val: uint8 [N, H, W, C] images of one size, int32 [N] labels that index `class_names`. `val` is None if the
     data has no validation split; the caller then carves it from `train`. `open_test` reads the test split; nothing
-    reads it before. `skipped` holds a line "path: reason" for each bad image left out of train and val.
+    reads its pixels before. `skipped` holds a line "path: reason" for each bad image left out of train and val.
+    `test_fingerprint` is a hash of the names, sizes and labels in the test split, "" where these are not known.
     """
 
     train: Split
@@ -24,6 +27,12 @@ class Source:
     open_test: Callable[[], Split]
     class_names: tuple[str, ...]
     skipped: tuple[str, ...]
+    test_fingerprint: str = ""
+
+
+def hashed(*what: Any) -> str:
+    """sha256 of the `repr` of `what`, hexadecimal."""
+    return hashlib.sha256(repr(what).encode()).hexdigest()
 
 
 def carve_test(labels: np.ndarray, *, test_fraction: float, split_seed: int) -> tuple[np.ndarray, np.ndarray]:

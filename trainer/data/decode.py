@@ -61,6 +61,12 @@ def decode_image(file: str | BinaryIO, *, image_size: int) -> np.ndarray:
         return np.asarray(_to_rgb(_upright(image)))
 
 
+def check_header(file: str | BinaryIO):
+    """Raises as `decode_image` if `file` does not begin as an image of a known format and size; reads no pixel."""
+    with _opened(file):
+        pass
+
+
 def decode_as_it_is(file: str | BinaryIO, *, channels: int) -> np.ndarray:
     """The stored pixels of one image file, not turned upright: uint8 [H, W, channels], of 1, 3 or 4 channels.
 

@@ -161,7 +161,7 @@ class LazyImages:
                 return image, shown_index, bad
             bad[self.records.name(record)] = reason
         raise DataError(
-            f"{len(bad)} images in a row cannot be read, the last {_describe(*bad.popitem())}; repair or delete them"
+            f"{len(bad)} images in a row cannot be read, the last {_describe(*bad.popitem())}; restore the data"
         )
 
     def report(self, bad: dict[str, str]):
@@ -193,8 +193,9 @@ class LazyImages:
             if self.decoding.on_bad_image == "skip":
                 return None, reason
             raise DataError(
-                f"{_describe(self.records.name(record), reason)} cannot be read; repair or delete it, or skip bad"
-                " images with config.data.source.on_bad_image=skip"
+                f"{_describe(self.records.name(record), reason)} cannot be read; train again with "
+                "--config.data.source.on_bad_image=skip --on_config_change=accept, which leaves bad images out; before "
+                "the first checkpoint you may also repair or delete it"
             ) from error
 
 

@@ -1,14 +1,18 @@
 """Lists the files of class folders before any image is read."""
 
+import hashlib
 import os
+import warnings
 from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
 from typing import NamedTuple
 
 import numpy as np
 
 from linseed.trainer.data.dataset import carve_test
-from linseed.trainer.data.decode import shown
+from linseed.trainer.data.decode import check_header, check_is_bad, shown, why_bad
 from linseed.trainer.errors import DataError
+from linseed.trainer.runtime.machine import cores
 
 ON_BAD_IMAGE = ("error", "skip")
 
@@ -17,6 +21,16 @@ ON_BAD_IMAGE = ("error", "skip")
 _MISNAMED = {"training": "train", "valid": "val", "validation": "val", "dev": "val", "testing": "test"}
 
 _NAMES_IN_ERROR = 3
+
+# A run that has begun goes on with the same train and validation images only. Its test images may change, if told so.
+CURE = (
+    "repair them; before the first checkpoint you may also delete them, or skip them with "
+    "--config.data.source.on_bad_image=skip"
+)
+CURE_IN_TEST = (
+    "train again with --config.data.source.on_bad_image=skip --on_config_change=accept, which leaves them out, or "
+    "repair them and train again with --on_config_change=accept"
+)
 
 
 class Files(NamedTuple):
@@ -124,11 +138,38 @@ def carve(files: Files, class_names: Sequence[str], *, test_fraction: float, spl
     return train, test
 
 
-def describe_bad(root: str, bad: dict[str, str], *, total: int) -> str:
-    return (
-        f"{len(bad)} of {total} images in {shown(root)} cannot be read: {name_first(bad)}; repair or delete"
-        " them, or skip them with config.data.source.on_bad_image=skip"
-    )
+def fingerprint(root: str, files: Files) -> str:
+    """sha256 of the names, sizes and labels of `files`; no file is read."""
+    digest = hashlib.sha256(files.labels.tobytes())
+    for path in files.paths:
+        size = -1 if path in files.refused else os.stat(os.path.join(root, path)).st_size
+        digest.update(os.fsencode(path) + b"\0%d\0" % size)
+    return digest.hexdigest()
+
+
+def check_headers(root: str, files: Files):
+    """Raises DataError that names the files of the test split that do not begin as an image; reads no pixel."""
+
+    def reason(path):
+        try:
+            check_header(os.path.join(root, path))
+        except Exception as error:  # a decoder may raise anything on damaged bytes
+            check_is_bad(error, path)
+            return why_bad(error)
+        return ""
+
+    bad = dict(files.refused)
+    with warnings.catch_warnings(), ThreadPoolExecutor(cores()) as pool:
+        warnings.simplefilter("ignore")
+        rest = [path for path in files.paths if path not in bad]
+        bad |= {path: why for path, why in zip(rest, pool.map(reason, rest), strict=True) if why}
+    bad = {path: bad[path] for path in files.paths if path in bad}
+    if bad:
+        raise DataError(describe_bad(root, bad, total=len(files.paths), cure=CURE_IN_TEST))
+
+
+def describe_bad(root: str, bad: dict[str, str], *, total: int, cure: str) -> str:
+    return f"{len(bad)} of {total} images in {shown(root)} cannot be read: {name_first(bad)}; {cure}"
 
 
 def name_first(bad: dict[str, str]) -> str:

@@ -81,24 +81,44 @@ def part(split: Split, *, examples: int, seed: int) -> Split:
     return take(split, np.sort(np.argsort(place, kind="stable")[:examples]))
 
 
+def count_openings(record: Path) -> int:
+    """How often the test split was opened, by its `record`."""
+    return len((files.read(record) or b"").splitlines())
+
+
 class SealedTest:
     """The sealed test split: every opening is recorded before a pixel is read.
 
-    open_test: reads the split. record: a JSON-lines file, one line per opening.
+    open_test: reads the split. record: a JSON-lines file, one line per opening. fingerprint: see `dataset.Source`.
     """
 
-    def __init__(self, open_test: Callable[[], Split], *, record: Path):
+    def __init__(self, open_test: Callable[[], Split], *, record: Path, fingerprint: str = ""):
         self._open_test = open_test
         self._record = record
+        self.fingerprint = fingerprint
+
+    def noted(self) -> str:
+        """The fingerprint that the run noted when it opened the split last, "" if it did not."""
+        lines = (files.read(self._record) or b"").splitlines()
+        return next(filter(None, map(_noted_by_a_run, reversed(lines))), "")
+
+    def check_is(self, fingerprint: str, *, cure: str):
+        """Raises DataError if `fingerprint`, the run's, is another one; "" is not known."""
+        if fingerprint and self.fingerprint and fingerprint != self.fingerprint:
+            raise DataError(
+                "the test split changed since this run started: the names, sizes or labels of its examples; restore it"
+                + cure
+            )
 
     @property
     def openings(self) -> int:
         """How often the test split was opened in this workdir."""
-        return len((files.read(self._record) or b"").splitlines())
+        return count_openings(self._record)
 
     def open(self, *, by: str, which: str, step: int) -> Split:
         """Opens the test split. `by`: the command; `which`, `step`: the weights to be evaluated."""
         entry = {"time": time.strftime("%Y-%m-%dT%H:%M:%S%z"), "by": by, "which": which, "step": step}
+        entry |= {"fingerprint": self.fingerprint} if self.fingerprint else {}
         before = files.read(self._record) or b""
         if damaged := [checksum.loads_or_old(line) for line in before.splitlines()].count(None):
             _log.warning("%s is damaged: each of its %d bad lines counts as an opening", self._record, damaged)
@@ -106,3 +126,8 @@ class SealedTest:
             before += b"\n"
         files.write(self._record, before + json.dumps(checksum.seal(entry)).encode() + b"\n")
         return self._open_test()
+
+
+def _noted_by_a_run(line):
+    entry = checksum.loads_or_old(line) or {}  # one of an earlier version has no fingerprint
+    return entry.get("fingerprint", "") if entry.get("by") == "train" else ""

@@ -105,6 +105,22 @@ def with_hyperparams(opt_state, *, lr: float, weight_decay: float):
     return jax.tree_util.tree_map_with_path(value, opt_state)
 
 
+def with_schedule_at(opt_state, place: int):
+    """`opt_state` (host arrays) whose schedule, and rules that end early, go on after `place` steps.
+
+    The counts of updates that moments are corrected by stay.
+    """
+
+    def value(path, leaf):
+        names = [str(getattr(key, "key", getattr(key, "name", ""))) for key in path]
+        counts = names[-1] == "count" and "learning_rate" in names and "plateau" not in names
+        if counts or names[-1] == "until":
+            return np.full_like(leaf, place)
+        return np.full_like(leaf, place + 1) if names[-1] == "step_count" else leaf  # schedule_free counts from 1
+
+    return jax.tree_util.tree_map_with_path(value, opt_state)
+
+
 def applied_lr(opt_state) -> jax.Array:
     """The learning rate (float32 scalar) of the update that produced `opt_state`; a line search's step is a factor."""
     averaged = "schedule_free" in opt_state

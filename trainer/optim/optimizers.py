@@ -92,11 +92,12 @@ def _lamb(rules, *, b1: BelowOne = 0.9, b2: BelowOne = 0.999, eps: Positive = 1e
 
 
 def _lars(rules, *, momentum: BelowOne = 0.9, trust_coefficient: Positive = 0.001, weight_decay: NonNegative = 0.0):
-    # u = g + decay x; v = rho v + c |x| / |u| u; x -= lr v, norms by layer, ratio 1 for biases and scales. You et al.
-    # 2017. The paper, and optax.lars, have lr inside v, which differs while lr changes; here it is as in `momentum`.
-    trust = optax.scale_by_trust_ratio(trust_coefficient=trust_coefficient)
-    trust = ("trust_ratio", optax.masked(trust, rules_lib.decay_mask))
-    return Recipe((_decay(rules, weight_decay), trust, ("momentum", optax.trace(momentum))))
+    # v = rho v + c |x| / (|g| + decay |x|) (g + decay x); x -= lr v, norms by layer, ratio 1 for biases and scales. You
+    # et al. 2017; optax.lars divides by |g + decay x|. The paper has lr inside v, which differs while lr changes; here
+    # it is as in `momentum`.
+    layerwise = optax.inject_hyperparams(transforms.add_decay_layerwise, static_args="trust_coefficient")
+    decay = ("weight_decay", layerwise(weight_decay, rules, trust_coefficient))
+    return Recipe((decay, ("momentum", optax.trace(momentum))))
 
 
 def _adafactor(

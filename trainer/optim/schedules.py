@@ -15,7 +15,7 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 
-from linseed.ranges import Between, Count, Duration, Inside, Length, Positive, PositiveDuration
+from linseed.ranges import Between, Duration, Inside, Length, Natural, Positive, PositiveDuration
 from linseed.trainer.errors import ConfigError
 
 UNITS = ("epochs", "examples", "percent", "steps")
@@ -123,14 +123,15 @@ def _inverse_sqrt(*, lr, timescale_steps: PositiveDuration):
 def _one_cycle(
     *, lr, decay_steps, rise_steps: PositiveDuration, div_factor: Positive = 25.0, final_div_factor: Positive = 1e4
 ):
-    # Half a cosine from lr / div_factor up to lr, another down to lr / (div_factor * final_div_factor) at the end:
+    # Half a cosine from lr / div_factor up to lr, another to lr / (div_factor * final_div_factor) at the last step:
     # Smith and Topin 2018, with the cosine of fast.ai. A warm-up before it ends at lr / div_factor, not at the peak.
-    if not 0 < rise_steps < decay_steps:
+    last = decay_steps - 1
+    if not 0 < rise_steps < last:
         raise ConfigError(
-            f"schedule.rise ({rise_steps} steps) should be at least a step and shorter than the cycle "
-            f"({decay_steps} steps)"
+            f"schedule.rise ({rise_steps} steps) should be at least a step and end before the last of the cycle's "
+            f"{decay_steps} steps"
         )
-    scales = {rise_steps: float(div_factor), decay_steps: 1 / (div_factor * final_div_factor)}
+    scales = {rise_steps: float(div_factor), last: 1 / (div_factor * final_div_factor)}
     return optax.piecewise_interpolate_schedule("cosine", lr / div_factor, scales)
 
 
@@ -160,9 +161,10 @@ class PlateauState(NamedTuple):
 
 
 class Plateau(optax.schedules.StatefulSchedule):
-    """`lr`, times `factor` whenever the loss, averaged over windows, got no better in `patience` windows.
+    """`lr`, times `factor` whenever the loss, averaged over windows, got no better in more than `patience` windows.
 
-    Better is below (1 - rtol) times the best window so far. The loss is the `value` that the step hands to
+    Better is below (1 - rtol) times the best window so far. Patience counts as in PyTorch's ReduceLROnPlateau; Optax's,
+    and that of Keras, is one more for the same rates. The loss is the `value` that the step hands to
     `tx.update`: the training loss of the step, whose rate it does not yet change. Watching starts after the warm-up.
     Its rate depends on more than the step, so that it is no function of it: Optax's stateful schedule, which
     `inject_hyperparams` drives; the state is part of the optimiser's and is checkpointed with it.
@@ -175,12 +177,12 @@ class Plateau(optax.schedules.StatefulSchedule):
         warmup_steps,
         window_steps: PositiveDuration,
         factor: Inside = 0.1,
-        patience: Count = 10,
+        patience: Natural = 10,
         rtol: Positive = 1e-4,
     ):
         _at_least_one_step("schedule.window", window_steps)
         self._lr, self._warmup_steps = lr, warmup_steps
-        self._link = optax.contrib.reduce_on_plateau(factor, patience, rtol, accumulation_size=window_steps)
+        self._link = optax.contrib.reduce_on_plateau(factor, patience + 1, rtol, accumulation_size=window_steps)
 
     def init(self) -> PlateauState:
         return PlateauState(jnp.zeros([], jnp.int32), self._link.init(jnp.zeros([], jnp.float32)))

@@ -21,6 +21,31 @@ def add_decay(weight_decay: float, rules: Sequence[str]) -> optax.GradientTransf
     return optax.stateless(update)
 
 
+def add_decay_layerwise(
+    weight_decay: float, rules: Sequence[str], trust_coefficient: float
+) -> optax.GradientTransformation:
+    """r (g + weight_decay * m * x), r = trust_coefficient |x| / (|g| + weight_decay * m * |x|) by layer.
+
+    m is the decay multiplier of the parameter's rule. r is 1 for what does not decay by default, and where |x| or the
+    denominator is 0. You et al. 2017, "Large batch training of convolutional networks", algorithm 1.
+    """
+
+    def scaled(g, x, m, layerwise):
+        decayed = g + weight_decay * m * x
+        if not layerwise:
+            return decayed
+        size = jnp.linalg.norm(x)
+        total = jnp.linalg.norm(g) + weight_decay * m * size
+        usable = (size > 0) & (total > 0)
+        return jnp.where(usable, trust_coefficient * size / jnp.where(usable, total, 1.0), 1.0) * decayed
+
+    def update(updates, params):
+        multipliers = rules_lib.decay_multipliers(rules, params)
+        return jax.tree.map(scaled, updates, params, multipliers, rules_lib.decay_mask(params))
+
+    return optax.stateless(update)
+
+
 def scale_by_rules(rules: Sequence[str]) -> optax.GradientTransformation:
     """g * m, m the learning-rate multiplier of the parameter's rule."""
     return optax.stateless(

@@ -23,8 +23,7 @@ from linseed.trainer import files
 from linseed.trainer.checksum import checksums, seal, shapes, unseal
 from linseed.trainer.errors import CheckpointError, is_passing
 from linseed.trainer.run import workdir as workdir_lib
-
-_METRIC = "val_accuracy"
+from linseed.trainer.run.retention import METRIC, best, is_evaluated, kept
 
 
 class _DamagedError(Exception):
@@ -43,6 +42,7 @@ class Snapshots:
         self._directory, self._keep_latest = directory.absolute(), keep_latest
         self._damaged = self._directory.parent / workdir_lib.DAMAGED
         self._saved = None  # the step that the last save may not have brought to the disk yet
+        self._judged: dict[int, float] = {}
         files.make(self._directory)
         files.refuse_links(*self._directory.iterdir())
         self._set_aside_torn()
@@ -53,7 +53,7 @@ class Snapshots:
                 create=False,
                 # Only process 0 opens checkpoints; by default Orbax would wait for all processes at each step.
                 multiprocessing_options=ocp.options.MultiprocessingOptions(primary_host=0, active_processes={0}),
-                best_fn=lambda metrics: metrics[_METRIC],
+                best_fn=lambda metrics: metrics[METRIC],
                 best_mode="max",
             ),
         )
@@ -75,10 +75,24 @@ class Snapshots:
     def evaluated_steps(self) -> list[int]:
         """The steps whose checkpoint was made at an evaluation, ascending. Waits for the save in flight."""
         self.wait()
-        return self._evaluated_steps()
+        return [step for step in self.steps() if is_evaluated(self._manager.metrics(step))]
 
-    def _evaluated_steps(self):
-        return [step for step in self.steps() if self._manager.metrics(step)[_METRIC] > -math.inf]
+    def best(self) -> tuple[int, float] | None:
+        """The step and the accuracy of the checkpoint that is best on validation, None if none was evaluated."""
+        measured = {step: self._manager.metrics(step)[METRIC] for step in self.evaluated_steps()}
+        return best({step: self._judged.get(step, accuracy) for step, accuracy in measured.items()})
+
+    def judged_otherwise(self, by: str) -> list[int]:
+        """The steps whose accuracy was measured under other settings than `by`: `judged_by` in their progress."""
+        return [step for step in self.evaluated_steps() if step not in self._judged and self._judged_by(step) != by]
+
+    def _judged_by(self, step):
+        with contextlib.suppress(_DamagedError):
+            return (self._record(step) or {}).get("progress", {}).get("judged_by")
+
+    def judge(self, accuracies: dict[int, float]):
+        """Sets the accuracies, by step, of checkpoints that were judged anew. Nothing is written."""
+        self._judged.update(accuracies)
 
     def drop_after(self, step: int):
         """Deletes the checkpoints after `step`."""
@@ -86,6 +100,7 @@ class Snapshots:
         for later in self.steps():
             if later > step:
                 self._manager.delete(later)
+                self._judged.pop(later, None)
         files.sync(self._directory)
 
     def save(self, state, *, step: int, progress: dict[str, Any], val_accuracy: float | None):
@@ -98,10 +113,10 @@ class Snapshots:
         state = jax.device_get(state)  # on CPUs perhaps the device's buffer; Orbax copies it before it returns
         evaluated = val_accuracy is not None and math.isfinite(val_accuracy)
         metric = float(val_accuracy) if evaluated else -math.inf
-        record = seal({"progress": progress, "arrays": checksums(state), _METRIC: metric})
+        record = seal({"progress": progress, "arrays": checksums(state), METRIC: metric})
         args = ocp.args.Composite(state=ocp.args.StandardSave(state), record=ocp.args.JsonSave(record))
         with self._naming_trouble():
-            saved = self._manager.save(step, args=args, metrics={_METRIC: metric})
+            saved = self._manager.save(step, args=args, metrics={METRIC: metric})
         if not saved:
             raise CheckpointError(f"no checkpoint was written at step {step}: {self._directory} has a newer one")
         self._saved = step
@@ -113,8 +128,8 @@ class Snapshots:
             self._manager.wait_until_finished()
             if step is not None:
                 files.sync(self._directory / str(step))
-                kept = {step, self._manager.best_step(), *self._evaluated_steps()[-self._keep_latest :]}
-                for old in set(self.steps()) - kept:
+                measured = {step: self._manager.metrics(step)[METRIC] for step in self.steps()}
+                for old in measured.keys() - kept(measured, self._keep_latest, judged=self._judged):
                     self._manager.delete(old)
 
     def restore_latest(self, like):
@@ -127,7 +142,7 @@ class Snapshots:
 
     def restore_best(self, like):
         """`(state, progress)` of the sound checkpoint that is best on validation; else as `restore_latest`."""
-        return self._first_sound(like, lambda: self._manager.best_step() or max(self.steps()))
+        return self._first_sound(like, lambda: (self.best() or [max(self.steps())])[0])
 
     def restore_all(self, like) -> Iterator[tuple[Any, dict[str, Any]]]:
         """`(state, progress)` of every sound checkpoint of an evaluation, oldest first, each read when asked for.
@@ -135,20 +150,20 @@ class Snapshots:
         Yields nothing if none was ever saved. Raises as `restore_latest`.
         """
         for step in self.evaluated_steps():
-            restored = self._sound(step, like)
+            restored = self.restore_step(step, like)
             if restored is not None:
                 yield restored
         self._refuse_where_all_are_damaged()
 
     def _first_sound(self, like, choose):
         while self.steps():
-            restored = self._sound(choose(), like)
+            restored = self.restore_step(choose(), like)
             if restored is not None:
                 return restored
         self._refuse_where_all_are_damaged()
         return None
 
-    def _sound(self, step, like):
+    def restore_step(self, step: int, like):
         """`(state, progress)` of one checkpoint, or None if it was damaged: it is then moved aside."""
         try:
             return self._restore(step, like)
@@ -166,7 +181,7 @@ class Snapshots:
 
     def _restore(self, step, like):
         """Reads one checkpoint and checks every array; `like` is a state of host arrays with the same structure."""
-        record = unseal(self._read(step, record=ocp.args.JsonRestore()).record)
+        record = self._record(step)
         if record is None:
             raise _DamagedError("checksum of its record does not match")
         expected = record["arrays"]
@@ -176,12 +191,18 @@ class Snapshots:
                 f"the checkpoint of step {step} in {self._directory} is of another model or optimizer "
                 f"(first difference: {min(odd)[0]}); use a new --workdir"
             )
-        state = self._read(step, state=ocp.args.StandardRestore(like)).state
+        # Read without `like` and matched by path: Orbax would refuse a link of the optimizer that holds no array.
+        arrays = _by_path(self._read(step, state=ocp.args.StandardRestore()).state)
+        state = jax.tree_util.tree_map_with_path(lambda path, _: arrays.get(_path(path)), like)
         found = checksums(state)
         for path in sorted(expected):
             if found.get(path) != expected[path]:
                 raise _DamagedError(f"checksum of {path} does not match")
         return state, record["progress"]
+
+    def _record(self, step):
+        """What was saved beside the arrays, None if its checksum does not match."""
+        return unseal(self._read(step, record=ocp.args.JsonRestore()).record)
 
     def _read(self, step, **items):
         try:
@@ -219,10 +240,10 @@ class Snapshots:
             if not folder.name.isdigit():
                 continue
             try:
-                metric = json.loads(files.read(folder / "metrics" / "metrics"))[_METRIC]
+                metric = json.loads(files.read(folder / "metrics" / "metrics"))[METRIC]
                 record = json.loads(files.read(folder / "record" / "metadata"))
-                if not isinstance(metric, float) or record.get(_METRIC, metric) != metric:
-                    raise ValueError(f"{_METRIC} {metric} is not what was saved")
+                if not isinstance(metric, float) or record.get(METRIC, metric) != metric:
+                    raise ValueError(f"{METRIC} {metric} is not what was saved")
             except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
                 if is_passing(error):
                     raise
@@ -248,10 +269,15 @@ def read_arrays(directory: Path, *, step: int) -> dict[str, np.ndarray]:
         raise CheckpointError(
             f"the checkpoint of step {step} in {directory} cannot be read: {_first_line(error)}"
         ) from error
-    return {
-        jax.tree_util.keystr(path, simple=True, separator="/"): np.asarray(leaf)
-        for path, leaf in jax.tree_util.tree_leaves_with_path(state)
-    }
+    return _by_path(state)
+
+
+def _by_path(state):
+    return {_path(path): np.asarray(leaf) for path, leaf in jax.tree_util.tree_leaves_with_path(state)}
+
+
+def _path(path):
+    return jax.tree_util.keystr(path, simple=True, separator="/")
 
 
 class NoSnapshots:
@@ -272,10 +298,16 @@ class NoSnapshots:
     def drop_after(self, step: int):
         """Deletes nothing."""
 
-    def restore_latest(self, template) -> None:
+    def judge(self, accuracies: dict[int, float]):
+        """Leaves that to the writer."""
+
+    def restore_latest(self, like) -> None:
         """Left to the writer; see `processes.restored_by_writer`."""
 
     restore_best = restore_latest
+
+    def restore_step(self, step: int, like) -> None:
+        """Left to the writer, too."""
 
     def save(self, state, **about):
         """Saves nothing."""

@@ -8,13 +8,16 @@ from typing import Any
 class Progress:
     """Saved as JSON in every checkpoint.
 
-    fingerprint: of the train and validation splits. num_devices: how many devices the run began on. val: the last
+    fingerprint: of the train and validation splits. test_fingerprint: of the test split, without its pixels, "" where
+    it is not known. num_devices: how many devices the run began on. val: the last
     evaluation (`accuracy`, `loss`, `examples`). best_step, best_accuracy: the best evaluation, the later one of equals.
     mark_accuracy: what the next evaluation must beat by `min_delta`. stale_evaluations: how many in a row did not.
     seconds: of the whole run, start-up and evaluation included. timed_images, timed_seconds: of the steps alone,
     without those that waited for the compiler. skipped: how many steps in a row were skipped before the last log, see
     `nonfinite.skipping`. logged: the step of the last log, 0 before the first. rows: the metrics of the steps since
-    the last log, one `metrics.pack` a step; empty unless the run was stopped between two logs.
+    the last log, one `metrics.pack` a step; empty unless the run was stopped between two logs. judged_by: the settings
+    of the evaluations, `programs.judged_by`. batch_size: examples a step, 0 if an earlier version saved it. shift: the
+    examples seen so far are `(step + shift) * batch_size`; not 0 once the batch size has changed.
     """
 
     fingerprint: str
@@ -30,6 +33,10 @@ class Progress:
     skipped: int = 0
     logged: int = 0
     rows: list[list[float]] = dataclasses.field(default_factory=list)
+    judged_by: str = ""
+    batch_size: int = 0
+    shift: int = 0
+    test_fingerprint: str = ""
 
     def replace(self, **changes) -> "Progress":
         """A copy with other values of some fields."""
@@ -46,6 +53,20 @@ class Progress:
             mark_accuracy=accuracy if beaten else self.mark_accuracy,
             stale_evaluations=0 if beaten else self.stale_evaluations + 1,
         )
+
+    def judged_anew(self, *, by: str, best: tuple[int, float] | None) -> "Progress":
+        """After all kept checkpoints were judged by other settings. best: step and accuracy of the best, if any.
+
+        It is what the next evaluation must beat; early stopping counts from here.
+        """
+        step, accuracy = best or (0, -1.0)
+        return self.replace(
+            judged_by=by, best_step=step, best_accuracy=accuracy, mark_accuracy=accuracy, stale_evaluations=0
+        )
+
+    def is_stale(self, patience: int) -> bool:
+        """Whether early stopping with this patience ends the run; 0 never does."""
+        return 0 < patience <= self.stale_evaluations
 
     def timed(self, *, images: int, seconds: float) -> "Progress":
         """After `images` were trained on in `seconds` of uninterrupted stepping."""

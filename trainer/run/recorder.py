@@ -57,7 +57,7 @@ class Recorder:
 
     def is_stale(self) -> bool:
         """Whether early stopping ends the run."""
-        return 0 < self._config.early_stopping.patience <= self.progress.stale_evaluations
+        return self.progress.is_stale(self._config.early_stopping.patience)
 
     def hold(self, **window):
         """Takes over the window, given as the fields of `Window` but `start`. It waits for `flush`."""
@@ -101,7 +101,7 @@ class Recorder:
         _, steps, bad_in_a_row = self._read(window)
         ended = window.ended or time.monotonic()
         self._finite_steps = [*filter(metrics.is_finite, steps)]
-        epoch = window.step * self._batch_size / self._num_examples
+        epoch = (window.step + self.windows.shift) * self._batch_size / self._num_examples
         record = {"step": window.step, "epoch": epoch, **metrics.summarize(self._finite_steps or steps)}
         if self._max_skips:
             record["skipped"] = len(steps) - len(self._finite_steps)

@@ -8,23 +8,29 @@ from linseed.trainer.step.state import TrainState
 
 
 class Windows(NamedTuple):
-    """The windows of a run. One ends at each log, at each evaluation, and at the end of the run."""
+    """The windows of a run. One ends at each log, at each evaluation, and at the end of the run.
+
+    total_steps: the last step. shift: as in `Progress`; steps + shift are multiples of the intervals where windows end.
+    """
 
     log_every: int
     eval_every: int
     total_steps: int
+    shift: int = 0
 
     def end(self, step: int) -> int:
         """The last step of the window of step `step` + 1."""
-        return min(self.total_steps, *(step - step % every + every for every in (self.log_every, self.eval_every)))
+        place = step + self.shift
+        return min(self.total_steps, *(step - place % every + every for every in (self.log_every, self.eval_every)))
 
     def begun(self, step: int) -> int:
         """How many of the steps up to `step` are in a window that has not ended."""
-        return min(step % self.log_every, step % self.eval_every)
+        place = step + self.shift
+        return min(place % self.log_every, place % self.eval_every)
 
     def is_evaluated(self, end: int) -> bool:
         """Whether a validation ends the window whose last step is `end`."""
-        return end % self.eval_every == 0 or end == self.total_steps
+        return (end + self.shift) % self.eval_every == 0 or end == self.total_steps
 
 
 class Window(NamedTuple):

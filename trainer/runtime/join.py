@@ -12,7 +12,7 @@ import jax
 from jax._src import clusters
 
 from linseed.trainer.errors import DistributedError, LinseedError, LostError
-from linseed.trainer.runtime import processes
+from linseed.trainer.runtime import processes, rendezvous
 from linseed.trainer.runtime.processes import AGAIN
 from linseed.trainer.runtime.signals import Stopped
 
@@ -40,7 +40,7 @@ def joined(
     single process. start_seconds: how long to wait for the others to start. heartbeat_seconds: if a process sends no
     heartbeat for that long, all exit with `LostError.status` and a line on stderr. A process that ends normally waits
     for the others; one that ends with an error does not, and the others treat it as a crash. Raises DistributedError if
-    it cannot join.
+    it cannot join, LostError if another did not start.
     """
     arguments = _arguments(coordinator, num_processes=num_processes, process_id=process_id)
     if arguments is None:
@@ -50,6 +50,13 @@ def joined(
     jax.config.update("jax_enable_preemption_service", False)
     if os.environ.get("JAX_PLATFORMS", "") == "cpu":
         jax.config.update("jax_cpu_collectives_implementation", "gloo")
+    if "coordinator_address" in arguments:
+        rendezvous.meet(
+            coordinator,
+            process_id=arguments["process_id"],
+            num_processes=arguments["num_processes"],
+            start_seconds=start_seconds,
+        )
     _last_words(f"not all processes of this run started within {start_seconds} s, or one died; see their outputs")
     try:
         jax.distributed.initialize(

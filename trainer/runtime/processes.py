@@ -13,7 +13,7 @@ import pathlib
 import tempfile
 import time
 from collections.abc import Callable, Iterator
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, TypeVar
 
 import jax
 import numpy as np
@@ -26,10 +26,14 @@ from linseed.trainer.errors import DistributedError, LinseedError, LostError
 # How long to wait for a live process: it may be reading all of its data. A dead one is noticed much earlier.
 WAIT_SECONDS = 1800.0
 
-# How long a process that fails stays, so that the others hear its error.
+# How long a process that fails stays, so that the others hear its error, and the writer stays after them.
 HEARD_SECONDS = 60.0
+LINGER_SECONDS = 1.0
 
 AGAIN = "run the same command on every machine again to go on from the last checkpoint"
+
+
+T = TypeVar("T")
 
 
 class _Processes(NamedTuple):
@@ -38,8 +42,8 @@ class _Processes(NamedTuple):
 
 
 _processes = _Processes(0, 1)
-# Calls of `from_writer` and `AgreedStop`: equal counts in all processes, as they make the same calls.
-_turns, _stops = itertools.count(), itertools.count()
+# Calls of `from_writer`, `AgreedStop` and `agreed`: equal counts in all processes, as they make the same calls.
+_turns, _stops, _agreements = itertools.count(), itertools.count(), itertools.count()
 
 
 def become(index: int, *, count: int):
@@ -91,6 +95,8 @@ def from_writer(make: Callable[[], Any]) -> Any:
 def _wait_until_heard(key):
     with contextlib.suppress(LostError):  # the error raised next says more
         barrier(key + "/heard", timeout_seconds=HEARD_SECONDS)
+    if is_writer():  # the others would take the end of the store for a crash while they end
+        time.sleep(LINGER_SECONDS)
 
 
 def restored_by_writer(restore: Callable[[Any], tuple[Any, Any] | None], *, like: Any) -> tuple[Any, Any] | None:
@@ -119,15 +125,50 @@ def _bytes(array):
     return np.ascontiguousarray(array).reshape(-1).view(np.uint8)
 
 
-def check_same(settings: dict[str, str]):
-    """Raises DistributedError if this process's `settings` differ from the writer's, naming the first difference."""
-    theirs = from_writer(lambda: settings)
-    for name, value in settings.items():
-        if theirs[name] != value:
-            raise DistributedError(
-                f"process {_processes.index} has another {name} than process 0; start all with the same command, "
-                "code and data"
-            )
+def agreed(make: Callable[[], T], *, facts: Callable[[T], dict[str, Any]]) -> T:
+    """Calls `make()` in every process and returns its value there, once all processes have the same facts of it.
+
+    facts: value -> {what it is: JSON value}. Where one process raises a LinseedError, or has another fact than process
+    0, all raise: that process its own error, the others a DistributedError of one line that names it. Raises LostError
+    where a process takes longer than `WAIT_SECONDS`.
+    """
+    if _processes.count == 1:
+        return make()
+    folder, error = f"linseed/agreed/{next(_agreements)}", None
+    try:
+        value = make()
+        told = {"facts": facts(value)}
+    except LinseedError as own:
+        error, told = own, {"error": str(own)}
+    _store().key_value_set(f"{folder}/{_processes.index}", json.dumps(told))
+    if is_writer():
+        every = [json.loads(_awaited(f"{folder}/{index}")) for index in range(_processes.count)]
+        _store().key_value_set(f"{folder}/verdict", json.dumps(_disagreement(every)))
+    if line := json.loads(_awaited(f"{folder}/verdict")):
+        _wait_until_heard(folder)
+        raise error or DistributedError(line)
+    return value
+
+
+def _disagreement(every):
+    """The line for what the processes told, "" if they agree."""
+    for index, told in enumerate(every):
+        if "error" in told:
+            return f"process {index}: {told['error']}"
+    first = every[0]["facts"]
+    for index, told in enumerate(every):
+        for what in dict.fromkeys([*first, *told["facts"]]):
+            ours, theirs = (_shown(facts.get(what)) for facts in (first, told["facts"]))
+            if ours != theirs:
+                return (
+                    f"process {index} has another {what} than process 0: {theirs[:80]} instead of {ours[:80]}; start "
+                    "all with the same command, code and data"
+                )
+    return ""
+
+
+def _shown(value):
+    return "none" if value is None else json.dumps(value)
 
 
 @contextlib.contextmanager

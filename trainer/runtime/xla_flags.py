@@ -1,14 +1,19 @@
-"""XLA flags for CPUs, set before JAX starts. This module must not import JAX.
+"""XLA flags, set before JAX starts. This module must not import JAX.
 
 On CPU, XLA hands some operations to the library YNNPACK ("YNN fusions"). jaxlib 0.10.2 turned that on for reductions,
 matrix products and convolutions. Its reductions give wrong numbers or crash the process (jax-ml/jax#39103, #40412). On
 all versions so far its matrix products make a train step up to twice as slow (docs/benchmarks.md).
+
+On GPU, XLA adds in an order that differs from run to run, and times several algorithms to choose one, unless it is told
+to be deterministic.
 """
 
 import importlib.metadata
 import os
 import re
+import sys
 
+DETERMINISTIC = "--xla_gpu_deterministic_ops"
 YNN = "--xla_cpu_experimental_ynn_fusion_type"
 # First jaxlib version -> the kinds of YNN fusion that are right and fast from it on. None leaves the flag alone, as for
 # untried versions: XLA ends the process on an unknown flag.
@@ -24,4 +29,23 @@ def use(*, jaxlib: str | None = None):
     flags = os.environ.get("XLA_FLAGS", "")
     fusions = FUSIONS[max(first for first in FUSIONS if first <= version)]
     if fusions is not None and YNN not in flags:
-        os.environ["XLA_FLAGS"] = f"{flags} {YNN}={fusions}".strip()
+        _add(f"{YNN}={fusions}")
+
+
+def use_deterministic_ops() -> bool:
+    """Adds the flag that makes GPUs give the same bits each time; other devices ignore it.
+
+    Returns whether it is in effect: not where the user turned it off in XLA_FLAGS, nor where JAX started without it.
+    """
+    found = re.findall(rf"{DETERMINISTIC}(?:=(\S*))?(?:\s|$)", os.environ.get("XLA_FLAGS", ""))
+    if found:
+        return found[-1].lower() in ("", "true", "1")
+    bridge = sys.modules.get("jax._src.xla_bridge")
+    if bridge is not None and bridge.backends_are_initialized():
+        return False
+    _add(f"{DETERMINISTIC}=true")
+    return True
+
+
+def _add(flag):
+    os.environ["XLA_FLAGS"] = f"{os.environ.get('XLA_FLAGS', '')} {flag}".strip()

@@ -67,13 +67,33 @@ class Ledger:
             return self.budget.steps - self.used_steps()
         if self.budget.seconds is None:
             return math.inf
-        sound = [trial.last for trial in self._trials() if trial.rungs and not math.isnan(trial.last.step_seconds)]
-        if not sound:
+        if self._speed() is None:
             raise ConfigError("a --budget of time needs the speed of a trial; run the step 'overfit' or 'lr' first")
-        step = statistics.median(outcome.step_seconds for outcome in sound)
-        start = max(0.0, statistics.median(outcome.seconds - outcome.steps * outcome.step_seconds for outcome in sound))
+        start, step = self._speed()
         seconds = self.budget.seconds - self._study.record["seconds_used"]
         return (seconds - runs * start) / (step + evaluations_per_step * start)
+
+    def _speed(self):
+        """Median seconds of the start of a trial and of a train step; None before a trial was timed."""
+        sound = [trial.last for trial in self._trials() if trial.rungs and not math.isnan(trial.last.step_seconds)]
+        if not sound:
+            return None
+        step = statistics.median(outcome.step_seconds for outcome in sound)
+        start = statistics.median(outcome.seconds - outcome.steps * outcome.step_seconds for outcome in sound)
+        return max(0.0, start), step
+
+    def refuse_without_time(self, *, starts: int, steps: int):
+        """Raises ConfigError if the time left has no room for `starts` of trials and `steps`, as fast as so far."""
+        if (speed := self._speed()) is None:
+            return
+        start, step = speed
+        least = self._study.record["seconds_used"] + starts * start + steps * step
+        if least > self.budget.seconds:
+            raise ConfigError(
+                f"--budget={self.budget.text} has no room for every step of a study: a train step takes "
+                f"{1000 * step:.0f} ms here, and {steps:,} are to come; the least that would do is about "
+                f"--budget={math.ceil(least)}s; all results are kept"
+            )
 
     def allot(self, phase: Phase, name: str, compute: Callable[[], float]) -> int:
         """The integer number of steps for `name`: `compute()` the first time; 0 if that is below LEAST_STEPS.

@@ -33,6 +33,7 @@ DECOUPLED_DECAYS = (1e-1, 1e-2, 0.0)  # multiplied by the learning rate
 
 SAMPLE_BATCHES = 5  # in the sample to overfit
 SAMPLE_STEPS = (25, 100, 300)  # a trial whose loss stands still ends after one of these
+TRIED_LONGER = 3  # of the rates that do not memorise the sample at once, the best
 LR_STEPS = (25, 100)  # the lecture: "within about a hundred iterations"
 WINDOW = 5  # train steps of a log window in steps 2 and 3
 COARSE, REFINE = 0.15, 0.45  # of the budget that is left when the step begins
@@ -127,14 +128,16 @@ class Procedure:
     def overfit(self):
         """2. Overfits a few batches, at the config's rate or, if that fails, at another."""
         own = self._config.optimizer.lr
-        tries = {own: self._try_sample(own, SAMPLE_STEPS)}
+        rungs = self.phases["overfit"].plan("lengths", lambda: self._sample_steps(self.ledger.budget.steps))
+        tries = {own: self._try_sample(own, rungs)}
+        # The first trial compiles, so that it tells the time of a step and not that of a start.
+        self._refuse_without_time(starts=0, steps=(len(DECADES) + 1) * LR_STEPS[0] + 5 * LR_STEPS[1])
         if not tries[own].learned:
-            for rate in DECADES:
-                if not math.isclose(rate, own):
-                    tries[rate] = self._try_sample(rate, SAMPLE_STEPS[:1])
+            for rate in self._other_decades():
+                tries[rate] = self._try_sample(rate, rungs[:1])
             sound = sorted((rate for rate in tries if not tries[rate].failed), key=lambda rate: tries[rate].train_loss)
-            for rate in sound[:3]:
-                tries[rate] = self._try_sample(rate, SAMPLE_STEPS)
+            for rate in sound[:TRIED_LONGER]:
+                tries[rate] = self._try_sample(rate, rungs)
                 if tries[rate].learned:
                     break
         self.phases["overfit"].finish()
@@ -159,10 +162,10 @@ class Procedure:
     def learning_rate(self):
         """3. Finds the largest rate whose loss falls clearly in a hundred steps, on all data, at a small decay."""
         phase, own = self.phases["lr"], self._config.optimizer.lr
-        others = [rate for rate in DECADES if not math.isclose(rate, own)]
-        phase.grid(_small_decay(*others, own), group="decades")
-        first, steps = phase.plan("lengths", lambda: [self._short(steps) for steps in LR_STEPS])
+        phase.grid(_small_decay(*self._other_decades(), own), group="decades")
+        first, steps = phase.plan("lengths", lambda: _shortened(LR_STEPS, self.ledger.budget.steps))
         decades = phase.begin("decades", first, tell=self._tell)
+        self._refuse_without_time(starts=5, steps=5 * steps)
         best = max(decades, key=lambda trial: search.rank(trial, lambda outcome: -outcome.train_loss)).point["lr"]
         phase.grid(_small_decay(_round(best * HALF_A_DECADE), _round(best / HALF_A_DECADE)), group="between")
         near = [trial for trial in decades if 0.09 < trial.point["lr"] / best < 11 or trial.point["lr"] == own]
@@ -219,7 +222,7 @@ class Procedure:
             points.append(self._own_point())
         runs, cost = _halving(len(points))
         longest = max(COARSE_EPOCHS * self._an_epoch, LEAST_STEPS)
-        steps = self.ledger.allot(phase, "coarse", lambda: min(longest, COARSE * self.ledger.left(runs=runs) / cost))
+        steps = self.ledger.allot(phase, "coarse", lambda: min(longest, _coarse(self.ledger.left(runs=runs), cost)))
         if not steps:
             self.ledger.refuse("coarse")
         phase.grid(points, group="coarse")
@@ -338,16 +341,57 @@ class Procedure:
         if name in ("overfit", "lr") and self.ledger.is_spent() and not self.phases[name].trials():
             self.ledger.refuse(name)
 
+    def refuse_without_room(self):
+        """Raises ConfigError, before the first trial, if a budget of steps has no room for all steps."""
+        budget = self.ledger.budget.steps
+        if budget is None or any(phase.trials() for phase in self.phases.values()):
+            return
+        least = budget
+        while (needed := self._needed(least, self._sample_steps(least))) > least:
+            least = needed
+        if least > budget:
+            raise ConfigError(
+                f"--budget={self.ledger.budget.text} has no room for every step of a study; the least that would do is "
+                f"--budget={least}steps"
+            )
+
     def _halve(self, phase, steps, *, group) -> list[Trial]:
         return phase.halve(group, [steps, LONGER * steps], keep=2, tell=self._tell)
 
     def _own_point(self):
         return {"lr": self._config.optimizer.lr, "weight_decay": self._config.optimizer.weight_decay}
 
-    def _short(self, steps) -> int:
-        """`steps` for a trial of step 3, or fewer under a small budget of steps."""
-        budget = self.ledger.budget.steps
-        return steps if budget is None else max(2 * WINDOW, min(steps, steps * budget // 3000))
+    def _other_decades(self) -> list[float]:
+        return [rate for rate in DECADES if not math.isclose(rate, self._config.optimizer.lr)]
+
+    def _sample_steps(self, budget) -> list[int]:
+        """The rungs of step 2, shorter where a budget of steps would have no room for the steps that follow."""
+        if budget is None or self._needed(budget, SAMPLE_STEPS) <= budget:
+            return list(SAMPLE_STEPS)
+        return sorted(set(_shortened(SAMPLE_STEPS, budget)))
+
+    def _needed(self, budget, rungs) -> int:
+        """The most train steps that steps 2 and 3 take under a budget of steps, and the fewest of the others."""
+        others = len(self._other_decades())
+        first, steps = _shortened(LR_STEPS, budget)
+        overfit = rungs[-1] + others * rungs[0] + TRIED_LONGER * (rungs[-1] - rungs[0])
+        # All decades; of these three and the config's own for longer; two between, and the config's own decay.
+        rates = (others + 1) * first + 4 * (steps - first) + 3 * steps
+        return overfit + rates + self._coarse_and_final()[1]
+
+    def _coarse_and_final(self) -> tuple[int, int]:
+        """The fewest trial starts, and train steps, of steps 4 and 6."""
+        runs, cost = _halving((len(self._rates) or 3) * len(self._decays) + 1)
+        return runs + 2, (cost + 1) * LEAST_STEPS
+
+    def _refuse_without_time(self, *, starts, steps):
+        """Raises ConfigError if a budget of time has no room for the rest of this step, and for steps 4 and 6.
+
+        starts, steps: of the trials of step 3 that are to come; starts 0 where their time is not known yet.
+        """
+        if self.ledger.budget.seconds is not None and not self.phases["search"].trials():
+            later_starts, later_steps = self._coarse_and_final()
+            self.ledger.refuse_without_time(starts=starts and starts + later_starts, steps=steps + later_steps)
 
     def _tell(self, line):
         self.writer.say(line)
@@ -359,6 +403,16 @@ class Procedure:
         self._tell(f"{number}. {title}: {summary}")
         for finding in findings:
             self.writer.say(f"   {finding}")
+
+
+def _shortened(lengths, budget) -> list[int]:
+    """`lengths` of trials in steps, or fewer under a small budget of steps."""
+    return [steps if budget is None else max(2 * WINDOW, min(steps, steps * budget // 3000)) for steps in lengths]
+
+
+def _coarse(left, cost) -> float:
+    """Steps of the first rung of step 4: its part of what is left, or the least if that has room."""
+    return max(COARSE * left / cost, LEAST_STEPS if left >= (cost + 1) * LEAST_STEPS else 0)
 
 
 def _small_decay(*rates) -> list[search.Point]:

@@ -106,6 +106,8 @@ def tune(
                 stop=stop,
             )
             stack.callback(_conclude, record)
+            if step == "all":
+                procedure.refuse_without_room()
             for each in STEPS if step == "all" else [step]:
                 procedure.refuse_to_begin_without_a_budget(each)
                 STEPS[each](procedure)

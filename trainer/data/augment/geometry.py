@@ -76,7 +76,7 @@ def random_stretch(key, shape, *, strength: NonNegative):
 
 @_resampled
 def random_shear(key, shape, *, strength: NonNegative):
-    """Shears along both axes, each by its own slope drawn from [-strength, strength]."""
+    """Shears about the centre along both axes, each by its own slope drawn from [-strength, strength]."""
     return shearing(*_signed(key, strength, (2,)))
 
 

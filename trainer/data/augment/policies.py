@@ -6,9 +6,12 @@ index that differs between images selects among results and skips no work. So on
 and all ten colour ops. AutoAugment makes 2 such steps per image, RandAugment `num_ops`, TrivialAugment 1, AugMix `3 *
 width`.
 
-As on the 8-bit images of the papers, values are clipped to [0, 1] after each op.
+As on the 8-bit images of the papers, values are clipped to [0, 1] after each op. The geometric ops are those of the
+papers' code: shears about the top left corner, rotations about the centre, shifts of whole pixels, the nearest pixel
+read (AugMix: bilinearly).
 """
 
+from collections.abc import Callable
 from typing import Annotated, Literal, NamedTuple
 
 import jax
@@ -54,6 +57,8 @@ class Ranges(NamedTuple):
     degrees: float
     factor: float  # Brightness, Color, Contrast, Sharpness: 1 - factor or 1 + factor
     bits: tuple[int, int]  # Posterize: bits kept at level 0 and at level 1
+    whole: Callable = jnp.round  # how many bits go, as a whole number
+    interpolation: str = "nearest"  # of the geometric ops
 
 
 def autoaugment_ranges(shape) -> Ranges:
@@ -68,7 +73,7 @@ def trivialaugment_ranges(shape) -> Ranges:
 
 def augmix_ranges(shape) -> Ranges:
     """AugMix's ranges: it shifts by a third and posterizes from 4 bits on."""
-    return Ranges(0.3, shape[1] / 3, shape[0] / 3, 30.0, 0.9, (4, 0))
+    return Ranges(0.3, shape[1] / 3, shape[0] / 3, 30.0, 0.9, (4, 0), jnp.floor, "bilinear")
 
 
 # Cubuk et al. 2019 (arXiv:1805.09501), appendix: 25 sub-policies of two (op, probability, magnitude 0..9).
@@ -172,10 +177,14 @@ def apply_op(image, op, *, level, sign, ranges: Ranges, fill):
     shear_x, shear_y, right, down, degrees = (
         jnp.where(op == place, strength * most, 0.0) for place, most in enumerate(geometric)
     )
-    # Only one of the three moves anything, so their order does not matter.
+    # The published shear keeps the top left corner where it is, `shearing` the centre.
+    height, width, _ = image.shape
+    right, down = jnp.trunc(right) - shear_x * height / 2, jnp.trunc(down) - shear_y * width / 2
+    # Only one op moves anything, so the order does not matter.
     warps = [rotation(degrees), shearing(shear_x, shear_y), translation(right, down)]
     # Both read the same image: XLA would repeat the resampling inside colour ops applied to `moved`.
-    moved, coloured = resample(image, warps, fill=fill), _colour(image, op, level, strength, ranges)
+    moved = resample(image, warps, fill=fill, interpolation=ranges.interpolation)
+    coloured = _colour(image, op, level, strength, ranges)
     return jnp.clip(jnp.where(op < len(GEOMETRIC), moved, coloured), 0.0, 1.0)
 
 
@@ -190,7 +199,7 @@ def _colour(image, op, level, strength, ranges):
         "Contrast": lambda image: adjust_contrast(image, factor),
         "Equalize": equalize,
         "Invert": invert,
-        "Posterize": lambda image: posterize(image, weakest - jnp.round(level * (weakest - strongest))),
+        "Posterize": lambda image: posterize(image, weakest - ranges.whole(level * (weakest - strongest))),
         "Sharpness": lambda image: adjust_sharpness(image, factor),
         # from 256 of 255 levels, which inverts nothing, down to 0
         "Solarize": lambda image: solarize(image, (1.0 - level) * (256 / 255)),
@@ -215,7 +224,8 @@ def random_autoaugment(key, image, *, table: Literal["cifar10", "imagenet", "svh
 
     Cubuk et al. 2019 (arXiv:1805.09501): the tables of the paper. The sign of a geometric op or a factor is drawn.
     Magnitude m of 0..9 is level m / 9, as in torchvision, where a factor is 1 - 0.1 m or 1 + 0.1 m. The paper's factors
-    are in [0.1, 1.9], and its own code reads that as 0.1 + 0.18 m. Shifts are not rounded to pixels.
+    are in [0.1, 1.9], and its own code reads that as 0.1 + 0.18 m. What is moved in is grey, nearly the mean colour of
+    their code.
     """
     sub_policies = AUTOAUGMENT[table]
     row_key, apply_key, sign_key = jax.random.split(key, 3)
@@ -242,7 +252,8 @@ def random_randaugment(
 
     Cubuk et al. 2020 (arXiv:1909.13719), N and M of the paper; 10 is AutoAugment's strongest. torchvision counts M to
     30 (its 9 is 3 here). Larger magnitudes, to which the paper's code extrapolates, are not offered. The sign is drawn,
-    as in the paper's code.
+    as in the paper's code, and as in torchvision for factors, which are 0.1 + 0.18 M in the paper's code. What is moved
+    in is grey, as there.
     """
     op_key, sign_key = jax.random.split(key)
     ops = _draw_ops(op_key, FOURTEEN, (num_ops,))
@@ -252,10 +263,11 @@ def random_randaugment(
     return _chain(image, ops, levels=levels, signs=signs, ranges=autoaugment_ranges(image.shape), fill=fill)
 
 
-def random_trivialaugment(key, image, *, fill: Fill = 0.5):
+def random_trivialaugment(key, image, *, fill: Fill = 0.0):
     """Applies one op, drawn uniformly from fourteen, at one of 31 levels, drawn uniformly.
 
-    Mueller and Hutter 2021 (arXiv:2103.10158), the "wide" ranges.
+    Mueller and Hutter 2021 (arXiv:2103.10158), the "wide" ranges. A factor is 1 - 0.033 l or 1 + 0.033 l for level l of
+    0..30, as in torchvision; 0.01 + 0.066 l in the paper's code.
     """
     op_key, level_key, sign_key = jax.random.split(key, 3)
     levels = jax.random.randint(level_key, (1,), 0, 31) / 30.0
@@ -276,8 +288,7 @@ def random_augmix(
     """Mixes `width` chains of one to three ops, and then the mixture with the image itself.
 
     Hendrycks et al. 2020 (arXiv:1912.02781): chain weights from Dirichlet(alpha, ...), the mixture's weight from
-    Beta(alpha, alpha), levels from [0.1, severity] / 10. Their code truncates bits and pixels to whole numbers; this
-    code rounds bits and keeps pixels. Their consistency loss is not included.
+    Beta(alpha, alpha), levels from [0.1, severity] / 10. Their consistency loss is not included.
     """
     op_key, depth_key, level_key, sign_key, weight_key, beta_key = jax.random.split(key, 6)
     depths = jax.random.randint(depth_key, (width, 1), 1, 4)

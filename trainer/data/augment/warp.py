@@ -82,8 +82,8 @@ def projection(corners, *, shape):
     return Warp(jnp.stack([shape[1] * (across - 0.5 * bottom), shape[0] * (down - 0.5 * bottom), bottom]))
 
 
-def resample(image, warps, *, fill):
-    """Applies `warps` in order and reads the image once, bilinearly.
+def resample(image, warps, *, fill, interpolation="bilinear"):
+    """Applies `warps` in order and reads the image once, by `INTERPOLATIONS[interpolation]`.
 
     `fill` is the value outside the image: a grey level in [0, 1], "edge" (the nearest pixel) or "reflect" (mirrored,
     the edge pixel not repeated). As in Pillow, inside extends to the outer border of the edge pixels. Pixels that one
@@ -102,7 +102,7 @@ def resample(image, warps, *, fill):
             magnify = 1.0 + warp.radial * jnp.minimum(radius2, fold)
             x, y = x * magnify, y * magnify
     x, y, _ = _dehomogenise(x, y, w)
-    return _interpolate(image, y + (height / 2 - 0.5), x + (width / 2 - 0.5), fill)
+    return _read(image, y + (height / 2 - 0.5), x + (width / 2 - 0.5), fill, INTERPOLATIONS[interpolation])
 
 
 def _dehomogenise(x, y, w):
@@ -111,25 +111,35 @@ def _dehomogenise(x, y, w):
     return x / w, y / w, jnp.ones_like(w)
 
 
-def _interpolate(image, rows, columns, fill):
+def _read(image, rows, columns, fill, interpolate):
     height, width, channels = image.shape
     inside = (rows >= -0.5) & (rows < height - 0.5) & (columns >= -0.5) & (columns < width - 0.5)
     if fill == "reflect":
         rows, columns = _mirror(rows, height), _mirror(columns, width)
     rows, columns = jnp.clip(rows, 0, height - 1), jnp.clip(columns, 0, width - 1)
-    top, left = jnp.floor(rows), jnp.floor(columns)
-    below, beside = (rows - top)[..., None], (columns - left)[..., None]
-    top, left = top.astype(jnp.int32), left.astype(jnp.int32)
-    bottom, right = jnp.minimum(top + 1, height - 1), jnp.minimum(left + 1, width - 1)
     pixels = jnp.reshape(image, (height * width, channels))
 
-    def read(row, column):
-        return jnp.take(pixels, row * width + column, axis=0, mode="clip")
+    def pixel(row, column):
+        row, column = jnp.minimum(row, height - 1), jnp.minimum(column, width - 1)
+        return jnp.take(pixels, row.astype(jnp.int32) * width + column.astype(jnp.int32), axis=0, mode="clip")
 
-    upper = (1 - beside) * read(top, left) + beside * read(top, right)
-    lower = (1 - beside) * read(bottom, left) + beside * read(bottom, right)
-    out = (1 - below) * upper + below * lower
+    out = interpolate(pixel, rows, columns)
     return out if isinstance(fill, str) else jnp.where(inside[..., None], out, jnp.asarray(fill, image.dtype))
+
+
+def _bilinear(pixel, rows, columns):
+    top, left = jnp.floor(rows), jnp.floor(columns)
+    below, beside = (rows - top)[..., None], (columns - left)[..., None]
+    upper = (1 - beside) * pixel(top, left) + beside * pixel(top, left + 1)
+    lower = (1 - beside) * pixel(top + 1, left) + beside * pixel(top + 1, left + 1)
+    return (1 - below) * upper + below * lower
+
+
+def _nearest(pixel, rows, columns):
+    return pixel(jnp.floor(rows + 0.5), jnp.floor(columns + 0.5))
+
+
+INTERPOLATIONS = {"bilinear": _bilinear, "nearest": _nearest}
 
 
 def _mirror(position, size):

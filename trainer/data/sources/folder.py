@@ -14,7 +14,19 @@ import numpy as np
 from linseed.ranges import Inside, Natural, OneOf
 from linseed.trainer.data.dataset import Source, empty_images
 from linseed.trainer.data.decode import check_is_bad, decode_image, shown, why_bad
-from linseed.trainer.data.listing import ON_BAD_IMAGE, Files, carve, checked_root, describe_bad, list_splits, name_first
+from linseed.trainer.data.listing import (
+    CURE,
+    CURE_IN_TEST,
+    ON_BAD_IMAGE,
+    Files,
+    carve,
+    check_headers,
+    checked_root,
+    describe_bad,
+    fingerprint,
+    list_splits,
+    name_first,
+)
 from linseed.trainer.data.splits import Split
 from linseed.trainer.errors import DataError
 from linseed.trainer.runtime.machine import cores
@@ -40,7 +52,7 @@ def folder(
     split_seed: Natural = 0,
     on_bad_image: Annotated[str, OneOf(ON_BAD_IMAGE)] = "error",
 ) -> Source:
-    """Reads class folders under `root` as RGB.
+    """Reads class folders under `root` as RGB; of the test images, the headers alone.
 
     `root` holds `train/`, and optionally `val/` and `test/`, each with one folder per class; or the class folders
     themselves. Without `test/`, `split_seed` carves a stratified test split of `test_fraction` from the list of files,
@@ -66,10 +78,13 @@ def folder(
         splits[name], bad_here = _read(root, files[name], image_size=image_size, size=size)
         bad |= bad_here
     if bad and on_bad_image == "error":
-        raise DataError(describe_bad(root, bad, total=sum(len(files[name].paths) for name in splits)))
+        raise DataError(describe_bad(root, bad, total=sum(len(files[name].paths) for name in splits), cure=CURE))
     _check_classes_left(root, splits["train"], class_names)
     if "val" in splits and not len(splits["val"].labels):
         raise DataError(f"no image in {shown(root)}/val can be read; repair them, or delete the folder")
+
+    if on_bad_image == "error":
+        check_headers(root, files["test"])
 
     return Source(
         train=splits["train"],
@@ -79,13 +94,14 @@ def folder(
         ),
         class_names=class_names,
         skipped=tuple(f"{shown(path)}: {reason}" for path, reason in bad.items()),
+        test_fingerprint=fingerprint(root, files["test"]),
     )
 
 
 def _open_test(root: str, files: Files, *, image_size: int, size: _Size, on_bad_image: str) -> Split:
     test, bad = _read(root, files, image_size=image_size, size=size)
     if bad and (on_bad_image == "error" or not len(test.labels)):
-        raise DataError(describe_bad(root, bad, total=len(files.paths)))
+        raise DataError(describe_bad(root, bad, total=len(files.paths), cure=CURE_IN_TEST))
     if bad:
         _log.warning("left out %d of %d test images: %s", len(bad), len(files.paths), name_first(bad))
     return test
@@ -100,7 +116,7 @@ def _first_size(root: str, files: Files) -> _Size:
         if image is not None:
             return _Size(*image.shape[:2], shown(path))
         bad[path] = reason
-    raise DataError(describe_bad(root, bad, total=len(files.paths)))
+    raise DataError(describe_bad(root, bad, total=len(files.paths), cure=CURE))
 
 
 def _read(root: str, files: Files, *, image_size: int, size: _Size) -> tuple[Split, dict[str, str]]:

@@ -10,7 +10,15 @@ import numpy as np
 from linseed.ranges import Between, Count, Inside, Natural, OneOf
 from linseed.trainer.data.dataset import Source
 from linseed.trainer.data.lazy import TRAIN_CROPS, Decoding, LazyImages
-from linseed.trainer.data.listing import ON_BAD_IMAGE, Files, carve, checked_root, list_splits
+from linseed.trainer.data.listing import (
+    ON_BAD_IMAGE,
+    Files,
+    carve,
+    check_headers,
+    checked_root,
+    fingerprint,
+    list_splits,
+)
 from linseed.trainer.data.splits import Split
 
 
@@ -25,7 +33,7 @@ def folder_stream(
     on_bad_image: Annotated[str, OneOf(ON_BAD_IMAGE)] = "error",
     workers: Annotated[int, Between(0, 256)] = 0,
 ) -> Source:
-    """Lists class folders under `root`, with layout and splits as for `folder.folder`; reads no image.
+    """Lists class folders under `root`, with layout and splits as for `folder.folder`; reads no pixel.
 
     Images are decoded on demand to `image_size` x `image_size` RGB. Training images are cropped by `train_crop`, a name
     in `lazy.TRAIN_CROPS`; others are the centre of the image with its shorter side resized to `resize`. `workers`:
@@ -40,6 +48,8 @@ def folder_stream(
         files["train"], files["test"] = carve(
             files["train"], class_names, test_fraction=test_fraction, split_seed=split_seed
         )
+    if on_bad_image == "error":
+        check_headers(root, files["test"])
     split = functools.partial(_split, root, decoding=decoding, workers=workers)
     return Source(
         train=split(files["train"]),
@@ -47,6 +57,7 @@ def folder_stream(
         open_test=functools.partial(split, files["test"]),
         class_names=class_names,
         skipped=(),
+        test_fingerprint=fingerprint(root, files["test"]),
     )
 
 

@@ -7,7 +7,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from linseed.trainer.data.dataset import Source
+from linseed.trainer.data.dataset import Source, hashed
 from linseed.trainer.data.decode import shown
 from linseed.trainer.data.splits import Split
 from linseed.trainer.errors import DataError
@@ -36,8 +36,8 @@ def npz(*, path: str) -> Source:
 
     `train_images`, `test_images` and optionally `val_images`: uint8 [N, H, W] or [N, H, W, C]. `train_labels`,
     `test_labels` and optionally `val_labels`: integers [N]; in train each of 0..K-1 occurs. Optionally `class_names`:
-    text [K]. Raises DataError naming the invalid array. Of the test arrays only shape and dtype are checked until test
-    is opened.
+    text [K]. Raises DataError naming the invalid array. Of the test arrays only the labels are read until test is
+    opened.
     """
     path = os.path.realpath(os.path.expanduser(path))
     headers = _npz_headers(path)
@@ -53,6 +53,7 @@ def npz(*, path: str) -> Source:
     if num_classes < 2 or not counts.all():
         held = ", ".join(str(label) for label in np.flatnonzero(counts)[:10])
         raise DataError(f"train_labels in {path} must be 0..K-1 without a gap, K at least 2, but are {held}; renumber")
+    _check_labels(path, _TEST[1], _read_npz_array(path, _TEST[1]), num_classes=num_classes)
     names = _read_npz_names(path) if "class_names" in headers else tuple(str(label) for label in range(num_classes))
     if len(names) != num_classes:
         raise DataError(
@@ -64,7 +65,14 @@ def npz(*, path: str) -> Source:
         open_test=functools.partial(_read_npz_split, path, _TEST, num_classes=num_classes),
         class_names=names,
         skipped=(),
+        test_fingerprint=_fingerprint_of_test(path, headers),
     )
+
+
+def _fingerprint_of_test(path: str, headers: dict[str, _Header]) -> str:
+    """The shapes of the test arrays and the checksums that the archive stores for them."""
+    with _open_npz(path) as archive:
+        return hashed([(headers[name].shape, archive.zip.getinfo(f"{name}.npy").CRC) for name in _TEST])
 
 
 def _open_npz(path: str) -> np.lib.npyio.NpzFile:
@@ -125,12 +133,16 @@ def _check_headers(path: str, headers: dict[str, _Header], *, images: str, label
 
 def _read_npz_split(path: str, names: tuple[str, str], *, num_classes: int | None = None) -> Split:
     images, labels = (_read_npz_array(path, name) for name in names)
+    _check_labels(path, names[1], labels, num_classes=num_classes)
+    return Split(images if images.ndim == 4 else images[..., np.newaxis], labels.astype(np.int32))
+
+
+def _check_labels(path: str, name: str, labels: np.ndarray, *, num_classes: int | None):
     last = labels.max() if num_classes is None else num_classes - 1
     wrong = labels[(labels < 0) | (labels > last)]
     if len(wrong):
         bounds = "0 or more" if num_classes is None else f"0..{last}, the classes of train_labels"
-        raise DataError(f"{names[1]} in {path} holds {wrong[0]}; labels must be {bounds}")
-    return Split(images if images.ndim == 4 else images[..., np.newaxis], labels.astype(np.int32))
+        raise DataError(f"{name} in {path} holds {wrong[0]}; labels must be {bounds}")
 
 
 def _read_npz_names(path: str) -> tuple[str, ...]:

@@ -11,7 +11,7 @@ from typing import Any
 
 import numpy as np
 
-from linseed.trainer.data.dataset import Source, empty_images
+from linseed.trainer.data.dataset import Source, empty_images, hashed
 from linseed.trainer.data.decode import decode_as_it_is, one_line
 from linseed.trainer.data.sources.tfds_cifar10 import cifar_class
 from linseed.trainer.data.sources.tfds_trust import check_features, check_inside, check_name
@@ -51,7 +51,23 @@ def tfds(
         open_test=functools.partial(read, split=test_split, like=train.images.shape[1:]),
         class_names=tuple(builder.info.features[label_key].names),
         skipped=(),
+        test_fingerprint=hashed(builder.info.full_name, split_files(builder, test_split)),
     )
+
+
+def split_files(builder: Any, split: str) -> list[str]:
+    """The parts of files that `split` consists of: name, examples skipped and taken, size in bytes (-1: unreadable)."""
+    return [
+        f"{os.path.basename(part.filename)} {part.skip} {part.take} {_size(part.filename)}"
+        for part in builder.info.splits[split].file_instructions
+    ]
+
+
+def _size(path: str) -> int:
+    try:
+        return os.stat(path).st_size
+    except OSError:
+        return -1  # reading it will raise the error
 
 
 def prepared(dataset: str, *, data_dir: str) -> Any:

@@ -13,10 +13,18 @@ import numpy as np
 
 from linseed.ranges import Between, Count, OneOf
 from linseed.trainer import files
-from linseed.trainer.data.dataset import Source
+from linseed.trainer.data.dataset import Source, hashed
 from linseed.trainer.data.lazy import TRAIN_CROPS, Decoding, LazyImages
 from linseed.trainer.data.listing import ON_BAD_IMAGE
-from linseed.trainer.data.sources.tfds import check_labels, check_splits, damaged, feature_keys, open_encoded, prepared
+from linseed.trainer.data.sources.tfds import (
+    check_labels,
+    check_splits,
+    damaged,
+    feature_keys,
+    open_encoded,
+    prepared,
+    split_files,
+)
 from linseed.trainer.data.splits import Split
 from linseed.trainer.errors import DataError
 
@@ -57,6 +65,7 @@ def tfds_stream(
         open_test=functools.partial(split, test_split),
         class_names=tuple(builder.info.features[label_key].names),
         skipped=(),
+        test_fingerprint=hashed(builder.info.full_name, split_files(builder, test_split)),
     )
 
 
@@ -113,11 +122,7 @@ class TfdsRecords:
     def __init__(self, builder: Any, split: str, *, image_key: str):
         self._folder, self._split, self._image_key = str(builder.data_path), split, image_key
         self._count = builder.info.splits[split].num_examples
-        # The parts of files in the split, with the size of each file.
-        parts = builder.info.splits[split].file_instructions
-        self.files = [
-            f"{os.path.basename(part.filename)} {part.skip} {part.take} {_size(part.filename)}" for part in parts
-        ]
+        self.files = split_files(builder, split)
 
     def __len__(self) -> int:
         return self._count
@@ -141,10 +146,3 @@ class TfdsRecords:
     def identity(self, records: np.ndarray) -> Iterator[bytes]:
         yield "\0".join(self.files).encode()
         yield np.ascontiguousarray(records, np.int64).tobytes()
-
-
-def _size(path: str) -> int:
-    try:
-        return os.stat(path).st_size
-    except OSError:
-        return -1  # reading it will raise the error

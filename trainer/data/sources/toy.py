@@ -8,7 +8,7 @@ from typing import Annotated
 import numpy as np
 
 from linseed.ranges import Between, Count, Inside, Natural
-from linseed.trainer.data.dataset import Source, carve_test, check_memory, empty_images
+from linseed.trainer.data.dataset import Source, carve_test, check_memory, empty_images, hashed
 from linseed.trainer.data.splits import Split, take
 from linseed.trainer.errors import ConfigError, DataError
 
@@ -26,6 +26,7 @@ def digits(*, test_fraction: Inside = 0.2, split_seed: Natural = 0) -> Source:
         open_test=lambda: take(_read_digits(), test),
         class_names=tuple(str(digit) for digit in range(10)),
         skipped=(),
+        test_fingerprint=hashed(test.tolist(), everything.labels[test].tolist()),
     )
 
 
@@ -67,6 +68,7 @@ def synthetic(
         open_test=functools.partial(_noisy_examples, patterns, num_examples=num_examples, seed=[seed, 2]),
         class_names=tuple(f"class{label}" for label in range(num_classes)),
         skipped=(),
+        test_fingerprint=hashed(num_examples, num_classes, image_size, channels, seed),
     )
 
 
