@@ -106,7 +106,7 @@ class Snapshots:
     def save(self, state, *, step: int, progress: dict[str, Any], val_accuracy: float | None):
         """Starts to save; returns once `state` may be overwritten. Raises the error of an earlier save.
 
-        val_accuracy: None if there was no evaluation.
+        val_accuracy: the score that chooses the best, the higher the better; None if there was no evaluation.
         """
         self.wait()
         files.check(self._directory)

@@ -16,6 +16,7 @@ from linseed.trainer.run import workdir as workdir_lib
 from linseed.trainer.run.console import Quiet
 from linseed.trainer.run.metrics_log import read_records
 from linseed.trainer.runtime import signals
+from linseed.trainer.step import scores
 from linseed.trainer.train import train_and_evaluate
 
 TRIALS = "trials"  # the folder of their workdirs
@@ -32,6 +33,11 @@ class Outcome(NamedTuple):
     val_accuracy: float = math.nan
     best_val_accuracy: float = math.nan  # of the best checkpoint
     val_examples: int = 0
+    score: float = math.nan  # what config.eval.monitor names, the higher the better: see `scores.score`
+    score_error: float = math.nan  # its standard error; of a balanced accuracy that of the best checkpoint
+    best_score: float = math.nan  # of the best checkpoint
+    beside: str = ""  # what stands beside `val_accuracy`: see `scores.beside`
+    best_beside: str = ""  # and beside `best_val_accuracy`
     seconds: float = 0.0  # of the whole trial so far
     step_seconds: float = math.nan  # of a step, without compilation and evaluation
     failed: str = ""
@@ -122,6 +128,8 @@ def run(
             f"{workdir / workdir_lib.METRICS} is damaged: the last record is lost; delete {workdir} and run the same "
             "command again, which trains it again"
         )
+    monitor = config.eval.get("monitor", "accuracy")
+    val = {key.removeprefix("val_"): value for key, value in found[-1].items() if key.startswith("val_")}
     last = found[-1]
     return Outcome(
         steps=last["step"],
@@ -132,6 +140,11 @@ def run(
         val_accuracy=last["val_accuracy"],
         best_val_accuracy=result["val"]["accuracy"],
         val_examples=last["val_examples"],
+        score=scores.score(val, monitor),
+        score_error=scores.standard_error({**result["val"], **val}, monitor),
+        best_score=scores.score(result["val"], monitor),
+        beside=scores.beside(val),
+        best_beside=scores.beside(result["val"]),
         seconds=result["seconds"],
         step_seconds=config.data.batch_size / speed if speed else math.nan,
     )
