@@ -83,6 +83,8 @@ def measure(*, faults: Sequence[str], clean: Sequence[str], epochs: float) -> di
 
 def _keep_programs(folder):
     """JAX keeps what it compiles: a fault in the labels or the rate runs the programs of other cases."""
+    if jax.config.jax_compilation_cache_dir:
+        return
     jax.config.update("jax_compilation_cache_dir", str(folder))
     jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.0)
 
@@ -93,7 +95,7 @@ def _planted(name, network, data, folder, *, more, shared):
         config = changed(config, {"data.source": plants.source(fault.source, folder, of=DATA[data])})
     if fault.model:
         config = changed(config, {"model.name": f"{fault.model}_{network}"})
-    said = examine(with_changes(config, {**fault.changes, **more}, data=data), folder, shared=shared)
+    said = examine(with_changes(config, {**fault.changes, **more}), folder, shared=shared)
     entry = said.entry()
     named = entry["first_said"] in fault.expected
     about = {"planted": name, "network": network, "data": data, "held_out": fault.held_out}
@@ -102,7 +104,7 @@ def _planted(name, network, data, folder, *, more, shared):
 
 def _clean(name, folder, *, more, shared):
     network, data, changes, held_out = CLEAN[name]
-    said = examine(with_changes(base(network, data), {**changes, **more}, data=data), folder, shared=shared)
+    said = examine(with_changes(base(network, data), {**changes, **more}), folder, shared=shared)
     return _told({"clean": name, "network": network, "data": data, "held_out": held_out, **said.entry()})
 
 

@@ -109,9 +109,9 @@ def _wrong_labels(arrays):
 
 
 def _next_labels(arrays):
-    """Calls 40 % of the train images of each class by the name of the next class."""
+    """Calls 30 % of the train images of each class by the name of the next class."""
     labels = arrays["train_labels"]
-    wrong = _rng().random(len(labels)) < 0.4
+    wrong = _rng().random(len(labels)) < 0.3
     arrays["train_labels"] = np.where(wrong, (labels + 1) % (labels.max() + 1), labels)
 
 
@@ -174,10 +174,10 @@ SOURCES = {
 def source(name: str, folder: Path, *, of: Mapping[str, Any]) -> dict[str, str]:
     """Writes the source `of` (a config.data.source), changed by `SOURCES[name]`, to `folder`.
 
-    A tenth of train becomes validation. Returns the config.data.source of what was written.
+    A fifth of train becomes validation. Returns the config.data.source of what was written.
     """
     original = sources.load(**of)
-    train, val = carve_validation(original, fraction=0.1, seed=0)
+    train, val = carve_validation(original, fraction=0.2, seed=0)
     arrays = {}
     for split, part in (("train", train), ("val", val), ("test", original.open_test())):
         arrays |= {f"{split}_images": part.images, f"{split}_labels": part.labels}

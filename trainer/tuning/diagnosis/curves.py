@@ -40,7 +40,7 @@ SIGNS = {
     clean_pass.wrong_labels: (train.plateau, validation.underfit, validation.overfit),
     validation.val_distribution: (validation.overfit,),
     train.lr_too_high: (train.bad_init, train.plateau, validation.underfit, train.spike),
-    train.decayed_too_early: (train.lr_too_low, train.plateau, validation.underfit),
+    train.decayed_too_early: (train.lr_too_low, train.decay_too_high, train.plateau, validation.underfit),
     train.lr_too_low: (train.bad_init, train.plateau, validation.underfit),
     train.decay_too_high: (train.plateau, validation.underfit),
     train.bad_init: (train.spike,),

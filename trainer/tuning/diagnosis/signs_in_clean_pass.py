@@ -6,12 +6,11 @@ Each function looks for one cause in a run that left chance, and yields nothing 
 import math
 from collections.abc import Iterator
 
-from linseed.trainer.tuning.diagnosis.curve import SIGMAS, Accuracy, Curve
+from linseed.trainer.tuning.diagnosis.curve import POINTS, SIGMAS, Accuracy, Curve
 from linseed.trainer.tuning.diagnosis.findings import Finding
 from linseed.trainer.tuning.diagnosis.signs_in_train import SAME
 
 EVALUATED_WORSE = 0.2  # in accuracy; in a sound run the clean pass is better than training, which is behind it
-VALIDATION_BETTER = 0.1  # in accuracy; the best checkpoint is chosen on validation, which favours it a little
 
 
 def eval_mode(curve: Curve) -> Iterator[Finding]:
@@ -36,15 +35,13 @@ def evaluated_otherwise(evidence: str) -> Finding:
 
 
 def wrong_labels(curve: Curve) -> Iterator[Finding]:
-    """Validation is recognised better than train: the network knows better than part of the train labels."""
+    """The best checkpoint knows validation better than train: part of the train labels do not fit what it learned."""
     if not curve.clean:
         return
     train, val = curve.clean.best_train, curve.clean.best_val
-    if is_worse(train, val, by=VALIDATION_BETTER):
-        evidence = (
-            f"accuracy {val.right:.1%} on validation and {train.right:.1%} on train images without augmentation: "
-        )
-        evidence += f"about {1 - train.right / val.right:.0%} of the train labels do not fit what the network learned"
+    if is_worse(train, val, by=POINTS):
+        evidence = f"accuracy {val.right:.1%} on validation and {train.right:.1%} on train without augmentation: about "
+        evidence += f"{1 - train.right / val.right:.0%} of the train labels do not fit what the network learned"
         yield Finding("wrong_labels", evidence, "look at train images that the best checkpoint takes for another class")
         yield Finding("val_distribution", f"{SAME}: validation may be easier", "compare images of both splits")
 

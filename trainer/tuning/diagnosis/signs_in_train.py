@@ -15,7 +15,7 @@ from linseed.trainer.tuning.diagnosis.findings import Finding
 
 SAME = "the curve alone cannot tell it from the cause before"
 FELL = 0.25  # of the peak rate; a cosine and a line are there after two thirds of the run
-EARLY = 0.3  # of the run
+EARLY = 0.2  # of the run; the usual schedules fall after a third or half of it
 JUMP = 0.05  # of the loss at chance: small losses double and halve by noise
 
 
@@ -102,27 +102,21 @@ def short_path(curve: Curve) -> str:
 
 
 def decayed_too_early(curve: Curve) -> Iterator[Finding]:
-    """The rate falls early, or rules end most updates early, and the loss then falls much slower than before.
-
-    A loss falls as a power of the step: its exponent after that is below a third of the one before.
-    """
+    """The loss falls until the rate does, or until rules end most updates, early in the run, and ends far above 0."""
     if curve.mixes or np.median(curve.excess[-3:]) < LEARNT / 2 * curve.chance:
         return
-    for end, cause, remedy in _early_ends(curve):
-        until, after = curve.step <= end, curve.step > end
-        if not until.any() or after.sum() < 4:
-            continue
-        was, now = _exponent(curve, until), _exponent(curve, after)
-        if was > 0.1 and now < was / 3:
+    for end, cause, remedy in early_ends(curve):
+        reached = float(np.median(curve.loss[curve.step > end][:2]))
+        if curve.hardly_moved or reached < 0.9 * curve.chance:
             evidence = (
-                f"train loss fell as step^-{was:.2g} until step {end:.0f} of {curve.step[-1]:.0f}, when {cause}, and "
-                f"as step^-{now:.2g} after that; it ends at {curve.loss[-1]:.3f}"
+                f"train loss had fallen to {reached:.3f} by step {end:.0f} of {curve.step[-1]:.0f}, when {cause}; it "
+                f"ends at {curve.loss[-1]:.3f}"
             )
             yield Finding("decayed_too_early", evidence, remedy)
             return
 
 
-def early_fall(curve: Curve) -> float | None:
+def _early_fall(curve):
     """The last step before the rate falls below `FELL` of its peak, if that is early and for good; else None."""
     fell = curve.rate < FELL * np.maximum.accumulate(curve.rate)
     if not fell[1:].any() or curve.restarted.any():
@@ -131,9 +125,9 @@ def early_fall(curve: Curve) -> float | None:
     return float(last) if last <= EARLY * curve.step[-1] else None
 
 
-def _early_ends(curve):
-    """The steps at which the rate falls, or a rule ends most of the updates: (step, what happens, remedy)."""
-    if fall := early_fall(curve):
+def early_ends(curve: Curve) -> Iterator[tuple[float, str, str]]:
+    """The early steps at which the rate falls, or a rule ends most of the updates: (step, what happens, remedy)."""
+    if fall := _early_fall(curve):
         yield fall, "the rate fell", remedies.LATER
     for rule, end in curve.rule_ends:
         before, after = np.flatnonzero(curve.step <= end)[-3:], np.flatnonzero(curve.step > end)[:3]
@@ -141,16 +135,6 @@ def _early_ends(curve):
         ended = len(before) and len(after) and np.median(pace[after]) < np.median(pace[before]) / 2
         if ended and end <= EARLY * curve.step[-1]:
             yield end, f"the rule '{rule}' ends", "a later until_... in config.optimizer.rules"
-
-
-def _exponent(curve, inside):
-    """Of the fall of the loss as a power of the step; from the loss at chance if there are less than three records."""
-    log_step, log_loss = np.log(curve.step[inside]), np.log(np.maximum(curve.excess[inside], 1e-9))
-    if len(log_step) < 3:
-        log_step = np.insert(log_step, 0, np.log(curve.step[0] / 2))
-        log_loss = np.insert(log_loss, 0, np.log(curve.chance - curve.floor))
-    late = len(log_step) // 3 if len(log_step) > 6 else 0
-    return -np.polyfit(log_step[late:], log_loss[late:], 1)[0]
 
 
 def decay_too_high(curve: Curve) -> Iterator[Finding]:
