@@ -166,7 +166,7 @@ def load_data(config: ml_collections.ConfigDict, workdir: Path, *, shared: Share
 
 def _facts(read):
     """What all processes must have read alike."""
-    source, train, val, _ = read
+    source, train, val, *_ = read
     parts = {"train": train, "val": val}
     return {
         "list of classes": source.class_names,

@@ -104,12 +104,13 @@ def initial_loss(
 
 def _inputs(numbers, config):
     mean, std = numbers["input mean"], numbers["input deviation"]
-    most, low, high = NORMALISED if config["data"]["normalize"] == "channel_mean_std" else SCALED
+    normalises = config["data"]["normalize"] == "channel_mean_std"
+    most, low, high = NORMALISED if normalises else SCALED
     if low <= std <= high and abs(mean) <= most:
         return []
     said = f"the pixels that the first layer is given have mean {mean:.3g} and deviation {std:.3g}, not about 0 and 1"
     remedy = "--config.data.normalize=channel_mean_std with --config.data.mean=() --config.data.std=()"
-    if not len(config["data"]["std"]):
+    if normalises and not len(config["data"]["std"]):
         remedy = "normalise in one place: take it out of the network, or set --config.data.normalize=none"
     return [Finding("input_scale", said, remedy)]
 
