@@ -25,6 +25,7 @@ from linseed.trainer.config.changes import changed
 from linseed.trainer.data import sources
 from linseed.trainer.errors import LinseedError, NonFiniteError, unknown_name
 from linseed.trainer.experiment import Shared
+from linseed.trainer.run import report
 from linseed.trainer.run import workdir as workdir_lib
 from linseed.trainer.run.console import Quiet
 from linseed.trainer.run.metrics_log import read_records
@@ -33,6 +34,7 @@ from linseed.trainer.tuning import trials, tune
 from linseed.trainer.tuning.budget import UNLIMITED
 from linseed.trainer.tuning.diagnosis import curves
 from linseed.trainer.tuning.diagnosis.findings import Finding
+from linseed.trainer.tuning.report import page
 
 STEPS = ("check", "overfit", "lr")
 
@@ -70,7 +72,12 @@ def measure(*, faults: Sequence[str], clean: Sequence[str], epochs: float) -> di
             if name not in known:
                 raise LinseedError(unknown_name(what, name, known))
     more = {"horizon.epochs": epochs} if epochs else {}
-    with tempfile.TemporaryDirectory() as folder, mock.patch.dict(models.MODELS, plants.MODELS):
+    with (
+        tempfile.TemporaryDirectory() as folder,
+        mock.patch.dict(models.MODELS, plants.MODELS),
+        mock.patch.object(report, "write"),  # nobody reads the pages of these runs
+        mock.patch.object(page, "write"),
+    ):
         _keep_programs(Path(folder) / "programs")
         shared = Shared()
         planted = [
