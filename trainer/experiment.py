@@ -16,7 +16,7 @@ import numpy as np
 
 from linseed.trainer import programs as programs_lib
 from linseed.trainer.config.resolve import resolve
-from linseed.trainer.data import placement, sources, splits, stats
+from linseed.trainer.data import duplicates, placement, sources, splits, stats
 from linseed.trainer.data.dataset import Source
 from linseed.trainer.errors import ConfigError
 from linseed.trainer.optim import chain, schedules
@@ -62,6 +62,7 @@ class Data(NamedTuple):
     train: splits.Split
     val: splits.Split
     fingerprint: str  # of train and val
+    leaked: float  # the share of val that is also in train
     statistics: dict[str, np.ndarray]
 
 
@@ -152,9 +153,9 @@ def load_data(config: ml_collections.ConfigDict, workdir: Path, *, shared: Share
     def split(source):
         train, val = splits.carve_validation(source, fraction=section.val_fraction, seed=section.split_seed)
         train = splits.part(train, examples=section.train_examples, seed=section.split_seed)
-        return train, val, stats.fingerprint(train, val)
+        return train, val, stats.fingerprint(train, val), duplicates.share_in_train(train, val)
 
-    source, train, val, fingerprint = processes.agreed(read, facts=_facts)
+    source, train, val, fingerprint, leaked = processes.agreed(read, facts=_facts)
 
     def measure():
         cache = workdir / workdir_lib.STATISTICS
@@ -165,12 +166,12 @@ def load_data(config: ml_collections.ConfigDict, workdir: Path, *, shared: Share
     # The writer's, so that all processes normalise by the same bits, and one of them reads the sample.
     found = shared.once("statistics", settings, lambda: processes.from_writer(measure))
     statistics = {key: np.array(values, np.float64) for key, values in found.items()}
-    return Data(source, train, val, fingerprint, statistics)
+    return Data(source, train, val, fingerprint, leaked, statistics)
 
 
 def _facts(read):
     """What all processes must have read alike."""
-    source, train, val, _ = read
+    source, train, val, *_ = read
     parts = {"train": train, "val": val}
     return {
         "list of classes": source.class_names,
@@ -220,6 +221,8 @@ def _describe(config, plan, data, *, parallel, params, deterministic):
             f"config.data.batch_size={plan.batch_size} is more than the {len(data.train.labels):,} train images: a "
             f"step is {plan.batch_size / len(data.train.labels):.3g} epochs; lower it, or set it to 0 for all of train"
         )
+    if data.leaked:
+        yield f"{data.leaked:.1%} of the val images are also in train, pixel for pixel: val measures memory there"
     yield (
         f"{config.model.name}: {sum(leaf.size for leaf in jax.tree.leaves(params)):,} parameters; "
         f"{config.optimizer.name}, {config.schedule.name} over {plan.total_steps:,} steps, "

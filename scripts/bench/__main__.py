@@ -33,10 +33,11 @@ MODELS = flags.DEFINE_list("models", ["linear", "mlp", "cnn", "speednet"], "grid
 TRIALS = flags.DEFINE_integer("trials", 12, "grid: at most this many trials.", lower_bound=1)
 ROOT = flags.DEFINE_string("root", "", "grid, speedrun: CIFAR-10 as class folders; none: generated images, TFDS.")
 FAULTS = flags.DEFINE_list("faults", None, "diagnosis: names of the faults to plant; none: all.")
+CLEAN = flags.DEFINE_list("clean", None, "diagnosis: names of the clean runs; none: all.")
 KILLS = flags.DEFINE_integer("kills", 50, "faults: how many runs to kill.", lower_bound=1)
 SIGNALS = flags.DEFINE_integer("signals", 20, "faults: how many runs to stop (SIGTERM).", lower_bound=1)
 PARTS = flags.DEFINE_list("parts", None, "faults: names of the parts to run; none: all.")
-SEEDS = flags.DEFINE_integer("seeds", None, "diagnosis, speedrun: how many seeds.", lower_bound=0)
+SEEDS = flags.DEFINE_integer("seeds", None, "speedrun: how many seeds.", lower_bound=0)
 EPOCHS = flags.DEFINE_float(
     "epochs", 0.0, "diagnosis, memory: epochs of a plain run; 0: as sound runs, or 8.", lower_bound=0
 )
@@ -109,11 +110,11 @@ def _devices():
 
 
 def _diagnosis():
-    from linseed.scripts.bench import diagnosis
+    from linseed.scripts.bench import diagnosis, diagnosis_cases
 
-    faults = list(diagnosis.FAULTS) if FAULTS.value is None else FAULTS.value
-    seeds = 10 if SEEDS.value is None else SEEDS.value
-    return diagnosis.measure(faults=faults, seeds=seeds, epochs=EPOCHS.value)
+    faults = list(diagnosis_cases.FAULTS) if FAULTS.value is None else FAULTS.value
+    clean = list(diagnosis_cases.CLEAN) if CLEAN.value is None else CLEAN.value
+    return diagnosis.measure(faults=faults, clean=clean, epochs=EPOCHS.value)
 
 
 def _faults():

@@ -1,7 +1,9 @@
 """Steps 1 to 3 of the seven: what the first loss, a small sample and a few rates say of a config."""
 
 import types
+from collections.abc import Callable
 
+import flax.linen as nn
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -16,6 +18,7 @@ from linseed.trainer.step import losses
 from linseed.trainer.step import state as state_lib
 from linseed.trainer.step.probe_step import make_probe_step
 from linseed.trainer.tuning import checks
+from linseed.trainer.tuning.diagnosis.curve import Accuracy, CleanPass
 from linseed.trainer.tuning.diagnosis.findings import CAUSES
 from linseed.trainer.tuning.trials import Outcome
 
@@ -80,13 +83,24 @@ def measure(model, *, loss="softmax", regularizer="none", normalize=lambda image
     return checks.probe(experiment), experiment.state.params
 
 
+CONFIG = {
+    "data": {"normalize": "channel_mean_std", "std": ()},
+    "optimizer": {"name": "momentum", "lr": 0.1, "momentum": 0.9, "clip": "global_norm", "clip_norm": 1.0},
+}
+
+
+def step_1(measured, params, *, normalize="channel_mean_std", steps=500, **optimizer):
+    config = {"data": CONFIG["data"] | {"normalize": normalize}, "optimizer": CONFIG["optimizer"] | optimizer}
+    return checks.initial_loss(measured, params, config=config, steps=steps)
+
+
 def causes(findings):
     assert all(finding.cause in CAUSES and finding.evidence and finding.remedy for finding in findings)
     return [finding.cause for finding in findings]
 
 
 def initial_causes(model, **kwargs):
-    return causes(checks.initial_loss(*measure(model, **kwargs))[0])
+    return causes(step_1(*measure(model, **kwargs))[0])
 
 
 # Step 1.
@@ -96,7 +110,7 @@ def initial_causes(model, **kwargs):
 def test_scores_of_zero_have_the_loss_of_a_guess(loss):
     """log C for the softmax, C - 1 for the SVM, C log 2 for sigmoids; a linear classifier starts at zero scores."""
     linear = Linear(num_classes=CLASSES, compute=COMPUTE)
-    findings, numbers = checks.initial_loss(*measure(linear, loss=loss))
+    findings, numbers = step_1(*measure(linear, loss=loss))
     assert numbers["initial loss"] == pytest.approx(CHANCE[loss], rel=1e-5)
     assert numbers["expected"] == pytest.approx(CHANCE[loss], rel=1e-5)
     assert not findings
@@ -104,16 +118,16 @@ def test_scores_of_zero_have_the_loss_of_a_guess(loss):
 
 @pytest.mark.parametrize("loss", sorted(CHANCE))
 def test_random_weights_of_a_fitting_scale_raise_no_alarm(loss):
-    findings, numbers = checks.initial_loss(*measure(mlp(), loss=loss))
+    findings, numbers = step_1(*measure(mlp(), loss=loss))
     assert numbers["expected"] == pytest.approx(CHANCE[loss], rel=1e-5)
     assert not findings
 
 
 def test_the_regulariser_raises_the_loss_by_its_own_value():
     """And leaves the loss that is compared with that of a guess as it was."""
-    plain = checks.initial_loss(*measure(mlp()))[1]
+    plain = step_1(*measure(mlp()))[1]
     measured, params = measure(mlp(), regularizer="l2", strength=0.1)
-    numbers = checks.initial_loss(measured, params)[1]
+    numbers = step_1(measured, params)[1]
     squares = sum(np.sum(leaf**2) for leaf in jax.tree.leaves(params) if leaf.ndim > 1)
     assert plain["with the regulariser"] == plain["initial loss"]
     assert numbers["initial loss"] == pytest.approx(plain["initial loss"])
@@ -159,14 +173,58 @@ def test_an_output_of_probabilities_is_a_softmax_too_many(dtype):
 
 
 def test_pixels_of_0_to_255_are_named_before_the_loss_that_they_make():
-    findings, numbers = checks.initial_loss(*measure(mlp(), normalize=lambda images: 255 * images))
+    findings, numbers = step_1(*measure(mlp(), normalize=lambda images: 255 * images))
     assert causes(findings)[0] == "input_scale"
     assert numbers["input mean"] == pytest.approx(127.5, rel=0.05)
 
 
 @pytest.mark.parametrize("normalize", [lambda images: images, lambda images: images - 0.5])
 def test_pixels_that_are_only_scaled_or_centred_are_no_fault(normalize):
-    assert initial_causes(mlp(), normalize=normalize) == []
+    assert causes(step_1(*measure(mlp(), normalize=normalize), normalize="none")[0]) == []
+
+
+class Rescaling(nn.Module):
+    """A classifier that changes its images before its first layer."""
+
+    change: Callable
+
+    @nn.compact
+    def __call__(self, images, *, train):
+        return Mlp(widths=(16, 16), num_classes=CLASSES, compute=COMPUTE)(self.change(images), train=train)
+
+
+@pytest.mark.parametrize(
+    "change",
+    [lambda images: (images - 0.5) / 0.29, lambda images: images / 255],
+    ids=["normalised twice", "divided by 255"],
+)
+def test_what_the_network_itself_does_to_its_pixels_is_seen(change):
+    found, numbers = step_1(*measure(Changed(Rescaling(change))))
+    assert causes(found)[0] == "input_scale"
+    assert numbers["input deviation"] == pytest.approx(float(np.std(change(np.array([-1.0, 1.0])))), rel=0.05)
+
+
+@pytest.mark.parametrize("mean", [0.485, 127.5])
+def test_statistics_in_units_of_0_to_255_are_named(mean):
+    found = initial_causes(mlp(), normalize=lambda images: (images - mean) / 73.0)
+    assert found[0] == "input_scale"
+
+
+def test_statistics_of_other_photos_are_no_fault():
+    assert initial_causes(mlp(), normalize=lambda images: (images - 0.4) / 0.22) == []
+
+
+@pytest.mark.parametrize("squash", [jax.nn.sigmoid, jnp.tanh], ids=["sigmoid", "tanh"])
+def test_outputs_that_no_weights_enlarge_are_no_logits(squash):
+    assert initial_causes(mlp(logits=squash)) == ["double_softmax"]
+
+
+def test_a_clipping_that_leaves_no_way_to_go_is_named():
+    measured, params = measure(mlp())
+    assert causes(step_1(measured, params, clip_norm=1e-4)[0]) == ["clip_too_low"]
+    for sound in (dict(clip_norm=0.0), dict(clip_norm=1e-4, name="adamw"), dict(clip_norm=1.0, lr=1e-5)):
+        assert causes(step_1(measured, params, **sound)[0]) == []
+    assert causes(step_1(measured, params, clip_norm=1e-2, lr=10.0)[0]) == [], "the rate makes up for it"
 
 
 # Step 2.
@@ -235,7 +293,7 @@ def test_no_rate_is_chosen_where_no_loss_falls(outcomes):
     assert checks.choose_rate(outcomes, start=START)[0] is None
 
 
-def learned(outcomes, *, own_lr=0.1, plain=None, overfits=True):
+def learned(outcomes, *, own_lr=0.1, without=None, overfits=True, clean=None):
     chosen, _ = checks.choose_rate(outcomes, start=START)
     return causes(
         checks.learning(
@@ -243,8 +301,9 @@ def learned(outcomes, *, own_lr=0.1, plain=None, overfits=True):
             own_lr=own_lr,
             chosen=chosen,
             start=START,
-            plain=plain or {},
+            without=without or {},
             overfits=overfits,
+            clean=clean,
             num_classes=10,
         )
     )
@@ -266,9 +325,11 @@ def test_the_own_rate_is_compared_with_the_one_that_learns(outcomes, expected):
 
 def test_where_nothing_falls_the_trial_without_augmentation_tells_which():
     still = {0.1: trained(0.02, train=0.12), 1.0: trained(0.0, train=0.1)}
-    assert learned(still, plain={0.1: trained(0.7)}) == ["augmentation"]
-    assert learned(still, plain={0.1: trained(0.01)}) == ["shuffled_labels"]
-    assert learned(still, plain={0.1: NAN}) == ["shuffled_labels"]
+    assert learned(still, without={"augmentation": trained(0.7)}) == ["augmentation"]
+    assert learned(still, without={"augmentation": trained(0.01)}) == ["shuffled_labels"]
+    assert learned(still, without={"augmentation": NAN}) == ["shuffled_labels"]
+    penalised = {"augmentation": trained(0.01), "decay_too_high": trained(0.7)}
+    assert learned(still, without=penalised) == ["decay_too_high"]
     assert learned(still, overfits=False) == [], "step 2 has named the cause"
 
 
@@ -284,6 +345,18 @@ def test_validation_far_below_train_on_images_hardly_seen(train, val, examples, 
     assert learned({0.1: trained(0.8, train=train, val=val, examples=examples)}) == expected
 
 
+def test_mixed_images_whose_loss_stays_high_are_no_fault_if_validation_learns():
+    mixed = trained(0.02, train=0.2)._replace(val_loss=0.4 * START)
+    assert learned({0.1: mixed, 1.0: trained(0.0, train=0.1)}) == []
+
+
+def test_a_network_that_fails_in_evaluation_fails_on_train_too():
+    outcomes = {0.1: trained(0.8, train=0.9, val=0.1)}
+    judged = lambda right: CleanPass(*[Accuracy(right, 1000), Accuracy(0.1, 1000)] * 2)  # noqa: E731
+    assert learned(outcomes, clean=judged(0.1)) == ["eval_mode"]
+    assert learned(outcomes, clean=judged(0.9)) == ["val_distribution"]
+
+
 def test_a_decay_is_too_high_where_it_takes_half_of_what_a_small_one_learns():
     small = trained(0.8)
     tell = lambda own: causes(checks.decay(own, small, decay=10.0, start=START))  # noqa: E731
@@ -295,7 +368,7 @@ def test_a_decay_is_too_high_where_it_takes_half_of_what_a_small_one_learns():
 def test_images_that_are_right_at_a_loss_above_chance_have_labels_of_their_own():
     """Scores of the wrong scale cost more than a guess does, and are right all the same."""
     outcomes = {0.1: trained(-20.0, train=0.7), 1.0: trained(-50.0, train=0.1)}
-    assert learned(outcomes, plain={0.1: trained(-20.0, train=0.7)}) == ["bad_init"]
+    assert learned(outcomes, without={"augmentation": trained(-20.0, train=0.7)}) == ["bad_init"]
 
 
 @pytest.mark.parametrize(("classes", "reached"), [(2, 0.9), (3, 0.8), (10, 0.3), (100, 0.05)])

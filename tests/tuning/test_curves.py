@@ -8,6 +8,7 @@ import pytest
 
 from linseed.trainer.step import losses
 from linseed.trainer.tuning.diagnosis import curves, floors
+from linseed.trainer.tuning.diagnosis.curve import Accuracy, CleanPass
 from linseed.trainer.tuning.diagnosis.findings import CAUSES
 
 SEEDS = range(3)
@@ -19,7 +20,7 @@ def config(*, loss="softmax", smoothing=0.0, schedule="cosine", **changes):
         "data": {"batch_size": 64, "train_examples": 0, "mix": {"name": "none"}, "augment": ""}
         | {"normalize": "channel_mean_std", "std": ()},
         "model": {"name": "cnn", "kernel_init": "auto", "normalization": "none"},
-        "optimizer": {"name": "momentum", "lr": 0.02, "weight_decay": 0.0},
+        "optimizer": {"name": "momentum", "lr": 0.02, "weight_decay": 0.0, "rules": ("rest:",)},
         "schedule": {"name": schedule},
         "horizon": {"epochs": 10.0},
         "loss": {"name": loss},
@@ -65,10 +66,15 @@ def records(*, loss, accuracy, val_loss=None, val_accuracy=None, rate=1.0, grad_
     return result
 
 
-def causes(run, *, classes=10, stopped="", **settings):
-    findings = curves.diagnose(run, num_classes=classes, config=config(**settings), stopped=stopped)
+def causes(run, *, classes=10, stopped="", clean=None, **settings):
+    findings = curves.diagnose(run, num_classes=classes, config=config(**settings), stopped=stopped, clean=clean)
     assert all(finding.cause in CAUSES and finding.evidence and finding.remedy for finding in findings)
     return [finding.cause for finding in findings]
+
+
+def judged(*, train, val):
+    """The clean pass of checkpoints that are alike."""
+    return CleanPass(*[Accuracy(train, 1000), Accuracy(val, 1000)] * 2)
 
 
 def cosine(t):
@@ -131,6 +137,26 @@ def test_a_sound_run_of_every_loss(name, smoothing):
         assert causes(run, loss=name, smoothing=smoothing) == []
 
 
+@pytest.mark.parametrize("mix", ["mixup", "cutmix"])
+@pytest.mark.parametrize("val", [0.45, 0.97])
+def test_mixed_images_are_seldom_right_and_no_fault(mix, val):
+    """The loss of mixed targets stands still above its unknown floor; the accuracy on mixed images is low."""
+    loss = exponential(math.log(10), speed=20, floor=0.7)
+    for seed in SEEDS:
+        run = records(loss=loss, accuracy=0.35, val_loss=0.9, val_accuracy=val, rate=cosine, seed=seed)
+        changes = dict(data__mix={"name": mix}, data__augment="pad_crop(1)")
+        assert causes(run, **changes) == []
+        assert causes(run, clean=judged(train=0.99, val=val), **changes) == []
+        told = causes(run, clean=judged(train=0.3, val=0.3), **changes) if val < 0.5 else ["underfit"]
+        assert "underfit" in told, "a network that knows few images as they are is too small all the same"
+
+
+def test_heavy_augmentation_is_judged_by_images_as_they_are():
+    loss = exponential(math.log(10), speed=20, floor=0.7)
+    run = records(loss=loss, accuracy=0.4, val_loss=0.9, val_accuracy=0.7, rate=cosine)
+    assert causes(run, clean=judged(train=0.75, val=0.7), data__augment="rotate(90)") == []
+
+
 def test_a_modest_gap_is_no_alarm():
     """Validation a fifth above its lowest loss and 15 points behind: networks that do well look so."""
     loss = exponential(math.log(10))
@@ -187,6 +213,43 @@ class TestCauses:
         loss = lambda t: chance * (math.exp(-3 * t) if t < 0.2 else math.exp(-0.6) - 0.03 * (t - 0.2))  # noqa: E731
         run = dict(loss=loss, accuracy=learns(loss, chance, classes=classes), rate=lambda t: 1.0 if t < 0.2 else 0.1)
         self.first("decayed_too_early", classes=classes, seed=seed, settings={"schedule": "step"}, **run)
+
+    @pytest.mark.parametrize("end", [0.05, 0.1])
+    def test_a_rate_that_ends_so_early_that_little_moves(self, classes, seed, end):
+        """Also where all updates together are short: the rate was sound while it lasted."""
+        chance = math.log(classes)
+        loss = lambda t: chance * (1 - 0.4 * min(t, end) / end - 0.01 * t)  # noqa: E731
+        run = dict(loss=loss, accuracy=learns(loss, chance, classes=classes), rate=lambda t: 1.0 if t < end else 0.01)
+        self.first("decayed_too_early", classes=classes, seed=seed, update_ratio=2e-4, **run)
+        stuck = dict(loss=chance, accuracy=1 / classes, rate=run["rate"], update_ratio=2e-4)
+        self.first("decayed_too_early", classes=classes, seed=seed, **stuck)
+
+    @pytest.mark.parametrize("after", [0.0, 2e-4])
+    def test_a_rule_that_ends_early(self, classes, seed, after):
+        """The logged rate goes on; the updates do not, or only those of the other rules."""
+        chance = math.log(classes)
+        loss = lambda t: chance * (math.exp(-3 * t) if t < 0.2 else math.exp(-0.6) - 0.03 * (t - 0.2))  # noqa: E731
+        run = dict(loss=loss, accuracy=learns(loss, chance, classes=classes), rate=cosine)
+        run |= dict(update_ratio=lambda t: 3e-3 if t < 0.2 else after)
+        settings = dict(optimizer__rules=(".*kernel: until_percent=20", "rest:"))
+        self.first("decayed_too_early", classes=classes, seed=seed, settings=settings, **run)
+
+    def test_wrong_train_labels_are_known_better_by_the_network(self, classes, seed):
+        chance = math.log(classes)
+        loss = exponential(chance, floor=0.5)
+        run = dict(loss=loss, accuracy=lambda t: 0.68 * (1 - math.exp(-8 * t)), val_accuracy=0.95, rate=cosine)
+        settings = dict(clean=judged(train=0.7, val=0.95))
+        self.first("wrong_labels", classes=classes, seed=seed, settings=settings, **run)
+
+    def test_a_network_that_evaluation_changes(self, classes, seed):
+        chance = math.log(classes)
+        loss = exponential(chance)
+        run = dict(loss=loss, accuracy=learns(loss, chance, classes=classes), rate=cosine)
+        run |= dict(val_accuracy=0.3, val_loss=2 * chance)
+        said = self.first(
+            "eval_mode", classes=classes, seed=seed, settings=dict(clean=judged(train=0.3, val=0.3)), **run
+        )
+        assert said == ["eval_mode"]
 
     def test_bad_init_stays_flat_and_then_drops(self, classes, seed):
         chance = math.log(classes)

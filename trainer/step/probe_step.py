@@ -1,7 +1,9 @@
 """The probe step: what a first train step would see, measured before training. A pure per-device function."""
 
+import functools
 from collections.abc import Callable
 
+import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
@@ -16,8 +18,9 @@ def make_probe_step(*, model, loss: Callable, regularizer: Callable, normalize: 
     The model runs in training mode. loss: without label smoothing.
 
     Returns float32 scalars: `loss` (mean over the batch), `zero_loss` (the loss of zero logits), `penalty`,
-    `input_mean` and `input_std` (of all normalised pixels), `logit_min`, `logit_max` and `logit_sum_error` (the largest
-    distance of a row's sum from 1). And `grads`, a tree as params: the gradient of the loss without the penalty.
+    `input_mean` and `input_std` (of all that the first layer with weights is given), `logit_min`, `logit_max` and
+    `logit_sum_error` (the largest distance of a row's sum from 1). And `grads`, a tree as params: the gradient of the
+    loss without the penalty.
     """
 
     def probe_step(state, batch):
@@ -30,26 +33,29 @@ def make_probe_step(*, model, loss: Callable, regularizer: Callable, normalize: 
 
         def mean_loss(params):
             variables = {"params": params, **state.model_state}
-            with normalization.checked():
+            seen = []
+            with normalization.checked(), nn.intercept_methods(functools.partial(_note_first_input, seen)):
                 logits, _ = model.apply(
                     variables, images, train=True, rngs={"dropout": key}, mutable=list(state.model_state)
                 )
-            return mean(loss(logits, batch["label"])), logits
+            return mean(loss(logits, batch["label"])), (logits, seen[0] if seen else images)
+
+        def mean_over_images(values):
+            return jax.lax.pmean(mean(jnp.mean(values, axis=tuple(range(1, values.ndim)))), AXIS)
 
         local = jax.lax.pcast(state.params, AXIS, to="varying")
-        (value, logits), grads = jax.value_and_grad(mean_loss, has_aux=True)(local)
+        (value, (logits, inputs)), grads = jax.value_and_grad(mean_loss, has_aux=True)(local)
+        inputs = inputs.astype(jnp.float32)
+        input_mean = mean_over_images(inputs)
         averages = {
             "loss": value,
             "zero_loss": mean(loss(jnp.zeros_like(logits), batch["label"])),
-            "input_mean": mean(jnp.mean(images, axis=(1, 2, 3))),
-            "input_square": mean(jnp.mean(images**2, axis=(1, 2, 3))),
             "grads": grads,
         }
-        averages = jax.lax.pmean(averages, AXIS)
-        input_std = jnp.sqrt(averages.pop("input_square") - averages["input_mean"] ** 2)
         return {
-            **averages,
-            "input_std": input_std,
+            **jax.lax.pmean(averages, AXIS),
+            "input_mean": input_mean,
+            "input_std": jnp.sqrt(mean_over_images((inputs - input_mean) ** 2)),
             "penalty": regularizer(state.params),
             "logit_min": jax.lax.pmin(jnp.min(logits), AXIS),
             "logit_max": jax.lax.pmax(jnp.max(logits), AXIS),
@@ -57,3 +63,12 @@ def make_probe_step(*, model, loss: Callable, regularizer: Callable, normalize: 
         }
 
     return probe_step
+
+
+def _note_first_input(seen, layer, args, kwargs, context):
+    """Interceptor that appends to `seen` what the first layer with weights of its own is given."""
+    if not seen and context.method_name == "__call__":
+        own = context.module.variables.get("params", {}).values()
+        if any(getattr(leaf, "ndim", 0) > 1 for leaf in own):
+            seen.append(args[0])
+    return layer(*args, **kwargs)

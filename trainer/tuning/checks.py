@@ -9,25 +9,37 @@ import numpy as np
 
 from linseed.trainer.experiment import Experiment
 from linseed.trainer.optim.rules import paths
+from linseed.trainer.tuning.diagnosis.curve import HARDLY_MOVED, CleanPass
 from linseed.trainer.tuning.diagnosis.findings import Finding
+from linseed.trainer.tuning.diagnosis.signs_in_clean_pass import evaluated_otherwise
 from linseed.trainer.tuning.trials import Outcome
 
 # An untrained network has the loss of zero logits, or a little more for its random logits: up to 1.3 times, measured.
 LOSS_RATIO = 2.0
-# Pixels have mean 0 and deviation 1 if normalised, 0.5 and 0.3 if only scaled to 0..1; in 0..255 about 100.
-INPUT_RANGE = (0.02, 10.0)
+# What the first layer is given: the most that the mean may be, and the least and the most of the deviation. Normalised
+# pixels have mean 0 and deviation 1, and up to twice that with the statistics of other photos; normalised twice their
+# deviation is that of pixels in 0..1 to the power -1, at least 2. Only scaled to 0..1 they have 0.5 and 0.3.
+NORMALISED, SCALED = (2.0, 0.5, 2.0), (10.0, 0.02, 10.0)
 CLEAR_DROP = 0.1  # of the loss at chance, within a hundred steps
 NEAR_BEST = 0.95  # of the best drop: rates above this count as equal, and the largest is chosen
 VAL_GAP = 0.2  # in accuracy
+# What may keep all rates from learning what a small sample taught without it: the words, and the remedy.
+HINDRANCES = {
+    "augmentation": ("augmentation", "--config.data.augment= with fewer or weaker operations"),
+    "decay_too_high": ("the regulariser", "a smaller --config.regularizer.strength, or --config.regularizer.name=none"),
+}
 DEAD_SHARE = 0.5  # of a layer's units; ReLU layers have a few dead ones by chance
+FOLLOW_THE_NORM = ("sgd", "momentum", "nesterov", "sam", "lookahead")  # the others rescale the gradient
+CLIPPED = 1 / 30  # of the gradient's norm at the start, which falls later; less is left of a normal clipping
 SUM_ERROR = 0.01  # of the sum of a row of probabilities; bfloat16 rounds to 1/256 of a number
 
 
 def probe(experiment: Experiment) -> dict[str, Any]:
-    """Measures the first train batch with `make_probe_step`; returns host values, and `awake_grads`.
+    """Measures the first train batch with `make_probe_step`; returns host values, `awake_grads` and `loud_logits`.
 
     `awake_grads` are the gradients with no scale or kernel at zero. Residual branches and last layers may start at zero
-    on purpose: for one step no gradient reaches the layers below, yet these are not dead.
+    on purpose: for one step no gradient reaches the layers below, yet these are not dead. `loud_logits` are the least
+    and the largest logit if all these weights are a hundred times as large.
     """
     parallel, state = experiment.parallel, experiment.state
     batch = parallel.shard(experiment.feed.batch(0))
@@ -35,7 +47,13 @@ def probe(experiment: Experiment) -> dict[str, Any]:
     def measure(params):
         return jax.device_get(experiment.probe_step(parallel.replicate(state.replace(params=params)), batch))
 
-    return {**measure(state.params), "awake_grads": measure(_awake(state.params))["grads"]}
+    awake = _awake(state.params)
+    loud = measure(jax.tree.map(lambda leaf: np.asarray(100 * leaf, leaf.dtype), awake))
+    return {
+        **measure(state.params),
+        "awake_grads": measure(awake)["grads"],
+        "loud_logits": (float(loud["logit_min"]), float(loud["logit_max"])),
+    }
 
 
 def _awake(params):
@@ -47,10 +65,13 @@ def _awake(params):
     return tree.unflatten([draw if zero else leaf for draw, leaf, zero in zip(draws, leaves, asleep, strict=True)])
 
 
-def initial_loss(measured: Mapping[str, Any], params) -> tuple[list[Finding], dict[str, float]]:
+def initial_loss(
+    measured: Mapping[str, Any], params, *, config: Mapping[str, Any], steps: int
+) -> tuple[list[Finding], dict[str, float]]:
     """Step 1: compares the loss at initialisation with the loss of zero logits, and looks for causes.
 
-    measured: from `probe`. params: host arrays. Returns the findings, the likeliest first, and the numbers.
+    measured: from `probe`. params: host arrays. config: the run's, of `steps` steps. Returns the findings, the
+    likeliest first, and the numbers.
     """
     loss, expected = float(measured["loss"]), float(measured["zero_loss"])
     numbers = {
@@ -62,13 +83,14 @@ def initial_loss(measured: Mapping[str, Any], params) -> tuple[list[Finding], di
     }
     # A wrong input scale makes the loss large too: the first cause is the one to fix first.
     findings = [
-        *_inputs(numbers),
+        *_inputs(numbers, config),
         *_logits(measured),
         *_weights(measured, params),
+        *_clipping(measured, params, config["optimizer"], steps=steps),
     ]
     # If the loss is not finite, the gradient tells nothing.
     if not math.isfinite(loss):
-        findings = _inputs(numbers)
+        findings = _inputs(numbers, config)
     if not findings and not expected / LOSS_RATIO <= loss <= expected * LOSS_RATIO:
         findings.append(
             Finding(
@@ -80,21 +102,26 @@ def initial_loss(measured: Mapping[str, Any], params) -> tuple[list[Finding], di
     return findings, numbers
 
 
-def _inputs(numbers):
+def _inputs(numbers, config):
     mean, std = numbers["input mean"], numbers["input deviation"]
-    low, high = INPUT_RANGE
-    if low <= std <= high and abs(mean) <= high:
+    normalises = config["data"]["normalize"] == "channel_mean_std"
+    most, low, high = NORMALISED if normalises else SCALED
+    if low <= std <= high and abs(mean) <= most:
         return []
-    said = f"the pixels that the network sees have mean {mean:.3g} and deviation {std:.3g}, not about 0 and 1"
+    said = f"the pixels that the first layer is given have mean {mean:.3g} and deviation {std:.3g}, not about 0 and 1"
     remedy = "--config.data.normalize=channel_mean_std with --config.data.mean=() --config.data.std=()"
+    if normalises and not len(config["data"]["std"]):
+        remedy = "normalise in one place: take it out of the network, or set --config.data.normalize=none"
     return [Finding("input_scale", said, remedy)]
 
 
 def _logits(measured):
-    low, high, error = (float(measured[f"logit_{name}"]) for name in ("min", "max", "sum_error"))
-    if not (0 <= low and high <= 1 and error < SUM_ERROR):
+    low, high = measured["loud_logits"]
+    if not (-1 <= low and low + 0.1 < high <= 1):  # dead units give one value
         return []
-    said = f"each row of the network's output lies in {low:.3f} to {high:.3f} and sums to 1 within {error:.0e}"
+    error = float(measured["logit_sum_error"])
+    said = f"with weights a hundred times as large, the network's outputs still lie in {low:.3f} to {high:.3f}"
+    said += f"; each row sums to 1 within {error:.0e}" if error < SUM_ERROR else ""
     return [Finding("double_softmax", said, "return the logits, before the softmax: the loss applies it")]
 
 
@@ -113,6 +140,24 @@ def _weights(measured, params):
     said = f"{shares[worst]:.0%} of the units of {worst} get no gradient from a whole batch"
     remedy = "check biases and initial scale, lower the rate, or set --config.model.activation=leaky_relu"
     return [Finding("dead_units", said, remedy)]
+
+
+def _clipping(measured, params, optimizer, *, steps):
+    """Clipped updates at the peak rate, for the whole run and all one way, hardly move the weights."""
+    clip_norm, gradient, weights = optimizer["clip_norm"], _norm(measured["grads"]), _norm(params)
+    clips = optimizer["name"] in FOLLOW_THE_NORM and optimizer["clip"] == "global_norm"
+    if not clips or not 0 < clip_norm < CLIPPED * gradient:
+        return []
+    path = steps * optimizer["lr"] * clip_norm / (1 - optimizer.get("momentum", 0.0)) / max(weights, 1e-30)
+    if path > HARDLY_MOVED:
+        return []
+    said = f"the gradient, of norm {gradient:.3g}, is clipped to {clip_norm:g}: {steps} steps together can move the "
+    said += f"weights by {path:.2g} of their norm"
+    return [Finding("clip_too_low", said, f"--config.optimizer.clip_norm={gradient:.1g}")]
+
+
+def _norm(tree):
+    return math.sqrt(sum(float(np.sum(np.square(leaf, dtype=np.float64))) for leaf in jax.tree.leaves(tree)))
 
 
 def overfit(tries: Mapping[float, Outcome], *, own_lr: float, num_classes: int) -> list[Finding]:
@@ -149,11 +194,16 @@ def _knows(accuracy: float, *, num_classes: int) -> bool:
 
 def choose_rate(outcomes: Mapping[float, Outcome], *, start: float) -> tuple[float | None, dict[float, float]]:
     """Step 3: the largest rate with a clear drop, or None, and each rate's drop over `start`, the loss at chance."""
-    drops = {rate: 1 - outcome.train_loss / start for rate, outcome in outcomes.items() if not outcome.failed}
+    drops = {rate: _drop(outcome, start) for rate, outcome in outcomes.items() if not outcome.failed}
     best = max(drops.values(), default=0.0)
     if best < CLEAR_DROP:
         return None, drops
     return max(rate for rate, drop in drops.items() if drop >= NEAR_BEST * best), drops
+
+
+def _drop(outcome, start):
+    """How far the loss fell. Augmentation, mixing and dropout raise only the train loss, so the lower loss counts."""
+    return 1 - np.fmin(outcome.train_loss, outcome.val_loss) / start
 
 
 def learning(
@@ -162,16 +212,18 @@ def learning(
     own_lr: float,
     chosen: float | None,
     start: float,
-    plain: Mapping[float, Outcome],
+    without: Mapping[str, Outcome],
     overfits: bool,
+    clean: CleanPass | None,
     num_classes: int,
 ) -> list[Finding]:
     """The findings of step 3 on the config, whose rate `own_lr` is one of `outcomes`.
 
-    plain: outcomes without augmentation, if no rate learned with it. overfits: whether step 2 memorised its sample.
+    without: if no rate learned, outcomes without what hinders learning, by its cause. overfits: whether step 2
+    memorised its sample. clean: of the trial of the chosen rate.
     """
     if chosen is None:
-        return _no_rate(outcomes, start=start, plain=plain, overfits=overfits, num_classes=num_classes)
+        return _no_rate(outcomes, start=start, without=without, overfits=overfits, num_classes=num_classes)
     _, drops = choose_rate(outcomes, start=start)
     best, own = max(drops.values()), drops.get(own_lr)
     remedy = f"--config.optimizer.lr={chosen:g}"
@@ -181,10 +233,10 @@ def learning(
         cause = "lr_too_high" if own_lr > chosen else "lr_too_low"
         said = f"at lr {own_lr:g} the loss falls by {own:z.0%}, at lr {chosen:g} by {drops[chosen]:z.0%}"
         return [Finding(cause, said, remedy)]
-    return _validation(outcomes[chosen], num_classes=num_classes)
+    return _validation(outcomes[chosen], clean, num_classes=num_classes)
 
 
-def _no_rate(outcomes, *, start, plain, overfits, num_classes):
+def _no_rate(outcomes, *, start, without, overfits, num_classes):
     tried = ", ".join(f"{rate:g}" for rate in sorted(outcomes))
     sound = [outcome for outcome in outcomes.values() if not outcome.failed]
     losses = [outcome.train_loss for outcome in sound]
@@ -193,10 +245,11 @@ def _no_rate(outcomes, *, start, plain, overfits, num_classes):
     )
     if not overfits:
         return []  # step 2 has named the cause
-    for rate, outcome in plain.items():
-        if not outcome.failed and outcome.train_loss < (1 - CLEAR_DROP) * start:
-            said += f"; without augmentation it falls to {outcome.train_loss:.3g} at lr {rate:g}"
-            return [Finding("augmentation", said, "--config.data.augment= with fewer or weaker operations")]
+    for cause, outcome in without.items():
+        if not outcome.failed and _drop(outcome, start) > CLEAR_DROP:
+            what, remedy = HINDRANCES[cause]
+            said += f"; without {what} it falls to {np.fmin(outcome.train_loss, outcome.val_loss):.3g}"
+            return [Finding(cause, said, remedy)]
     best = max((outcome.train_accuracy for outcome in sound), default=0.0)
     if _knows(best, num_classes=num_classes):  # shuffled labels could not be predicted
         said += f", though {best:.0%} of the images are right: the logits are far too large"
@@ -205,7 +258,7 @@ def _no_rate(outcomes, *, start, plain, overfits, num_classes):
     return [Finding("shuffled_labels", said, "look at images with their labels, and check how these are paired")]
 
 
-def _validation(outcome, *, num_classes):
+def _validation(outcome, clean, *, num_classes):
     """Train and validation accuracy should be close: nearly all train images are new after so few steps."""
     train, val = outcome.train_accuracy, outcome.val_accuracy
     error = math.sqrt(max(train * (1 - train), 0.25 / outcome.val_examples) / outcome.val_examples)
@@ -213,12 +266,14 @@ def _validation(outcome, *, num_classes):
         return []
     said = f"after {outcome.steps} steps accuracy is {train:.0%} on train batches and {val:.0%} on validation"
     said += f" (chance {1 / num_classes:.0%})"
+    if clean and clean.latest_train.right < train / 2:
+        return [evaluated_otherwise(f"{said}; in evaluation mode it is {clean.latest_train.right:.0%} on train too")]
     return [Finding("val_distribution", said, "compare images and labels of validation with those of train")]
 
 
 def decay(own: Outcome, small: Outcome, *, decay: float, start: float) -> list[Finding]:
     """A finding if the loss falls less than half as far with the config's decay as with a small one."""
-    own_drop, small_drop = (0.0 if o.failed else 1 - o.train_loss / start for o in (own, small))
+    own_drop, small_drop = (0.0 if outcome.failed else _drop(outcome, start) for outcome in (own, small))
     if own_drop > small_drop / 2:
         return []
     said = f"with decay {decay:g} the loss falls by {own_drop:z.0%}, with almost no decay by {small_drop:z.0%}"

@@ -16,9 +16,10 @@ from linseed.trainer.experiment import Experiment, Shared
 from linseed.trainer.run import workdir as workdir_lib
 from linseed.trainer.run.console import Quiet
 from linseed.trainer.runtime import signals
-from linseed.trainer.tuning import checks, search, trials
+from linseed.trainer.tuning import checks, data_checks, search, trials
 from linseed.trainer.tuning.budget import LEAST_STEPS, UNLIMITED, Budget, Ledger
 from linseed.trainer.tuning.diagnosis import curves
+from linseed.trainer.tuning.diagnosis.curve import CleanPass
 from linseed.trainer.tuning.diagnosis.findings import Finding
 from linseed.trainer.tuning.diagnosis.floors import chance_loss
 from linseed.trainer.tuning.search import Phase, Trial, best_within_a_standard_error
@@ -39,6 +40,7 @@ WINDOW = 5  # train steps of a log window in steps 2 and 3
 COARSE, REFINE = 0.15, 0.45  # of the budget that is left when the step begins
 COARSE_EPOCHS, REFINE_EPOCHS = 1.0, 5.0  # of the first rung, at most
 LONGER = 3  # the second rung has so many times the steps
+WITHOUT = {"augmentation": "plain", "decay_too_high": "unregularised"}  # cause -> the phase that leaves it out
 NEW_POINTS = 4  # in a round of step 5
 
 
@@ -66,6 +68,7 @@ class Procedure:
         stop: Callable[[], int] = signals.never,
     ):
         self.study, self.experiment, self.writer = study, experiment, writer
+        self._shared = shared
         self._config, self._sampler, self._rates, self._decays = study.config, sampler, rates, decays
         self._an_epoch = len(experiment.train.labels) / experiment.batch_size
         wanted = max(SAMPLE_BATCHES * experiment.batch_size, experiment.num_classes)
@@ -84,6 +87,11 @@ class Procedure:
             "overfit": phase("overfit", self._sample_config, own_storage),
             "lr": phase("lr", self._short_config, own_storage),
             "plain": phase("plain", lambda trial, steps: trials.plain(self._short_config(trial, steps)), own_storage),
+            "unregularised": phase(
+                "unregularised",
+                lambda trial, steps: trials.unregularised(self._short_config(trial, steps)),
+                own_storage,
+            ),
             "search": phase("search", self._constant_config),
             "final": phase("final", self._final_config),
         }
@@ -102,6 +110,9 @@ class Procedure:
     def _short_config(self, trial, steps):
         return changed(self._constant_config(trial, steps), {"log_every_steps": WINDOW})
 
+    def _unregularised_config(self, trial, steps):
+        return trials.unregularised(self._short_config(trial, steps))
+
     def _sample_config(self, trial, steps):
         config = trials.sample(self._short_config(trial, steps), examples=self._sample_size)
         return changed(config, {"eval.every_steps": max(SAMPLE_STEPS)})
@@ -118,8 +129,12 @@ class Procedure:
 
     def check(self):
         """1. The loss before training: near that of equal scores for all classes, more with the regulariser."""
-        measured = checks.probe(self.experiment)
-        findings, numbers = checks.initial_loss(measured, self.experiment.state.params)
+        experiment = self.experiment
+        measured = checks.probe(experiment)
+        findings, numbers = checks.initial_loss(
+            measured, experiment.state.params, config=self._config, steps=experiment.total_steps
+        )
+        findings = data_checks.splits(experiment.train, experiment.val) + findings
         summary = f"{numbers['initial loss']:.4f}; equal scores for all classes give {numbers['expected']:.4f}"
         if numbers["with the regulariser"] > numbers["initial loss"]:
             summary += f"; the regulariser raises it to {numbers['with the regulariser']:.4f}"
@@ -181,8 +196,9 @@ class Procedure:
             own_lr=own,
             chosen=chosen,
             start=start,
-            plain=self._try_plain((rates or [own])[0], steps) if chosen is None else {},
+            without=self._try_without((rates or [own])[0], steps) if chosen is None else {},
             overfits=bool(rates),
+            clean=self._clean_pass(next((trial for trial in longer if trial.point["lr"] == chosen), None)),
             num_classes=self.experiment.num_classes,
         )
         if chosen is not None:
@@ -192,13 +208,26 @@ class Procedure:
         summary = f"{said} in {steps} steps ({len(phase.trials())} trials)"
         self._write(3, "lr", "Learning rate", summary, findings, chosen=None if chosen is None else {"lr": chosen})
 
-    def _try_plain(self, rate, steps) -> dict[float, Outcome]:
-        """Trains on all data without augmentation: does learning fail because of the augmentation?"""
-        phase = self.phases["plain"]
-        phase.grid(_small_decay(rate), group="plain")
-        [trial] = phase.begin("plain", steps, tell=self._tell)
+    def _try_without(self, rate, steps) -> dict[str, Outcome]:
+        """Trains on all data without augmentation, and without a regulariser: does one of them hinder learning?"""
+        return {cause: self._try_alone(phase, rate, steps) for cause, phase in WITHOUT.items() if self._has(cause)}
+
+    def _has(self, cause):
+        return cause == "augmentation" or self._config.regularizer.name != "none"
+
+    def _try_alone(self, name, rate, steps) -> Outcome:
+        phase = self.phases[name]
+        phase.grid(_small_decay(rate), group=name)
+        [trial] = phase.begin(name, steps, tell=self._tell)
         phase.finish()
-        return {rate: trial.last}
+        return trial.last
+
+    def _clean_pass(self, trial) -> CleanPass | None:
+        """The clean pass of `trial`; None if it failed or runs on another machine."""
+        workdir = trials.folder(self.study.workdir, trial.workdir) if trial else None
+        if not trial or trial.last.failed or not workdir.exists():
+            return None
+        return trials.clean_pass(workdir_lib.read_config(workdir), workdir, shared=self._shared)
 
     def _try_own_decay(self, rate, small, steps, *, start) -> list[Finding]:
         """Tries the config's decay too, if it is beyond the grid of step 4."""
@@ -331,6 +360,7 @@ class Procedure:
             num_classes=self.experiment.num_classes,
             config=workdir_lib.read_config(workdir).to_dict(),
             stopped=trial.last.failed,
+            clean=self._clean_pass(trial),
         )
         summary = f"the curves of {trial.id} show {'problems:' if findings else 'no problem'}"
         self._write(6, "curves", "Curves", summary, findings)

@@ -7,17 +7,24 @@ from pathlib import Path
 from typing import NamedTuple
 
 import ml_collections
+import numpy as np
 
+from linseed.trainer import resume
 from linseed.trainer.config.changes import changed
+from linseed.trainer.data import splits
 from linseed.trainer.errors import NonFiniteError, WorkdirError
-from linseed.trainer.experiment import Shared
+from linseed.trainer.experiment import Shared, build
 from linseed.trainer.optim.schedules import durations_to_steps
 from linseed.trainer.run import workdir as workdir_lib
 from linseed.trainer.run.console import Quiet
 from linseed.trainer.run.metrics_log import read_records
 from linseed.trainer.runtime import signals
 from linseed.trainer.step import scores
+from linseed.trainer.step import state as state_lib
 from linseed.trainer.train import train_and_evaluate
+from linseed.trainer.tuning.diagnosis.curve import Accuracy, CleanPass
+
+LEAST_SAMPLE = 1000  # of train images in the clean pass
 
 TRIALS = "trials"  # the folder of their workdirs
 
@@ -74,6 +81,11 @@ def at_constant_rate(
 def plain(config: ml_collections.ConfigDict) -> ml_collections.ConfigDict:
     """`config` without augmentation and mixing."""
     return changed(config, {"data.augment": "", "data.mix": {"name": "none"}})
+
+
+def unregularised(config: ml_collections.ConfigDict) -> ml_collections.ConfigDict:
+    """`config` without a regulariser."""
+    return changed(config, {"regularizer": {"name": "none"}})
 
 
 def sample(config: ml_collections.ConfigDict, *, examples: int) -> ml_collections.ConfigDict:
@@ -157,6 +169,24 @@ def folder(study: Path, name: str) -> Path:
             f"a trial of this study names the folder {name!r}, which no trial has; choose another --storage"
         )
     return study / TRIALS / name
+
+
+def clean_pass(config: ml_collections.ConfigDict, workdir: Path, *, shared: Shared) -> CleanPass | None:
+    """Evaluates the checkpoints of the trial in `workdir` on validation and as many train images; None without any."""
+    experiment = build(config, workdir, shared=shared)
+    train = experiment.train
+    some = np.random.default_rng(0).permutation(len(train.labels))[: max(LEAST_SAMPLE, len(experiment.val.labels))]
+    train, found = splits.take(train, np.sort(some)), []
+    with resume.open_checkpoints(workdir, config) as checkpoints:
+        for restore in (checkpoints.restore_best, checkpoints.restore_latest):
+            restored = restore(experiment.state) if checkpoints.steps() else None
+            if restored is None:
+                return None
+            weights = experiment.parallel.replicate(state_lib.evaluated_weights(restored[0]))
+            for split in (train, experiment.val):
+                figures = experiment.evaluate(weights, split)
+                found.append(Accuracy(figures["accuracy"], figures["examples"]))
+    return CleanPass(*found)
 
 
 def records(workdir: Path) -> list[dict]:

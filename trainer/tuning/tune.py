@@ -50,6 +50,7 @@ def tune(
     decays: tuple[float, ...],
     name: str,
     writer: Quiet,
+    shared: experiment_lib.Shared | None = None,
     stop: Callable[[], int] = signals.never,
 ) -> dict:
     """Runs one step of `STEPS`, or "all" of them, on `config`; returns the content of `study.json`.
@@ -57,8 +58,8 @@ def tune(
     budget: `UNLIMITED` gives each step its natural length. storage: an SQLAlchemy URL, "" for a file in `workdir`.
     study: the name of the study in the storage. sampler: a key of `search.SAMPLERS`. rates, decays: the grid of step 4;
     () for rates around the one of step 3, and for decays that suit the optimiser. name: the config's name on the page.
-    stop: as for `train_and_evaluate`. Raises LinseedError for errors that the user can fix. Results are kept, and the
-    same call continues.
+    shared, stop: as for `train_and_evaluate`. Raises LinseedError for errors that the user can fix. Results are kept,
+    and the same call continues.
     """
     if step not in (*STEPS, "all"):
         raise ConfigError(unknown_name("step", step, (*STEPS, "all")))
@@ -84,7 +85,7 @@ def tune(
                 "--workdir"
             )
         record.save(budget=budget.text or None)
-        shared = experiment_lib.Shared()
+        shared = shared or experiment_lib.Shared()
         with tempfile.TemporaryDirectory() as folder:
             experiment = experiment_lib.build(config, Path(folder), shared=shared)
         writer.say(experiment.description)

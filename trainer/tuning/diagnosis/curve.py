@@ -4,18 +4,21 @@ There are two clocks: steps, and the learning rate summed over steps (`Curve.clo
 decays to 0. Only on the second clock does a flat loss say something about the network.
 """
 
+import functools
 import math
 from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
 
+from linseed.trainer.optim import rules, schedules
 from linseed.trainer.tuning.diagnosis import floors
 
 SIGMAS = 3.0  # of a binomial or a window's noise; a run faces some twenty tests, and at 3 one in 700 errs
 POINTS = 0.05  # accuracies within five points count as equal, whatever their standard errors
 AT_CHANCE = 0.97  # of the loss at chance. A network that learns anything in an epoch goes below it
 LEARNT = 0.1  # of the loss at chance, above the floor: below it train is learnt, and the loss cannot fall much
+HARDLY_MOVED = 0.1  # of the norm of the weights; runs of this framework that learn move 0.3 to 25 times it
 STANDS_STILL = 0.97  # of the loss a third of the run earlier; a power law of exponent 0.1 falls below it
 
 
@@ -40,6 +43,18 @@ class Accuracy(NamedTuple):
         return self.right > chance + SIGMAS * Accuracy(chance, self.examples).error
 
 
+class CleanPass(NamedTuple):
+    """Accuracies of a run's checkpoints in evaluation mode, without augmentation, mixing and dropout.
+
+    best: the checkpoint that is best on validation; latest: the newest one. train: on a sample of the train images.
+    """
+
+    best_train: Accuracy
+    best_val: Accuracy
+    latest_train: Accuracy
+    latest_val: Accuracy
+
+
 class Curve(NamedTuple):
     """The records of a run as arrays [R], in order of step; V of them hold an evaluation on validation.
 
@@ -59,6 +74,7 @@ class Curve(NamedTuple):
     val_examples: np.ndarray  # [V]
     classes: int
     config: Mapping[str, Any]
+    clean: CleanPass | None
 
     @property
     def steps(self) -> np.ndarray:
@@ -80,6 +96,21 @@ class Curve(NamedTuple):
         """[R] the rate summed over steps, scaled to 1 at the end; steps if the rate is 0 throughout."""
         clock = np.cumsum(np.maximum(self.rate, 0.0) * self.steps)
         return clock / clock[-1] if clock[-1] > 0 else self.step / self.step[-1]
+
+    @property
+    def rule_ends(self) -> list[tuple[str, int]]:
+        """The rules of the optimiser that end before the run does, and the steps at which they do."""
+        batch_size = self.config["data"]["batch_size"] or 1
+        to_steps = functools.partial(
+            schedules.durations_to_steps,
+            num_examples=round(batch_size * self.step[-1] / self.epoch[-1]),
+            batch_size=batch_size,
+        )
+        total_steps = to_steps("horizon", self.config["horizon"], total_steps=None)["steps"]
+        given = self.config["optimizer"]["rules"]
+        in_steps = rules.in_steps(given, to_steps=functools.partial(to_steps, total_steps=total_steps))
+        ends = [(rule, rules.parse(timed).until) for rule, timed in zip(given, in_steps, strict=True)]
+        return [(rule, int(until[0])) for rule, until in ends if until]
 
     @property
     def chance(self) -> float:
@@ -128,11 +159,8 @@ class Curve(NamedTuple):
 
     @property
     def hardly_moved(self) -> bool:
-        """Whether the weights are still the initial ones, to within a tenth of their norm.
-
-        Runs of this framework that learn have a path of 0.3 to 25; at a hundredth of their rate it is 0.03.
-        """
-        return self.path < 0.1
+        """Whether the weights are still the initial ones, to within `HARDLY_MOVED` of their norm."""
+        return self.path < HARDLY_MOVED
 
     def part(self, start: float, end: float) -> np.ndarray:
         """bool [R]: the records with clock in (start, end], or the three nearest if these are fewer."""
@@ -154,12 +182,30 @@ class Curve(NamedTuple):
         """Train accuracy over the windows `inside`, bool [R]."""
         return _pooled(self.accuracy, self.examples, inside)
 
+    @property
+    def mixes(self) -> bool:
+        """Whether the train images are mixed: then loss and accuracy on train do not compare with others."""
+        return self.config["data"]["mix"]["name"] != "none"
+
+    @property
+    def clean_train(self) -> Accuracy | None:
+        """Train accuracy at the end, that of the clean pass if there was one; None if only mixed images were seen."""
+        if self.clean:
+            return self.clean.latest_train
+        return None if self.mixes else self.train(self.part(2 / 3, 1.0))
+
     def val(self, inside: np.ndarray) -> Accuracy:
         """Validation accuracy over the evaluations `inside`, bool [V]."""
         return _pooled(self.val_accuracy, self.val_examples, inside)
 
 
-def read(records: Sequence[Mapping[str, Any]], *, num_classes: int, config: Mapping[str, Any]) -> Curve | None:
+def read(
+    records: Sequence[Mapping[str, Any]],
+    *,
+    num_classes: int,
+    config: Mapping[str, Any],
+    clean: CleanPass | None = None,
+) -> Curve | None:
     """The records with finite values as a `Curve`; None if there are none."""
     keys = ("step", "epoch", "train_loss", "train_accuracy", "lr", "grad_norm")
     records = list({record["step"]: record for record in records if _finite(record, keys)}.values())
@@ -176,6 +222,7 @@ def read(records: Sequence[Mapping[str, Any]], *, num_classes: int, config: Mapp
         val_examples=np.array([records[i]["val_examples"] for i in judged], float),
         classes=num_classes,
         config=config,
+        clean=clean,
     )
 
 

@@ -5,11 +5,15 @@ from typing import NamedTuple
 CAUSES = {
     "augmentation": "the augmentation destroys the class",
     "bad_init": "the initial weights have the wrong scale",
+    "clip_too_low": "the gradient is clipped to almost nothing",
+    "conflicting_labels": "identical train images have different labels",
     "dead_units": "units that no image of the batch activates: their weights get no gradient",
     "decay_too_high": "the weight decay is too high",
     "decayed_too_early": "the learning rate fell too early",
-    "double_softmax": "the network's last layer is a softmax, and the loss applies another",
+    "double_softmax": "the network ends in a softmax or sigmoid, and the loss applies another",
+    "eval_mode": "the network that is evaluated is not the one that is trained",
     "input_scale": "the pixels are not normalised",
+    "leaked_validation": "validation images are also in train",
     "lr_too_high": "the learning rate is too high",
     "lr_too_low": "the learning rate is too low",
     "non_finite": "the loss, the gradient or the update became NaN or infinite",
@@ -20,6 +24,7 @@ CAUSES = {
     "too_small": "the network is too small for the data",
     "underfit": "underfitting: train is no better than validation, and both are low",
     "val_distribution": "the validation data differ from the train data",
+    "wrong_labels": "part of the train labels are wrong",
     "zero_weights": "the weights start at zero, and all units stay equal",
 }
 

@@ -3,6 +3,8 @@
 from collections.abc import Mapping
 from typing import Any
 
+LATER = "--config.schedule.name=cosine, or a later end of the schedule"
+
 
 def flag(key: str, value: Any) -> str:
     """The flag that sets the dotted `key` to `value`."""

@@ -14,12 +14,14 @@ from linseed.trainer.tuning.diagnosis.curve import AT_CHANCE, LEARNT, POINTS, SI
 from linseed.trainer.tuning.diagnosis.findings import Finding
 
 SAME = "the curve alone cannot tell it from the cause before"
+FELL = 0.25  # of the peak rate; a cosine and a line are there after two thirds of the run
+EARLY = 0.2  # of the run; the usual schedules fall after a third or half of it
 JUMP = 0.05  # of the loss at chance: small losses double and halve by noise
 
 
 def double_softmax(curve: Curve) -> Iterator[Finding]:
     """The loss is at the floor of a double softmax plus 1 - s for each wrong image, s the label smoothing."""
-    if "softmax" not in curve.config["loss"]["name"] or curve.config["data"]["mix"]["name"] != "none":
+    if "softmax" not in curve.config["loss"]["name"] or curve.mixes:
         return
     smoothing = curve.config["label_smoothing"]
     floor = floors.double_softmax_loss(num_classes=curve.classes, label_smoothing=smoothing)
@@ -100,23 +102,39 @@ def short_path(curve: Curve) -> str:
 
 
 def decayed_too_early(curve: Curve) -> Iterator[Finding]:
-    """The loss falls as a power of the step: after the first drop of the rate, the exponent is below a fifth."""
-    if curve.config["schedule"]["name"] not in ("step", "plateau"):
+    """The loss falls until the rate does, or until rules end most updates, early in the run, and ends far above 0."""
+    if curve.mixes or np.median(curve.excess[-3:]) < LEARNT / 2 * curve.chance:
         return
-    drops = np.flatnonzero(curve.rate < 0.4 * np.maximum.accumulate(curve.rate))
-    drop = drops[0] if len(drops) else 0
-    before, after = np.arange(drop // 3, drop + 1), np.arange(drop + 1, len(curve.step))
-    if len(before) < 2 or len(after) < 4 or curve.step[-1] < 2 * curve.step[drop]:
-        return
-    log_step, log_loss = np.log(curve.step), np.log(np.maximum(curve.excess, 1e-9))
-    was, now = (-np.polyfit(log_step[part], log_loss[part], 1)[0] for part in (before, after))
-    fell = was * (log_step[drop] - log_step[before[0]])
-    if fell > 0.2 and now < 0.2 * was and np.median(curve.excess[-3:]) > LEARNT / 2 * curve.chance:
-        evidence = (
-            f"train loss fell as step^-{was:.2g} until the rate fell, around step {curve.step[drop]:.0f} of "
-            f"{curve.step[-1]:.0f}, and as step^{-now:.2g} after that; it ends at {curve.loss[-1]:.3f}"
-        )
-        yield Finding("decayed_too_early", evidence, "a later schedule.at_percent, or --config.schedule.name=cosine")
+    for end, cause, remedy in early_ends(curve):
+        reached = float(np.median(curve.loss[curve.step > end][:2]))
+        if curve.hardly_moved or reached < 0.9 * curve.chance:
+            evidence = (
+                f"train loss had fallen to {reached:.3f} by step {end:.0f} of {curve.step[-1]:.0f}, when {cause}; it "
+                f"ends at {curve.loss[-1]:.3f}"
+            )
+            yield Finding("decayed_too_early", evidence, remedy)
+            return
+
+
+def _early_fall(curve):
+    """The last step before the rate falls below `FELL` of its peak, if that is early and for good; else None."""
+    fell = curve.rate < FELL * np.maximum.accumulate(curve.rate)
+    if not fell[1:].any() or curve.restarted.any():
+        return None
+    last = curve.step[np.argmax(fell) - 1]
+    return float(last) if last <= EARLY * curve.step[-1] else None
+
+
+def early_ends(curve: Curve) -> Iterator[tuple[float, str, str]]:
+    """The early steps at which the rate falls, or a rule ends most of the updates: (step, what happens, remedy)."""
+    if fall := _early_fall(curve):
+        yield fall, "the rate fell", remedies.LATER
+    for rule, end in curve.rule_ends:
+        before, after = np.flatnonzero(curve.step <= end)[-3:], np.flatnonzero(curve.step > end)[:3]
+        pace = curve.update_ratio / np.maximum(curve.rate, 1e-30)
+        ended = len(before) and len(after) and np.median(pace[after]) < np.median(pace[before]) / 2
+        if ended and end <= EARLY * curve.step[-1]:
+            yield end, f"the rule '{rule}' ends", "a later until_... in config.optimizer.rules"
 
 
 def decay_too_high(curve: Curve) -> Iterator[Finding]:
@@ -183,7 +201,7 @@ def bad_start(config: Mapping[str, Any], *, evidence: str) -> Iterator[Finding]:
 
 def plateau(curve: Curve) -> Iterator[Finding]:
     """The loss stands still far from its floor, at a rate that never falls."""
-    if curve.rate[-1] < 0.5 * curve.rate.max() or curve.config["data"]["mix"]["name"] != "none":
+    if curve.rate[-1] < 0.5 * curve.rate.max() or curve.mixes:
         return
     before, end = curve.median(curve.excess, 0.4, 0.7), curve.median(curve.excess, 0.7, 1.0)
     if end < LEARNT * curve.chance or end < STANDS_STILL * before or curve.part(0.5, 1.0).sum() < 6:

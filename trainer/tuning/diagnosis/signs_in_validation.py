@@ -72,7 +72,9 @@ def underfit(curve: Curve) -> Iterator[Finding]:
     """No gap, and most of train wrong: the loss stands still, or accuracy is near chance after five epochs."""
     if not len(curve.val_index):
         return
-    train = curve.train(curve.part(2 / 3, 1.0))
+    train, windows = curve.clean_train, curve.train(curve.part(2 / 3, 1.0))
+    if train is None:
+        return
     way = (train.right * curve.classes - 1) / (curve.classes - 1)  # 0 at chance, 1 if all is right
     _, before, end = curve.thirds(curve.excess)
     hardly_begun = way < 0.25 and curve.epoch[-1] >= 5
@@ -90,7 +92,7 @@ def underfit(curve: Curve) -> Iterator[Finding]:
     augmented = Finding("augmentation", evidence, remedies.flag("data.augment", "''"))
     if not curve.config["data"]["augment"]:
         yield small
-    elif val.right > train.right + POINTS:  # augmentation makes train the harder split
+    elif max(val.right, train.right) > windows.right + POINTS:  # augmentation makes train the harder split
         yield from (augmented, small._replace(evidence=SAME))
     else:
         yield from (small, augmented._replace(evidence=SAME))

@@ -13,6 +13,7 @@ from linseed.trainer.tuning.diagnosis.signs_in_train import (
     SAME,
     bad_start,
     decay_outweighs,
+    early_ends,
     high_start,
     short_path,
     starts_high,
@@ -58,7 +59,11 @@ def _bad_start(curve):
 
 
 def _lr_too_low(curve):
+    """The weights hardly moved; the rate itself is sound if it was only spent early."""
     if curve.hardly_moved and not _is_silent(curve):
+        for end, what, remedy in early_ends(curve):
+            yield Finding("decayed_too_early", f"{_where(curve)}; {what} at step {end:.0f}", remedy)
+            return
         yield Finding("lr_too_low", f"{_where(curve)}; {short_path(curve)}", remedies.rate(curve.config, times=10))
         yield Finding("bad_init", SAME, remedies.better_start(curve.config))
 

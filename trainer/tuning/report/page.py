@@ -24,6 +24,7 @@ _PHASES = {
     "overfit": STEPS[2],
     "lr": STEPS[3],
     "plain": "Without augmentation",
+    "unregularised": "Without the regulariser",
     "own decay": "With the decay of the config",
     "coarse": STEPS[4],
     "refine": STEPS[5],
