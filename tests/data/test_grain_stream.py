@@ -14,6 +14,7 @@ import pytest
 from absl import flags
 from PIL import Image
 
+from linseed.trainer.config.resolve import resolve
 from linseed.trainer.data import batching, lazy, splits, stats
 from linseed.trainer.data import grain_stream as stream_module
 from linseed.trainer.data.decode import decode_random_crop, random_box
@@ -348,7 +349,7 @@ def test_a_fault_of_the_machine_leaves_no_image_out(photographs, monkeypatch, fa
     def fail(*args, **kwargs):
         raise ValueError("while decoding") from fault
 
-    monkeypatch.setattr(lazy, "decode_centre", fail)
+    monkeypatch.setattr(lazy, "decode_square", fail)
     for call in (lambda: some_batches(source.train, 0, 1), lambda: source.val.images[:1]):
         with pytest.raises(DataError, match=r"jpg cannot be read now .*run the same command again") as caught:
             call()
@@ -370,18 +371,25 @@ def test_a_link_that_leads_out_is_bad(copied, tmp_path):
         read(copied).val.images[:1]
 
 
+def test_a_square_smaller_than_the_image_is_refused(photographs):
+    with pytest.raises(ConfigError, match="resize is 16, less than image_size=32"):
+        read(photographs, resize=16)
+
+
+@pytest.mark.parametrize("source", ["folder_stream", "tfds_stream"])
 @pytest.mark.parametrize(
-    "settings, words",
+    "key, value, words",
     [
-        (dict(resize=16), "resize is 16, less than image_size=32"),
-        (dict(image_size=0), "image_size is 0"),
-        (dict(train_crop="center"), "did you mean 'centre'"),
-        (dict(on_bad_image="skp"), "did you mean 'skip'"),
+        ("image_size", 0, "a whole number in"),
+        ("train_crop", "center", "did you mean 'centre'"),
+        ("on_bad_image", "skp", "did you mean 'skip'"),
+        ("fit", "pat", "did you mean 'pad'"),
     ],
 )
-def test_settings_that_cannot_be_are_refused(photographs, settings, words):
-    with pytest.raises(ConfigError, match=words):
-        read(photographs, **settings)
+def test_settings_that_cannot_be_are_refused(source, key, value, words):
+    root = {"root": "photos"} if source == "folder_stream" else {}
+    with pytest.raises(ConfigError, match=f"config.data.source.{key}={value!r} should be .*{words}"):
+        resolve({"data": {"source": {"name": source, key: value, **root}}})
 
 
 def test_records_can_be_pickled_small(photographs):

@@ -8,6 +8,7 @@ import scipy.fft
 from PIL import Image
 from support.cifar_archive import offer_cifar, random_cifar
 
+from linseed.trainer.config.resolve import resolve
 from linseed.trainer.data import sources, splits
 from linseed.trainer.data.sources import SOURCES, load
 from linseed.trainer.errors import ConfigError, DataError
@@ -205,7 +206,7 @@ def test_digits_are_scikit_learns_scaled_to_bytes():
 @pytest.mark.parametrize("setting, value", [("test_fraction", 0.0), ("test_fraction", 1.0), ("split_seed", -1)])
 def test_digits_settings_out_of_range(setting, value):
     with pytest.raises(ConfigError, match=f"config.data.source.{setting}"):
-        load("digits", **(dict(test_fraction=0.2, split_seed=0) | {setting: value}))
+        resolve({"data": {"source": {"name": "digits", setting: value}}})
 
 
 # synthetic
