@@ -2,12 +2,14 @@
 
 import contextlib
 import errno
+import hashlib
 import itertools
 import logging
 import os
 import pickle
 import shutil
 import signal
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -241,7 +243,7 @@ def test_the_centre_is_cut_out_of_the_resized_image(tmp_path):
     pixels = np.random.default_rng(0).integers(0, 256, (80, 120, 3), dtype=np.uint8)
     for name in ("a", "b"):
         (tmp_path / name).mkdir()
-        for i in range(2):
+        for i in range(3):
             Image.fromarray(pixels).save(tmp_path / name / f"{i}.png")
     resized = np.asarray(Image.fromarray(pixels).resize((60, 40), Image.Resampling.BILINEAR))
     found = read(tmp_path, test_fraction=0.5).train.images[0]
@@ -274,12 +276,21 @@ def test_the_fingerprint_tells_files_sizes_labels_and_settings_apart(copied):
     before = fingerprint()
     assert fingerprint() == before == fingerprint(workers=2)
     assert fingerprint(on_bad_image="skip") == before  # the cure of an error, and no other data
-    assert len({before, fingerprint(resize=48), fingerprint(image_size=40), fingerprint(train_crop="centre")}) == 4
+    settings = [("resize", 48), ("image_size", 40), ("train_crop", "centre"), ("fit", "pad"), ("bits", 12)]
+    assert len({before, *(fingerprint(**{key: value}) for key, value in settings)}) == 6
     path = copied / "train" / "cat" / "0.jpg"
     path.write_bytes(path.read_bytes() + b"\0")
     longer = fingerprint()
     path.rename(path.with_name("00.jpg"))
     assert len({before, longer, fingerprint()}) == 3
+
+
+def test_runs_from_before_fit_and_background_keep_their_fingerprint():
+    decoding = lazy.Decoding(32, 40, train_crop="centre", on_bad_image="error")
+    records = SimpleNamespace(identity=lambda places: [b"a"])
+    settings = {"image_size": 32, "resize": 40, "train_crop": "centre"}
+    expected = hashlib.sha256(repr(settings).encode() + b"a").hexdigest()
+    assert lazy.LazyImages(records, np.arange(1), decoding=decoding, workers=0).identity() == expected
 
 
 @pytest.mark.parametrize("name", sorted(stats.NORMALIZERS))

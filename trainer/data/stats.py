@@ -132,12 +132,12 @@ def statistics(
 def _cached(split: Split, name: str, cache: Path) -> dict[str, np.ndarray]:
     marks = {"name": name, "fingerprint": fingerprint(split)}
     # Checksummed: a digit that changed on disk would change every image that the network sees.
-    stored = (checksum.loads(cache.read_text(errors="replace")) if cache.exists() else None) or {}
+    stored = (checksum.loads(cache.read_text(encoding="utf-8", errors="replace")) if cache.exists() else None) or {}
     if all(stored.get(key) == value for key, value in marks.items()):
         return {key: np.array(stored[key]) for key in ("mean", "std")}
     computed = NORMALIZERS[name](split.images)
     record = {**marks, **{key: value.tolist() for key, value in computed.items()}}
-    cache.write_text(json.dumps(checksum.seal(record)))
+    cache.write_text(json.dumps(checksum.seal(record)), encoding="utf-8")
     return computed
 
 

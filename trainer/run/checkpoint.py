@@ -220,8 +220,8 @@ class Snapshots:
             if not folder.name.isdigit():
                 continue
             try:
-                metric = json.loads((folder / "metrics" / "metrics").read_text())[METRIC]
-                record = json.loads((folder / "record" / "metadata").read_text())
+                metric = json.loads((folder / "metrics" / "metrics").read_text(encoding="utf-8"))[METRIC]
+                record = json.loads((folder / "record" / "metadata").read_text(encoding="utf-8"))
                 if not isinstance(metric, float) or record.get(METRIC, metric) != metric:
                     raise ValueError(f"{METRIC} {metric} is not what was saved")
             except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:

@@ -30,7 +30,7 @@ class MetricsLog:
                 lines.count(None),
             )
         workdir_lib.write_whole(path, "".join(json.dumps(record) + "\n" for record in records))
-        self._file = path.open("a")
+        self._file = path.open("a", encoding="utf-8")
 
     def write(self, record: dict):
         self._file.write(json.dumps(record) + "\n")
@@ -65,7 +65,7 @@ def read_records(path: Path) -> list[dict]:
 def _read_lines(path) -> list[dict | None]:
     """The record of each line, None where the line holds none."""
     records = []
-    for line in path.read_text(errors="replace").splitlines() if path.exists() else ():
+    for line in path.read_text(encoding="utf-8", errors="replace").splitlines() if path.exists() else ():
         try:
             record = json.loads(line)
         except (ValueError, RecursionError):

@@ -101,7 +101,7 @@ def write(workdir: Path):
     """Writes `report.html` of a finished run."""
     result = workdir_lib.read_result(workdir)
     records = read_records(workdir / workdir_lib.METRICS)
-    config = (workdir / workdir_lib.CONFIG).read_text()
+    config = (workdir / workdir_lib.CONFIG).read_text(encoding="utf-8")
     curves = draw_curves(records, best_step=result["best_step"])
     speed = result["images_per_second"]
     facts = [

@@ -54,7 +54,7 @@ class Rollbacks:
         )
 
     def _read(self):
-        text = self._path.read_text(errors="replace") if self._path.exists() else None
+        text = self._path.read_text(encoding="utf-8", errors="replace") if self._path.exists() else None
         lines = [checksum.loads(line) for line in (text or "").splitlines()]
         if text is not None and (not lines or None in lines):
             raise WorkdirError(

@@ -42,7 +42,7 @@ def lock(workdir: Path) -> Iterator[None]:
     """Locks `workdir`, made if needed, against a second run. The lock ends with the process, however that ends."""
     try:
         workdir.mkdir(parents=True, exist_ok=True)
-        file = (workdir / "lock").open("a")
+        file = (workdir / "lock").open("a", encoding="utf-8")
     except OSError as error:
         raise WorkdirError(f"--workdir={workdir} cannot be written ({error.strerror}); choose another") from error
     with file:
@@ -140,7 +140,7 @@ def _read_json(path):
 def write_whole(path: Path, text: str):
     """Writes `text` to `path`. A kill or a power cut leaves the old file or the new one, never a part."""
     temporary = path.with_name(path.name + ".tmp")
-    with temporary.open("w") as file:
+    with temporary.open("w", encoding="utf-8") as file:
         file.write(text)
         file.flush()
         os.fsync(file.fileno())

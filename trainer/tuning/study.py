@@ -58,7 +58,7 @@ class Study:
         sha256 = canonical.sha256(config)
         if self._path.exists():
             try:
-                self.record = json.loads(self._path.read_text())
+                self.record = json.loads(self._path.read_text(encoding="utf-8"))
                 known = self.record["config"]
             except (ValueError, KeyError, TypeError) as error:
                 raise WorkdirError(f"{self._path} is damaged; restore it, or choose another --workdir") from error
