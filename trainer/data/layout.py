@@ -11,12 +11,25 @@ from linseed.trainer.errors import DataError
 
 SPLITS = ("train", "val", "test")
 
-# Folders that systems leave behind, in lower case, besides hidden ones.
-_LITTER = ("#recycle", "$recycle.bin", "@eadir", "__macosx", "__pycache__", "lost+found", "system volume information")
+# What systems leave behind, in lower case, besides hidden files and folders.
+_LITTER = frozenset(
+    (
+        "#recycle",
+        "$recycle.bin",
+        "@eadir",
+        "__macosx",
+        "__pycache__",
+        "icon\r",
+        "lost+found",
+        "system volume information",
+    )
+)
 
 # Endings of files that go with images and are none. Any other file is taken for an image, and refused if it is none.
-_NO_IMAGES = ".aae .avi .csv .db .doc .docx .htm .html .ini .ipynb .json .jsonl .lnk .log .m4v .md .md5 .mov .mp4 .pdf"
-_NO_IMAGES = frozenset(f"{_NO_IMAGES} .py .rtf .sha256 .thm .tsv .txt .url .xls .xlsx .xml .xmp .yaml .yml".split())
+_NO_IMAGES = frozenset(
+    ".aae .avi .csv .db .doc .docx .htm .html .ini .ipynb .json .jsonl .lnk .log .m4v .md .md5 .mov .mp4 .pdf .py .rtf"
+    " .sha256 .thm .tsv .txt .url .xls .xlsx .xml .xmp .yaml .yml".split()
+)
 
 # The file that every folder of a run holds (`run.workdir.lock`).
 _RUN_LOCK = "lock"
@@ -54,14 +67,15 @@ def look_into(path: str) -> Inside:
     for entry in entries:
         name = entry.name.lower()
         is_folder = os.path.isdir(entry.path) if entry.is_symlink() else entry.is_dir()
-        if name.startswith(".") or name in _LITTER or name == "icon\r":
+        if name.startswith(".") or name in _LITTER or (_holds_runs(entry.path) if is_folder else _is_no_image(name)):
             inside.passed_over.append(entry.name)
-        elif is_folder:
-            inside.passed_over.append(entry.name) if _holds_runs(entry.path) else inside.folders.append(entry)
         else:
-            no_image = os.path.splitext(name)[1] in _NO_IMAGES
-            inside.passed_over.append(entry.name) if no_image else inside.files.append(entry)
+            (inside.folders if is_folder else inside.files).append(entry)
     return inside
+
+
+def _is_no_image(name):
+    return os.path.splitext(name)[1] in _NO_IMAGES
 
 
 def folder_names(path: str) -> list[str]:
