@@ -11,7 +11,7 @@ import ml_collections
 def get_config(path=""):
     if not path:
         raise ValueError("replay needs the config to run: --config=configs/replay.py:WORKDIR/config.json")
-    with open(path) as file:
+    with open(path, encoding="utf-8") as file:
         try:
             values = json.load(file)
             values.pop("crc32", None)  # the run's own checksum of its file

@@ -17,7 +17,9 @@ def apply(config, variant, words):
     for part in filter(None, variant.split(",")):
         word, equals, value = part.partition("=")
         if word not in words:
-            raise ValueError(f"unknown config variant '{word}'; known: {', '.join(sorted(words))}")
+            raise ValueError(
+                f"unknown config variant '{word}'; known: {', '.join(sorted(words))}{_in_flags(words, variant)}"
+            )
         if callable(words[word]) != bool(value):
             raise ValueError(f"config variant '{part}': write {word}{'=VALUE' if callable(words[word]) else ''}")
         given[word] = value
@@ -29,6 +31,19 @@ def apply(config, variant, words):
                 raise ValueError(f"config variants '{owner[key][0]}' and '{word}' both set {key}; keep one of them")
             _set(config, key, value)
     return config
+
+
+def _in_flags(words, variant):
+    """What to write for the last word's value if that is meant to hold the comma behind which a word is unknown."""
+    word, equals, value = variant.partition("=")
+    word = word.rpartition(",")[2]
+    if not equals or not callable(words.get(word)):
+        return ""
+    flags = []
+    for key, setting in words[word](value).items():
+        inner = setting if isinstance(setting, dict) else {"": setting}
+        flags += [f"'--config.{key}{'.' * bool(name)}{name}={each}'" for name, each in inner.items()]
+    return f"; if the comma belongs to {word}={value}, give flags in place of the variant: {' '.join(flags)}"
 
 
 def _set(config, key, value):

@@ -75,6 +75,18 @@ def test_only_scripts_print_run_or_have_flags(path):
     assert not [name for name in structure.imports(ROOT / path) if name.startswith("absl.flags")]
 
 
+def test_a_text_file_is_utf8_whatever_the_locale():
+    for path in FILES:
+        for call in ast.walk(ast.parse((ROOT / path).read_text(encoding="utf-8"))):
+            if not isinstance(call, ast.Call) or "encoding" in {keyword.arg for keyword in call.keywords}:
+                continue
+            name = call.func.attr if isinstance(call.func, ast.Attribute) else getattr(call.func, "id", "")
+            modes = [argument.value for argument in call.args if isinstance(argument, ast.Constant)]
+            is_text = name == "open" and any(mode in modes for mode in ("r", "w", "a", "x", "r+", "w+", "a+"))
+            is_text |= name == "open" and isinstance(call.func, ast.Name) and len(call.args) == 1
+            assert not is_text and name not in ("read_text", "write_text"), f"{path}:{call.lineno} names no encoding"
+
+
 def test_only_runtime_knows_how_devices_are_arranged():
     words = ("jax.pmap", "shard_map", "NamedSharding", "Mesh(", "jax.distributed")
     allowed = {"trainer/runtime/data_parallel.py": set(words), "trainer/runtime/join.py": {"jax.distributed"}}

@@ -209,6 +209,7 @@ def _programs(config, plan, data, *, parallel, shared):
 def _describe(config, plan, data, *, parallel, params, deterministic):
     """What will run, a line each."""
     yield from (f"skipped {line}" for line in data.source.skipped)
+    yield from data.source.notes
     size = "x".join(map(str, data.train.images.shape[1:]))
     largest = np.bincount(data.train.labels).max() / len(data.train.labels)
     val_from = "carved from train" if data.source.val is None else "of its own: config.data.val_fraction has no part"

@@ -219,7 +219,7 @@ def main(console, name):
     console.print(line, soft_wrap=True, highlight=False, markup=False)
     if OUT.value:
         Path(OUT.value).mkdir(parents=True, exist_ok=True)
-        (Path(OUT.value) / f"{name}.json").write_text(json.dumps(result, indent=2) + "\n")
+        (Path(OUT.value) / f"{name}.json").write_text(json.dumps(result, indent=2) + "\n", encoding="utf-8")
 
 
 def run():

@@ -253,7 +253,7 @@ def _train_command(config, folder):
         return np.array([time.monotonic(), usage.ru_utime + usage.ru_stime])
 
     path = folder.with_suffix(".json")
-    path.write_text(canonical.to_json(config))
+    path.write_text(canonical.to_json(config), encoding="utf-8")
     began = spent()
     train = [sys.executable, "-m", "scripts.train", f"--config={replay.__file__}:{path}", f"--workdir={folder}"]
     environment = {name: value for name, value in os.environ.items() if name != "JAX_COMPILATION_CACHE_DIR"}

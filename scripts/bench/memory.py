@@ -137,7 +137,7 @@ def memory() -> dict[str, float]:
 def _kib(path, prefix):
     """The sum of a file's lines `NAME: N kB` whose name begins with `prefix`; 0 for a process that has ended."""
     try:
-        lines = Path(path).read_text().splitlines()
+        lines = Path(path).read_text(encoding="utf-8").splitlines()
     except (FileNotFoundError, ProcessLookupError):
         return 0
     return sum(int(line.split()[1]) for line in lines if line.startswith(prefix))

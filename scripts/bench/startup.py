@@ -76,7 +76,7 @@ def first_step(config: ml_collections.ConfigDict, workdir: Path) -> tuple[float,
     """
     config.log_every_steps = 1
     given = workdir.with_suffix(".json")
-    given.write_text(canonical.to_json(config))
+    given.write_text(canonical.to_json(config), encoding="utf-8")
     command = [sys.executable, "-m", "scripts.train", f"--config=configs/replay.py:{given}", f"--workdir={workdir}"]
     environment = {name: value for name, value in os.environ.items() if name != "JAX_COMPILATION_CACHE_DIR"}
     began = time.perf_counter()

@@ -30,7 +30,7 @@ def room(path: Path) -> str:
 
 def imports(path: Path) -> Iterator[str]:
     """The dotted names that `path` imports, anywhere in the file: `a` of `import a`, `a.b` of `from a import b`."""
-    for node in ast.walk(ast.parse(path.read_text())):
+    for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
         if isinstance(node, ast.Import):
             yield from (alias.name for alias in node.names)
         elif isinstance(node, ast.ImportFrom):
@@ -80,7 +80,7 @@ def levels(graph: dict) -> int:
 
 
 def lines(root: Path, pattern: str) -> int:
-    return sum(len(path.read_text().splitlines()) for path in root.glob(pattern))
+    return sum(len(path.read_text(encoding="utf-8").splitlines()) for path in root.glob(pattern))
 
 
 def main(root: Path):

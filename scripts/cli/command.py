@@ -15,7 +15,7 @@ from collections.abc import Callable
 
 from absl import app, flags
 
-from linseed.scripts.cli import config_flag, heap
+from linseed.scripts.cli import config_flag, heap, utf8
 from linseed.scripts.cli.console import Console, printable
 from linseed.trainer.errors import LinseedError
 from linseed.trainer.runtime import xla_flags
@@ -48,6 +48,7 @@ def run(main: Callable[..., None], *, needs: tuple[str, ...] = (), argument: str
     argument: the name of the one positional argument, which `main` gets too; "" for none. default: its default; None
     makes it required. A command that needs `config` reads it with `config_flag.load`.
     """
+    utf8.use()
     module = sys.modules[main.__module__]
     usage = _usage(needs, argument and (argument if default is None else f"[{argument}]"))
 

@@ -171,8 +171,9 @@ class Bench:
         shutil.rmtree(cut / workdir_lib.CHECKPOINTS / str(self.result["steps"]))
         for name in (workdir_lib.RESULT, workdir_lib.REPORT):
             (cut / name).unlink()
-        lines = (cut / workdir_lib.METRICS).read_text().splitlines(keepends=True)
-        (cut / workdir_lib.METRICS).write_text("".join(line for line in lines if json.loads(line)["step"] <= LATEST))
+        lines = (cut / workdir_lib.METRICS).read_text(encoding="utf-8").splitlines(keepends=True)
+        kept = "".join(line for line in lines if json.loads(line)["step"] <= LATEST)
+        (cut / workdir_lib.METRICS).write_text(kept, encoding="utf-8")
         self.cut = cut
         self._like = build(config, folder, shared=self._shared).state
         self.steps = self._restored(cut)

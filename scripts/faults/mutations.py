@@ -199,10 +199,10 @@ def _decode_by_all(content):
 
 def _memory(kind):
     """Bytes of this process: "VmRSS" now, "VmHWM" peak; the peak of `getrusage` would include the time before exec."""
-    with open("/proc/self/status") as file:
+    with open("/proc/self/status", encoding="utf-8") as file:
         return next(int(line.split()[1]) * 1024 for line in file if line.startswith(f"{kind}:"))
 
 
 def _address_space():
-    with open("/proc/self/statm") as file:
+    with open("/proc/self/statm", encoding="utf-8") as file:
         return int(file.read().split()[0]) * os.sysconf("SC_PAGE_SIZE")

@@ -220,6 +220,10 @@ def test_words_of_a_page_are_applied_and_wrong_ones_refused():
         ("root", "write root=VALUE"),
         ("few=1", "write few"),
         ("few,more", "'few' and 'more' both set a; keep one"),
+        (
+            "root=/a,b",
+            "unknown config variant 'b'.*if the comma belongs to root=/a,b, give flags .* '--config.b.c=/a,b'$",
+        ),
     ]:
         with pytest.raises(ValueError, match=says):
             applied(wrong)

@@ -3,21 +3,26 @@ import struct
 import subprocess
 import sys
 import warnings
+import zlib
 from pathlib import Path
 
+import cv2
 import numpy as np
 import pytest
 import simplejpeg
 from PIL import Image, ImageOps
 
 from linseed.trainer.data.decode import (
-    FORMATS,
-    MAX_PIXELS,
+    FITS,
+    PLAIN,
+    Conversion,
     decode_as_it_is,
     decode_image,
     decode_random_crop,
+    decode_square,
     random_box,
 )
+from linseed.trainer.data.image_file import FORMATS, MAX_PIXELS
 
 ROOT = Path(__file__).parents[2]
 RNG = np.random.default_rng(0)
@@ -175,7 +180,7 @@ def test_the_fast_decoder_reads_nothing_that_claims_another_size_than_was_checke
 
 
 def test_a_decompression_bomb_raises_before_it_is_decoded(monkeypatch):
-    monkeypatch.setattr("linseed.trainer.data.decode.MAX_PIXELS", 100)
+    monkeypatch.setattr("linseed.trainer.data.image_file.MAX_PIXELS", 100)
     assert decode_image(encoded(noise(10, 10, 3)), image_size=0).shape == (10, 10, 3)
     with pytest.raises(Image.DecompressionBombError, match="11x10"):
         decode_image(encoded(noise(10, 11, 3)), image_size=0)
@@ -326,3 +331,102 @@ def test_pixels_as_they_are_stored_are_those_that_are_meant():
 def test_pixels_that_are_stored_as_something_else_are_refused(image, format, channels):
     with pytest.raises(ValueError, match=f"{channels} channels of 8 bits are expected"):
         decode_as_it_is(encoded(image, format), channels=channels)
+
+
+def fitted(pixels, *, fit, image_size=12, resize=12, background="black"):
+    how = Conversion(fit=fit, background=background, bits=16)
+    return decode_square(encoded(pixels), image_size=image_size, resize=resize, conversion=how)
+
+
+@pytest.mark.parametrize("resize", [12, 16])
+def test_a_square_image_is_the_same_for_every_fit(resize):
+    pixels = noise(40, 40, 3)
+    crop, *others = (fitted(pixels, fit=fit, resize=resize) for fit in FITS)
+    for other in others:
+        np.testing.assert_array_equal(other, crop)
+
+
+@pytest.mark.parametrize("shape", [(24, 48), (48, 24)])
+def test_pad_shows_all_of_an_image_between_bars_of_the_background(shape):
+    pixels = noise(*shape, 3)
+    small = Image.fromarray(pixels).resize((shape[1] // 4, shape[0] // 4), Image.Resampling.BILINEAR)
+    expected = np.zeros((12, 12, 3), np.uint8)
+    bar = slice(3, 9)
+    expected[(bar, slice(None)) if shape[0] < shape[1] else (slice(None), bar)] = small
+    np.testing.assert_array_equal(fitted(pixels, fit="pad"), expected)
+    assert (fitted(pixels, fit="pad", background="white")[0, 0] == 255).all()
+
+
+def test_stretch_shows_all_of_an_image():
+    pixels = noise(24, 48, 3)
+    expected = Image.fromarray(pixels).resize((12, 12), Image.Resampling.BILINEAR)
+    np.testing.assert_array_equal(fitted(pixels, fit="stretch"), expected)
+
+
+def test_a_larger_square_shows_its_centre():
+    for fit in ("pad", "stretch"):
+        whole = fitted(noise(32, 64, 3) // 2, fit=fit, image_size=16, resize=16)
+        assert whole.shape == (16, 16, 3)
+    pixels = np.zeros((32, 64, 3), np.uint8)
+    pixels[:, 32:] = 200
+    part = fitted(pixels, fit="stretch", image_size=8, resize=16)
+    assert (part[:, :3] == 0).all() and (part[:, 5:] == 200).all()
+    part = fitted(pixels, fit="pad", image_size=8, resize=16, background="grey")
+    assert (part[:, :3] == 0).all() and (part[:, 5:] == 200).all()  # the bars are outside of it
+
+
+@pytest.mark.parametrize("shape", [(1, 5000), (5000, 1)])
+@pytest.mark.parametrize("fit", FITS)
+def test_the_longest_line_is_an_image_too(shape, fit):
+    assert fitted(np.full((*shape, 3), 7, np.uint8), fit=fit).shape == (12, 12, 3)
+
+
+@pytest.mark.parametrize("bits", range(8, 17))
+def test_values_that_use_some_of_16_bits_are_scaled_by_as_many(bits):
+    most = 2**bits - 1
+    grey = np.array([[0, most // 3, most // 2, most]], np.uint16)
+    how = PLAIN._replace(bits=bits)
+    found = decode_image(encoded(Image.fromarray(grey)), image_size=0, conversion=how)
+    np.testing.assert_allclose(found[0, :, 0], grey[0] * 255.0 / most, atol=0.5)
+    colours = np.stack([grey, grey[:, ::-1], np.zeros_like(grey)], axis=-1)
+    file = io.BytesIO(cv2.imencode(".png", colours[..., ::-1])[1].tobytes())
+    found = decode_image(file, image_size=0, conversion=how)
+    np.testing.assert_allclose(found, colours * 255.0 / most, atol=0.5 if bits < 16 else 1)
+    file.seek(0)
+    crop = decode_random_crop(file, image_size=4, rng=np.random.default_rng(0), conversion=how)
+    assert crop.shape == (4, 4, 3)
+
+
+def test_more_than_the_bits_that_were_named_is_a_bad_image():
+    file = encoded(Image.fromarray(np.array([[4096]], np.uint16)))
+    with pytest.raises(ValueError, match="holds the value 4096, more than config.data.source.bits=12"):
+        decode_image(file, image_size=0, conversion=PLAIN._replace(bits=12))
+
+
+def test_the_bits_are_those_of_png_files_alone():
+    grey = np.array([[0, 257, 65535]], np.uint16)
+    how = PLAIN._replace(bits=12)
+    found = decode_image(encoded(Image.fromarray(grey), "PPM"), image_size=0, conversion=how)
+    np.testing.assert_array_equal(found[0, :, 0], [0, 1, 255])
+    eight = noise(3, 3, 3)
+    np.testing.assert_array_equal(decode_image(encoded(eight), image_size=0, conversion=how), eight)
+
+
+@pytest.mark.parametrize("background, value", [("white", 255), ("grey", 128), ("black", 0)])
+def test_transparent_pixels_are_laid_on_the_background(background, value):
+    how = PLAIN._replace(background=background)
+    found = decode_image(encoded(np.zeros((1, 1, 4), np.uint8)), image_size=0, conversion=how)
+    np.testing.assert_array_equal(found[0, 0], [value] * 3)
+
+
+def test_deep_colours_are_turned_upright():
+    colours = RNG.integers(0, 4096, (2, 3, 3)).astype(np.uint16)
+    data = cv2.imencode(".png", colours[..., ::-1])[1].tobytes()
+    exif = Image.Exif()
+    exif[0x0112] = 6
+    body = b"eXIf" + exif.tobytes()[6:]
+    chunk = struct.pack(">I", len(body) - 4) + body + struct.pack(">I", zlib.crc32(body))
+    for at in (33, len(data) - 12):  # before the pixels, and behind them
+        file = io.BytesIO(data[:at] + chunk + data[at:])
+        found = decode_image(file, image_size=0, conversion=PLAIN._replace(bits=12))
+        np.testing.assert_allclose(found, np.rot90(colours * 255.0 / 4095, -1), atol=0.5)

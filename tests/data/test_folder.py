@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from linseed.trainer.config.resolve import resolve
 from linseed.trainer.data.sources.folder import folder
 from linseed.trainer.errors import ConfigError, DataError
 
@@ -259,7 +260,7 @@ def test_a_fault_of_the_machine_leaves_no_image_out(splits, monkeypatch, fault, 
 
 
 def test_a_decompression_bomb_is_a_bad_image(splits, monkeypatch):
-    monkeypatch.setattr("linseed.trainer.data.decode.MAX_PIXELS", 40)
+    monkeypatch.setattr("linseed.trainer.data.image_file.MAX_PIXELS", 40)
     write_image(splits / "train" / "cat" / "big.png", size=(7, 6))
     assert "cat/big.png" in read(splits, on_bad_image="skip").skipped[0]
 
@@ -386,7 +387,10 @@ def test_a_class_too_small_to_carve_from_is_named(tmp_path):
     assert "class 'bird' has 1 image" in error_of(lambda: read(tmp_path))
 
 
-def test_a_test_fraction_out_of_range_is_a_config_error(tmp_path):
-    write_split(tmp_path)
-    with pytest.raises(ConfigError, match="config.data.source.test_fraction is 1.0"):
-        read(tmp_path, test_fraction=1.0)
+SETTINGS = [("test_fraction", 1.0), ("split_seed", -1), ("on_bad_image", "skp"), ("fit", "pat"), ("bits", 17)]
+
+
+@pytest.mark.parametrize("key, value", [*SETTINGS, ("background", "red")])
+def test_a_setting_out_of_its_range_is_a_config_error(key, value):
+    with pytest.raises(ConfigError, match=f"config.data.source.{key}={value!r} should be"):
+        resolve({"data": {"source": {"name": "folder", "root": "photos", key: value}}})

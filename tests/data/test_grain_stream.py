@@ -2,18 +2,21 @@
 
 import contextlib
 import errno
+import hashlib
 import itertools
 import logging
 import os
 import pickle
 import shutil
 import signal
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
 from absl import flags
 from PIL import Image
 
+from linseed.trainer.config.resolve import resolve
 from linseed.trainer.data import batching, lazy, splits, stats
 from linseed.trainer.data import grain_stream as stream_module
 from linseed.trainer.data.decode import decode_random_crop, random_box
@@ -240,7 +243,7 @@ def test_the_centre_is_cut_out_of_the_resized_image(tmp_path):
     pixels = np.random.default_rng(0).integers(0, 256, (80, 120, 3), dtype=np.uint8)
     for name in ("a", "b"):
         (tmp_path / name).mkdir()
-        for i in range(2):
+        for i in range(3):
             Image.fromarray(pixels).save(tmp_path / name / f"{i}.png")
     resized = np.asarray(Image.fromarray(pixels).resize((60, 40), Image.Resampling.BILINEAR))
     found = read(tmp_path, test_fraction=0.5).train.images[0]
@@ -273,12 +276,21 @@ def test_the_fingerprint_tells_files_sizes_labels_and_settings_apart(copied):
     before = fingerprint()
     assert fingerprint() == before == fingerprint(workers=2)
     assert fingerprint(on_bad_image="skip") == before  # the cure of an error, and no other data
-    assert len({before, fingerprint(resize=48), fingerprint(image_size=40), fingerprint(train_crop="centre")}) == 4
+    settings = [("resize", 48), ("image_size", 40), ("train_crop", "centre"), ("fit", "pad"), ("bits", 12)]
+    assert len({before, *(fingerprint(**{key: value}) for key, value in settings)}) == 6
     path = copied / "train" / "cat" / "0.jpg"
     path.write_bytes(path.read_bytes() + b"\0")
     longer = fingerprint()
     path.rename(path.with_name("00.jpg"))
     assert len({before, longer, fingerprint()}) == 3
+
+
+def test_runs_from_before_fit_and_background_keep_their_fingerprint():
+    decoding = lazy.Decoding(32, 40, train_crop="centre", on_bad_image="error")
+    records = SimpleNamespace(identity=lambda places: [b"a"])
+    settings = {"image_size": 32, "resize": 40, "train_crop": "centre"}
+    expected = hashlib.sha256(repr(settings).encode() + b"a").hexdigest()
+    assert lazy.LazyImages(records, np.arange(1), decoding=decoding, workers=0).identity() == expected
 
 
 @pytest.mark.parametrize("name", sorted(stats.NORMALIZERS))
@@ -348,7 +360,7 @@ def test_a_fault_of_the_machine_leaves_no_image_out(photographs, monkeypatch, fa
     def fail(*args, **kwargs):
         raise ValueError("while decoding") from fault
 
-    monkeypatch.setattr(lazy, "decode_centre", fail)
+    monkeypatch.setattr(lazy, "decode_square", fail)
     for call in (lambda: some_batches(source.train, 0, 1), lambda: source.val.images[:1]):
         with pytest.raises(DataError, match=r"jpg cannot be read now .*run the same command again") as caught:
             call()
@@ -370,18 +382,25 @@ def test_a_link_that_leads_out_is_bad(copied, tmp_path):
         read(copied).val.images[:1]
 
 
+def test_a_square_smaller_than_the_image_is_refused(photographs):
+    with pytest.raises(ConfigError, match="resize is 16, less than image_size=32"):
+        read(photographs, resize=16)
+
+
+@pytest.mark.parametrize("source", ["folder_stream", "tfds_stream"])
 @pytest.mark.parametrize(
-    "settings, words",
+    "key, value, words",
     [
-        (dict(resize=16), "resize is 16, less than image_size=32"),
-        (dict(image_size=0), "image_size is 0"),
-        (dict(train_crop="center"), "did you mean 'centre'"),
-        (dict(on_bad_image="skp"), "did you mean 'skip'"),
+        ("image_size", 0, "a whole number in"),
+        ("train_crop", "center", "did you mean 'centre'"),
+        ("on_bad_image", "skp", "did you mean 'skip'"),
+        ("fit", "pat", "did you mean 'pad'"),
     ],
 )
-def test_settings_that_cannot_be_are_refused(photographs, settings, words):
-    with pytest.raises(ConfigError, match=words):
-        read(photographs, **settings)
+def test_settings_that_cannot_be_are_refused(source, key, value, words):
+    root = {"root": "photos"} if source == "folder_stream" else {}
+    with pytest.raises(ConfigError, match=f"config.data.source.{key}={value!r} should be .*{words}"):
+        resolve({"data": {"source": {"name": source, key: value, **root}}})
 
 
 def test_records_can_be_pickled_small(photographs):

@@ -1,6 +1,10 @@
+import functools
 import inspect
+import io
 import subprocess
 import sys
+import warnings
+import zipfile
 
 import numpy as np
 import pytest
@@ -8,6 +12,7 @@ import scipy.fft
 from PIL import Image
 from support.cifar_archive import offer_cifar, random_cifar
 
+from linseed.trainer.config.resolve import resolve
 from linseed.trainer.data import sources, splits
 from linseed.trainer.data.sources import SOURCES, load
 from linseed.trainer.errors import ConfigError, DataError
@@ -205,7 +210,7 @@ def test_digits_are_scikit_learns_scaled_to_bytes():
 @pytest.mark.parametrize("setting, value", [("test_fraction", 0.0), ("test_fraction", 1.0), ("split_seed", -1)])
 def test_digits_settings_out_of_range(setting, value):
     with pytest.raises(ConfigError, match=f"config.data.source.{setting}"):
-        load("digits", **(dict(test_fraction=0.2, split_seed=0) | {setting: value}))
+        resolve({"data": {"source": {"name": "digits", setting: value}}})
 
 
 # synthetic
@@ -258,6 +263,7 @@ def save(tmp_path):
         np.savez(tmp_path / "data.npz", **arrays)
         return lambda: load("npz", path=str(tmp_path / "data.npz"))
 
+    save_arrays.path = tmp_path / "data.npz"
     return save_arrays
 
 
@@ -368,3 +374,73 @@ def test_npz_cannot_run_code(tmp_path, save):
     trap[:] = [Trap() for _ in range(4)]
     error_of(save(class_names=trap))
     assert not (tmp_path / "sprung").exists()
+
+
+@pytest.mark.parametrize(
+    "shape",
+    [(8, 3, 32, 32), (8, 1, 28, 28), (8, 4, 9, 12), (8, 2, 16, 16), (8, 12, 32, 32), (8, 5, 16, 12), (8, 13, 64, 32)],
+)
+def test_npz_channels_before_rows_are_refused_and_the_cure_reads_them(save, tmp_path, shape):
+    images = np.random.default_rng(0).integers(0, 256, shape, dtype=np.uint8)
+    labels = np.arange(8) % 4
+    arrays = {f"{part}_images": images for part in ("train", "val", "test")}
+    arrays |= {f"{part}_labels": labels for part in ("train", "val", "test")}
+    assert "set config.data.source.layout=NCHW, otherwise NHWC" in error_of(save(**arrays))
+    read = functools.partial(load, "npz", path=str(tmp_path / "data.npz"))
+    source = read(layout="NCHW")
+    for split in (source.train, source.val, source.open_test()):
+        np.testing.assert_array_equal(split.images, images.transpose(0, 2, 3, 1))
+    np.testing.assert_array_equal(read(layout="NHWC").train.images, images)
+
+
+@pytest.mark.parametrize(
+    "shape", [(8, 28, 28), (8, 3, 3, 3), (8, 32, 32, 13), (8, 8, 8, 12), (8, 1, 40, 3), (8, 24, 48, 5)]
+)
+def test_npz_channels_behind_columns_are_read_without_a_question(save, shape):
+    images, labels = np.zeros(shape, np.uint8), np.arange(8) % 4
+    arrays = {"train_images": images, "test_images": images, "train_labels": labels, "test_labels": labels}
+    source = save(**arrays, val_images=None, val_labels=None)()
+    assert source.train.images.shape == (*shape, 1)[:4] and source.notes == ()
+
+
+def test_npz_two_arrays_of_one_name_are_refused(save, tmp_path):
+    save()
+    other = io.BytesIO()
+    np.save(other, npz_arrays()["train_images"])
+    with warnings.catch_warnings(), zipfile.ZipFile(tmp_path / "data.npz", "a") as archive:
+        warnings.simplefilter("ignore")
+        archive.writestr("train_images.npy", other.getvalue())
+    message = error_of(lambda: load("npz", path=str(tmp_path / "data.npz")))
+    assert "two arrays of one name ('train_images')" in message
+
+
+@pytest.mark.parametrize("label", [20, 10**12, 2**32, 2**63 - 1])
+def test_npz_a_label_beyond_the_images_is_refused_before_it_is_counted(save, label):
+    labels = npz_arrays()["train_labels"].astype(np.int64)
+    labels[-1] = label
+    assert f"train_labels in {save.path} holds {label}; labels must be 0..K-1" in error_of(save(train_labels=labels))
+
+
+@pytest.mark.parametrize("descr, shape", [("<U0", (10**12,)), ("<U0", (10**6, 10**6)), ("<U5", (3,)), ("<U0", ())])
+def test_npz_names_that_are_not_one_a_class_are_refused_unread(save, tmp_path, descr, shape):
+    save()
+    header = io.BytesIO()
+    np.lib.format.write_array_header_1_0(header, {"descr": descr, "fortran_order": False, "shape": shape})
+    with zipfile.ZipFile(tmp_path / "data.npz", "a") as archive:
+        archive.writestr("class_names.npy", header.getvalue() + bytes(60))
+    assert "class_names in" in error_of(lambda: load("npz", path=str(tmp_path / "data.npz")))
+
+
+def test_npz_a_name_of_two_classes_is_refused(save):
+    assert "holds a name twice" in error_of(save(class_names=np.array(["a", "b", "a", "d"])))
+
+
+@pytest.mark.parametrize("name", ["validation_images", "dev_labels", "Test_set_images", "training_images"])
+def test_npz_a_split_by_another_name_is_refused(save, name):
+    assert f"holds '{name}'; save it as '" in error_of(save(**{name: np.zeros(3)}))
+
+
+def test_npz_arrays_that_are_not_used_are_named(save):
+    assert save(ids=np.arange(20), source=np.zeros(1))().notes == (
+        f"not used: the arrays 'ids', 'source' of {save.path}",
+    )

@@ -54,6 +54,11 @@ def test_validation_is_carved_from_train_and_never_touches_test():
     np.testing.assert_array_equal(np.sort(both), np.sort(whole.images.ravel()))
 
 
+def test_a_class_too_small_for_validation_is_named_with_its_cure():
+    with pytest.raises(DataError, match="class 'b' has 1 image in train, too few to carve validation from; add"):
+        carve_validation(source_of(labelled(5, 1)), fraction=0.25, seed=0)
+
+
 def test_a_source_with_its_own_validation_keeps_it():
     whole, own = labelled(10, 10), labelled(2, 2)
     train, val = carve_validation(source_of(whole, own), fraction=0.25, seed=0)

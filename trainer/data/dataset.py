@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 
 from linseed.trainer.data.splits import Split, stratified_split
-from linseed.trainer.errors import ConfigError, DataError
+from linseed.trainer.errors import DataError
 from linseed.trainer.runtime.machine import memory_bytes
 
 
@@ -19,7 +19,8 @@ class Source:
     train, val: uint8 [N, H, W, C] images of one size, int32 [N] labels that index `class_names`. `val` is None if the
     data has no validation split; the caller then carves it from `train`. `open_test` reads the test split; nothing
     reads its pixels before. `skipped` holds a line "path: reason" for each bad image left out of train and val.
-    `test_fingerprint` is a hash of the names, sizes and labels in the test split, "" where these are not known.
+    `test_fingerprint` is a hash of the names, sizes and labels in the test split, "" where these are not known. `notes`
+    holds a line for each thing that is not read as its owner may expect.
     """
 
     train: Split
@@ -28,6 +29,7 @@ class Source:
     class_names: tuple[str, ...]
     skipped: tuple[str, ...]
     test_fingerprint: str = ""
+    notes: tuple[str, ...] = ()
 
 
 def hashed(*what: Any) -> str:
@@ -38,13 +40,8 @@ def hashed(*what: Any) -> str:
 def carve_test(labels: np.ndarray, *, test_fraction: float, split_seed: int) -> tuple[np.ndarray, np.ndarray]:
     """Stratified indices `(train, test)`, int64 and sorted, of `labels` (int [N]).
 
-    The draw depends only on the labels, `test_fraction` (between 0 and 1) and `split_seed` (at least 0). Raises
-    ConfigError outside these ranges.
+    The draw depends only on the labels, `test_fraction` (between 0 and 1) and `split_seed` (at least 0).
     """
-    if not 0.0 < test_fraction < 1.0:
-        raise ConfigError(f"config.data.source.test_fraction is {test_fraction}; set it between 0 and 1, such as 0.2")
-    if split_seed < 0:
-        raise ConfigError(f"config.data.source.split_seed is {split_seed}; set it to 0 or more")
     return stratified_split(labels, fraction=test_fraction, seed=split_seed)
 
 

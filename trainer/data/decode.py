@@ -2,26 +2,14 @@
 
 import contextlib
 import math
-import os
-from collections.abc import Iterator
-from typing import BinaryIO
+from typing import BinaryIO, NamedTuple
 
 import numpy as np
 from PIL import Image, ImageOps, UnidentifiedImageError
+from PIL.JpegImagePlugin import JpegImageFile
 
+from linseed.trainer.data.image_file import FORMATS, opened
 from linseed.trainer.errors import DataError, is_passing
-
-# The decoders to try: a short list, as hostile files can attack each one.
-FORMATS = ("BMP", "GIF", "JPEG", "PNG", "PPM", "WEBP")
-
-# A small file can claim a size that fills the memory. Pillow warns at this size by default, and raises only at twice as
-# much.
-MAX_PIXELS = 89_478_485
-
-# Some decoders also read all that follows the image in its file. Two bytes for each of four channels.
-_MAX_BYTES_PER_PIXEL = 8
-
-_WEBP_HEAD = 30  # bytes that hold a WebP's size
 
 _EXIF_ORIENTATION = 0x0112
 # How to turn an image of each EXIF orientation upright; 1 already is.
@@ -40,6 +28,9 @@ _ON_ITS_SIDE = (5, 6, 7, 8)  # orientations that swap width and height
 _MODES = {1: "L", 3: "RGB", 4: "RGBA"}
 _SAYS_THE_SAME = {("1", "L"), ("P", "RGB")}
 
+FITS = ("crop", "pad", "stretch")
+BACKGROUNDS = ("white", "grey", "black")
+
 _JPEG_SHRINKS = (1, 2, 4, 8)  # factors by which JPEG decoders can shrink while decoding, which saves time
 
 _CROP_AREA = (0.08, 1.0)
@@ -47,23 +38,39 @@ _CROP_SHAPE = (3 / 4, 4 / 3)
 _CROP_TRIES = 10
 
 
-def decode_image(file: str | BinaryIO, *, image_size: int) -> np.ndarray:
+class Conversion(NamedTuple):
+    """How the pixels of image files become RGB images of one size.
+
+    fit: how an image becomes square, its longer side cut off ("crop"), its shorter one filled up with `background`
+    ("pad"), or its sides stretched to one length ("stretch"). background: what transparent pixels are laid on, a name
+    in `BACKGROUNDS`. bits: how many bits, at most 16, the values in 16-bit PNG files use.
+    """
+
+    fit: str
+    background: str
+    bits: int
+
+
+PLAIN = Conversion(fit="crop", background="white", bits=16)
+
+
+def decode_image(file: str | BinaryIO, *, image_size: int, conversion: Conversion = PLAIN) -> np.ndarray:
     """Decodes one image file (a path, or a file open in binary mode) to RGB, uint8 [H, W, 3].
 
-    The image is turned upright by its EXIF orientation. Grey and palette images are converted, 16-bit grey is scaled to
-    8 bits, transparency is composited onto white, and an animation gives its first frame. With `image_size` > 0 the
-    shorter side is resized to it (bilinear, antialiased) and the centre square is cropped; 0 keeps the size. A bad file
-    raises whatever its decoder raises: OSError, ValueError, SyntaxError, RuntimeError and others.
+    The image is turned upright by its EXIF orientation. Grey and palette images are converted, 16-bit values are scaled
+    to 8 bits, transparency is composited onto the background, and an animation gives its first frame. `image_size` > 0
+    makes the image a square of that many pixels, as `decode_square` does; 0 keeps the size. A bad file raises whatever
+    its decoder raises: OSError, ValueError, SyntaxError, RuntimeError and others.
     """
     if image_size:
-        return decode_centre(file, image_size=image_size, resize=image_size)
-    with _opened(file) as image:
-        return np.asarray(_to_rgb(_upright(image)))
+        return decode_square(file, image_size=image_size, resize=image_size, conversion=conversion)
+    with opened(file) as image:
+        return np.asarray(_upright_rgb(image, conversion))
 
 
 def check_header(file: str | BinaryIO):
     """Raises as `decode_image` if `file` does not begin as an image of a known format and size; reads no pixel."""
-    with _opened(file):
+    with opened(file, decodes=False):
         pass
 
 
@@ -73,7 +80,7 @@ def decode_as_it_is(file: str | BinaryIO, *, channels: int) -> np.ndarray:
     Black and white become 0 and 255, and palette indices their colours. Raises ValueError for another kind of image,
     such as 16-bit grey, otherwise as `decode_image`.
     """
-    with _opened(file) as image:
+    with opened(file) as image:
         mode = _MODES.get(channels)
         if (image.mode, mode) in _SAYS_THE_SAME and "transparency" not in image.info:
             image = image.convert(mode)
@@ -83,34 +90,51 @@ def decode_as_it_is(file: str | BinaryIO, *, channels: int) -> np.ndarray:
     return pixels if pixels.ndim == 3 else pixels[..., np.newaxis]
 
 
-def decode_centre(file: str | BinaryIO, *, image_size: int, resize: int) -> np.ndarray:
-    """The centre square of `image_size` pixels, once the shorter side is resized to `resize`: uint8 [H, W, 3].
+def decode_square(file: str | BinaryIO, *, image_size: int, resize: int, conversion: Conversion = PLAIN) -> np.ndarray:
+    """The image made square of `resize` pixels by `conversion.fit`, and its centre: uint8 [image_size, image_size, 3].
 
-    H = W = `image_size`, which `resize` must reach. Both happen in one bilinear, antialiased resampling; otherwise as
-    `decode_image`.
+    `resize` is at least `image_size`. Both happen in one bilinear, antialiased resampling. A square image is the same
+    for every fit. Otherwise as `decode_image`.
     """
-    with _opened(file) as image:
+    with opened(file) as image:
         # Lets the JPEG decoder halve large photographs, never below twice the requested size.
         image.draft(None, (2 * resize, 2 * resize))
-        bleed = (1 - image_size / resize) / 2
-        rgb = _to_rgb(_upright(image))
+        rgb = _upright_rgb(image, conversion)
+    size = (image_size, image_size)
+    if conversion.fit == "crop":
         # `bleed` keeps image_size / resize of the shorter side; the square crop then cuts the longer one.
-        size = (image_size, image_size)
+        bleed = (1 - image_size / resize) / 2
         return np.asarray(ImageOps.fit(rgb, size, method=Image.Resampling.BILINEAR, bleed=bleed))
+    scales = [resize / side for side in rgb.size] if conversion.fit == "stretch" else [resize / max(rgb.size)] * 2
+    shown_size = [min(image_size, max(1, round(side * scale))) for side, scale in zip(rgb.size, scales, strict=True)]
+    kept = [min(side, pixels / scale) for side, pixels, scale in zip(rgb.size, shown_size, scales, strict=True)]
+    left, top = ((side - part) / 2 for side, part in zip(rgb.size, kept, strict=True))
+    part = rgb.resize(shown_size, Image.Resampling.BILINEAR, box=(left, top, left + kept[0], top + kept[1]))
+    square = Image.new("RGB", size, conversion.background)
+    square.paste(part, tuple((image_size - side) // 2 for side in shown_size))
+    return np.asarray(square)
 
 
-def decode_random_crop(file: str | BinaryIO, *, image_size: int, rng: np.random.Generator) -> np.ndarray:
+def decode_random_crop(
+    file: str | BinaryIO, *, image_size: int, rng: np.random.Generator, conversion: Conversion = PLAIN
+) -> np.ndarray:
     """A crop of random position, area and shape, resized to a square: uint8 [image_size, image_size, 3].
 
     The area is uniform in 8 % to 100 % of the image, width over height log-uniform in 3/4 to 4/3, the position uniform
     (Szegedy et al. 2014, section 6). Resizing is bilinear, or averages areas if both sides still shrink to less than
     half after the JPEG decoder's shrinking. Otherwise as `decode_image`.
     """
-    with _opened(file) as image:
-        width, height = reversed(image.size) if _orientation(image) in _ON_ITS_SIDE else image.size
-        left, top, right, bottom = random_box(width, height, rng=rng)
-        smaller = min(right - left, bottom - top) // image_size
-        pixels = _decoded(image, shrink=max((by for by in _JPEG_SHRINKS if by <= smaller), default=1))
+    with opened(file) as image:
+        if isinstance(image, JpegImageFile):
+            width, height = image.size[::-1] if _orientation(image) in _ON_ITS_SIDE else image.size
+            left, top, right, bottom = random_box(width, height, rng=rng)
+            smaller = min(right - left, bottom - top) // image_size
+            shrink = max((by for by in _JPEG_SHRINKS if by <= smaller), default=1)
+            pixels = _decoded_jpeg(image, shrink=shrink, conversion=conversion)
+        else:
+            pixels = np.asarray(_upright_rgb(image, conversion))
+            height, width = pixels.shape[:2]
+            left, top, right, bottom = random_box(width, height, rng=rng)
     x, y = pixels.shape[1] / width, pixels.shape[0] / height
     crop = pixels[round(top * y) : round(bottom * y), round(left * x) : round(right * x)]
     return _resized(crop, image_size)
@@ -165,40 +189,6 @@ def shown(text: str) -> str:
     return "".join(letter if letter.isprintable() else "?" for letter in text)
 
 
-@contextlib.contextmanager
-def _opened(file: str | BinaryIO) -> Iterator[Image.Image]:
-    with open(file, "rb") if isinstance(file, (str, os.PathLike)) else contextlib.nullcontext(file) as file:
-        size, most = file.seek(0, os.SEEK_END), _MAX_BYTES_PER_PIXEL * MAX_PIXELS
-        if size > most:
-            raise ValueError(f"{size} bytes are over the limit of {most}")
-        file.seek(0)
-        _check_pixels(*_size_of_webp(file.read(_WEBP_HEAD)))
-        with Image.open(file, formats=FORMATS) as image:
-            _check_pixels(*image.size)
-            yield image
-
-
-def _check_pixels(width: int, height: int):
-    if width * height > MAX_PIXELS:
-        raise Image.DecompressionBombError(f"{width}x{height} is over the limit of {MAX_PIXELS} pixels")
-
-
-def _size_of_webp(head: bytes) -> tuple[int, int]:
-    """The width and height claimed by a file that begins with `head`, (0, 0) if it is not a WebP.
-
-    Pillow allocates two such images as soon as it opens one. RFC 9649, sections 2.5 to 2.7 and 3.4; RFC 6386, 9.1.
-    """
-    if head[:4] != b"RIFF" or head[8:12] != b"WEBP" or len(head) < _WEBP_HEAD:
-        return 0, 0
-    kind = head[12:16]
-    if kind == b"VP8X":
-        return 1 + int.from_bytes(head[24:27], "little"), 1 + int.from_bytes(head[27:30], "little")
-    if kind == b"VP8L":
-        bits = int.from_bytes(head[21:25], "little")
-        return 1 + (bits & 0x3FFF), 1 + (bits >> 14 & 0x3FFF)
-    return int.from_bytes(head[26:28], "little") & 0x3FFF, int.from_bytes(head[28:30], "little") & 0x3FFF
-
-
 def _orientation(image: Image.Image) -> int:
     try:
         return image.getexif().get(_EXIF_ORIENTATION, 1)
@@ -206,8 +196,8 @@ def _orientation(image: Image.Image) -> int:
         return 1
 
 
-def _decoded(image: Image.Image, *, shrink: int) -> np.ndarray:
-    """The upright pixels of `image`; a JPEG is made `shrink` times smaller: uint8 [h, w, 3]."""
+def _decoded_jpeg(image: JpegImageFile, *, shrink: int, conversion: Conversion) -> np.ndarray:
+    """The upright pixels of `image`, made `shrink` times smaller: uint8 [h, w, 3]."""
     size = tuple(math.ceil(side / shrink) for side in image.size)
     if image.format == "JPEG" and image.mode in ("L", "RGB") and _orientation(image) == 1:
         import simplejpeg
@@ -220,7 +210,7 @@ def _decoded(image: Image.Image, *, shrink: int) -> np.ndarray:
             if simplejpeg.decode_jpeg_header(data)[:2] == image.size[::-1]:
                 return simplejpeg.decode_jpeg(data, min_height=size[1], min_width=size[0])
     image.draft(None, size)
-    return np.asarray(_to_rgb(_upright(image)))
+    return np.asarray(_upright_rgb(image, conversion))
 
 
 def _resized(pixels: np.ndarray, image_size: int) -> np.ndarray:
@@ -233,25 +223,66 @@ def _resized(pixels: np.ndarray, image_size: int) -> np.ndarray:
     return cv2.resize(pixels, (image_size, image_size), interpolation=method)
 
 
-def _upright(image: Image.Image) -> Image.Image:
-    turn = _TURNS.get(_orientation(image))
-    return image if turn is None else image.transpose(turn)
+def is_deep(image: Image.Image) -> bool:
+    """Whether `image`, not yet decoded, is a PNG of 16 bits."""
+    return image.format == "PNG" and str(image.tile[0][3]).endswith("16B")
 
 
-def _to_rgb(image: Image.Image) -> Image.Image:
+def deep_values(image: Image.Image) -> np.ndarray | None:
+    """The values of a PNG of 16 bits, not yet decoded: uint16 [H, W] or [H, W, 4]; None for any other image.
+
+    A PPM file says itself what its largest value is, and Pillow scales by it.
+    """
+    if not is_deep(image):
+        return None
+    if image.mode.startswith("I"):
+        return np.array(image).astype(np.uint16, copy=False)
+    import cv2
+
+    # Pillow reads 8 of the 16 bits of colours.
+    position = image.fp.tell()
+    image.fp.seek(0)
+    values = cv2.imdecode(np.frombuffer(image.fp.read(), np.uint8), cv2.IMREAD_UNCHANGED)
+    image.fp.seek(position)
+    if values is None or values.dtype != np.uint16 or values.shape[:2] != image.size[::-1]:
+        raise ValueError("a damaged PNG of 16 bits")
+    return cv2.cvtColor(values, cv2.COLOR_BGR2RGBA if values.shape[2] == 3 else cv2.COLOR_BGRA2RGBA)
+
+
+def _upright_rgb(image: Image.Image, conversion: Conversion) -> Image.Image:
+    rgb = _to_rgb(image, conversion)
+    turn = _TURNS.get(_orientation(image))  # which decodes a PNG, whose EXIF may be at its end
+    return rgb if turn is None else rgb.transpose(turn)
+
+
+def _to_rgb(image: Image.Image, conversion: Conversion) -> Image.Image:
+    if conversion.bits < 16 and (values := deep_values(image)) is not None:
+        colours = values[..., :3] if values.ndim == 3 else values
+        image = Image.fromarray(_to_8_bits(colours, bits=conversion.bits))
+        if values.ndim == 3:
+            image.putalpha(Image.fromarray(_to_8_bits(values[..., 3], bits=16)))
+    elif image.mode.startswith("I"):  # 16-bit grey, which `convert` would clip at 255
+        image = Image.fromarray(_to_8_bits(np.array(image), bits=16))
     if image.mode == "RGB" and "transparency" not in image.info:
         image.load()
         return image
-    if image.mode.startswith("I"):  # 16-bit grey, which `convert` would clip at 255
-        grey = np.array(image).astype(np.int32)  # in place from here: an image may have 89 million pixels
-        np.clip(grey, 0, 65535, out=grey)
-        grey += 128
-        grey //= 257
-        return Image.fromarray(grey.astype(np.uint8)).convert("RGB")
     if image.mode == "F":
         raise ValueError("pixels are floats of unknown range")
     if image.has_transparency_data:
-        canvas = Image.new("RGBA", image.size, "white")
+        canvas = Image.new("RGBA", image.size, conversion.background)
         canvas.alpha_composite(image.convert("RGBA"))
         return canvas.convert("RGB")
     return image.convert("RGB")
+
+
+def _to_8_bits(values: np.ndarray, *, bits: int) -> np.ndarray:
+    """Integers that use `bits` of 16 bits, scaled to uint8."""
+    most = 2**bits - 1
+    scaled = values.astype(np.int32)  # in place from here: an image may have 89 million pixels
+    if bits < 16 and scaled.max() > most:
+        raise ValueError(f"it holds the value {scaled.max()}, more than config.data.source.bits={bits} allow")
+    np.clip(scaled, 0, most, out=scaled)
+    scaled *= 255
+    scaled += most // 2
+    scaled //= most
+    return scaled.astype(np.uint8)

@@ -11,9 +11,16 @@ from typing import BinaryIO, NamedTuple, Protocol
 import numpy as np
 
 from linseed.trainer.data.dataset import empty_images
-from linseed.trainer.data.decode import check_is_bad, decode_centre, decode_random_crop, shown, why_bad
-from linseed.trainer.data.listing import ON_BAD_IMAGE
-from linseed.trainer.errors import ConfigError, DataError, unknown_name
+from linseed.trainer.data.decode import (
+    PLAIN,
+    Conversion,
+    check_is_bad,
+    decode_random_crop,
+    decode_square,
+    shown,
+    why_bad,
+)
+from linseed.trainer.errors import ConfigError, DataError
 from linseed.trainer.runtime.machine import cores
 
 # This many bad images in a row are not single damaged files.
@@ -25,15 +32,15 @@ _CROP_DRAW = 0xC20B  # separates the draws of crops from others of the same seed
 _log = logging.getLogger(__name__)
 
 
-def _centre(file, *, image_size, resize, rng):
-    return decode_centre(file, image_size=image_size, resize=resize)
+def _centre(file, *, image_size, resize, conversion, rng):
+    return decode_square(file, image_size=image_size, resize=resize, conversion=conversion)
 
 
-def _random_resized_crop(file, *, image_size, resize, rng):
-    return decode_random_crop(file, image_size=image_size, rng=rng)
+def _random_resized_crop(file, *, image_size, resize, conversion, rng):
+    return decode_random_crop(file, image_size=image_size, rng=rng, conversion=conversion)
 
 
-# How a training image is cropped: (file, image_size, resize, rng) -> uint8 [image_size, image_size, 3].
+# How a training image is cropped: (file, image_size, resize, conversion, rng) -> uint8 [image_size, image_size, 3].
 TRAIN_CROPS = {"centre": _centre, "random_resized_crop": _random_resized_crop}
 
 
@@ -55,23 +62,19 @@ class Records(Protocol):
 class Decoding(NamedTuple):
     """How encoded images are decoded.
 
-    image_size: height and width, in pixels. resize: the size of the shorter side before the centre is cropped, at least
-    `image_size`. train_crop: a name in `TRAIN_CROPS`. on_bad_image: "error" or "skip".
+    image_size: height and width, in pixels. resize: the size of the square whose centre is shown, at least
+    `image_size`. conversion: how an image becomes that square. train_crop: a name in `TRAIN_CROPS`; "centre" is that
+    square, too. on_bad_image: "error" or "skip".
     """
 
     image_size: int
     resize: int
     train_crop: str
     on_bad_image: str
+    conversion: Conversion = PLAIN
 
     def check(self):
-        """Raises ConfigError, one line, for invalid settings."""
-        if self.train_crop not in TRAIN_CROPS:
-            raise ConfigError(unknown_name("config.data.source.train_crop", self.train_crop, TRAIN_CROPS))
-        if self.on_bad_image not in ON_BAD_IMAGE:
-            raise ConfigError(unknown_name("config.data.source.on_bad_image", self.on_bad_image, ON_BAD_IMAGE))
-        if self.image_size < 1:
-            raise ConfigError(f"config.data.source.image_size is {self.image_size}; set it to a size in pixels")
+        """Raises ConfigError, one line, for sizes that do not go together."""
         if self.resize < self.image_size:
             raise ConfigError(
                 f"config.data.source.resize is {self.resize}, less than image_size={self.image_size}; raise it"
@@ -115,7 +118,7 @@ class LazyImages:
         return self.read(slice(None)).astype(dtype or self.dtype, copy=False)
 
     def read(self, index: slice | np.ndarray) -> np.ndarray:
-        """Centre crops of the images at `index`: uint8 [n, H, W, 3]. A skipped bad image is black.
+        """The images at `index`: uint8 [n, H, W, 3]. A skipped bad image is black.
 
         Raises DataError for a bad image that is not skipped, and if the images do not fit into memory.
         """
@@ -127,7 +130,7 @@ class LazyImages:
         _, height, width, channels = self.shape
         images = empty_images(len(places), height=height, width=width, channels=channels)
         good = np.ones(len(places), bool)
-        decode = functools.partial(_centre, **self._size(), rng=None)
+        decode = functools.partial(_centre, **self._how(), rng=None)
 
         def read_some(start):
             bad = {}
@@ -156,7 +159,7 @@ class LazyImages:
             shown_index = (index + offset) % len(self)
             rng = np.random.default_rng([seed, place, _CROP_DRAW])
             record = self.places[shown_index]
-            image, reason = self._decode(record, functools.partial(crop, **self._size(), rng=rng))
+            image, reason = self._decode(record, functools.partial(crop, **self._how(), rng=rng))
             if image is not None:
                 return image, shown_index, bad
             bad[self.records.name(record)] = reason
@@ -175,14 +178,19 @@ class LazyImages:
 
         on_bad_image is left out, so a run can go on without its bad images.
         """
-        how = {**self._size(), "train_crop": self.decoding.train_crop}
+        how = self._how()
+        conversion = how.pop("conversion")
+        how["train_crop"] = self.decoding.train_crop
+        if conversion != PLAIN:  # which earlier runs had without saying it
+            how |= conversion._asdict()
         digest = hashlib.sha256(repr(how).encode())
         for part in self.records.identity(self.places):
             digest.update(part)
         return digest.hexdigest()
 
-    def _size(self):
-        return {"image_size": self.decoding.image_size, "resize": self.decoding.resize}
+    def _how(self):
+        decoding = self.decoding
+        return {"image_size": decoding.image_size, "resize": decoding.resize, "conversion": decoding.conversion}
 
     def _decode(self, record: int, decode: Callable) -> tuple[np.ndarray | None, str]:
         try:

@@ -2,23 +2,21 @@
 
 import hashlib
 import os
+import unicodedata
 import warnings
-from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from typing import NamedTuple
 
 import numpy as np
 
+from linseed.trainer.data import layout
 from linseed.trainer.data.dataset import carve_test
 from linseed.trainer.data.decode import check_header, check_is_bad, shown, why_bad
+from linseed.trainer.data.layout import counted, folder_names, listed, look_into, same_name
 from linseed.trainer.errors import DataError
 from linseed.trainer.runtime.machine import cores
 
 ON_BAD_IMAGE = ("error", "skip")
-
-# Folders that hold a split under another name. Taken as classes or ignored, they would spoil a run; so they are an
-# error.
-_MISNAMED = {"training": "train", "valid": "val", "validation": "val", "dev": "val", "testing": "test"}
 
 _NAMES_IN_ERROR = 3
 
@@ -41,8 +39,51 @@ class Files(NamedTuple):
     refused: dict[str, str]
 
 
-def checked_root(root: str) -> str:
-    """The real path of `root`."""
+class Listing(NamedTuple):
+    """A data folder. files: of "train", "test" and, if there is one, "val". notes: a line for each thing not used."""
+
+    root: str
+    class_names: tuple[str, ...]
+    files: dict[str, Files]
+    notes: tuple[str, ...]
+
+    def check_refused(self):
+        """Raises DataError for entries of train and val that are known to be no images before any is read."""
+        files = [self.files[split] for split in self.files.keys() - {"test"}]
+        bad = {path: each.refused[path] for each in files for path in each.paths if path in each.refused}
+        if bad:
+            raise DataError(describe_bad(self.root, bad, total=sum(len(each.paths) for each in files), cure=CURE))
+
+
+def list_folder(root: str, *, test_fraction: float, split_seed: int) -> Listing:
+    """Lists class folders, and carves "test" from "train" if it has no folder: see `sources.folder.folder`.
+
+    Raises DataError, which names the folder and the cure, for a layout that is not unambiguous.
+    """
+    root = _checked_root(root)
+    where, unused = layout.find_splits(root)
+    classes = folder_names(os.path.join(root, where["train"]))
+    if not classes:
+        raise DataError(
+            f"{shown(os.path.join(root, where['train']))} holds no class folders; put the images of each class in a"
+            " folder with the name of the class"
+        )
+    files, passed_over = {}, []
+    for split, below in where.items():
+        files[split], passed = _list_split(root, below, class_names=classes)
+        passed_over += passed
+    if len(classes) == 1:
+        raise DataError(
+            f"{shown(root)} holds one class, '{shown(classes[0])}'; a classifier needs at least two folders"
+        )
+    _check_enough(files, classes)
+    notes = tuple(_notes(root, where, unused, passed_over))
+    if "test" not in files:
+        files["train"], files["test"] = _carve(files["train"], test_fraction=test_fraction, split_seed=split_seed)
+    return Listing(root, tuple(classes), files, notes)
+
+
+def _checked_root(root):
     if not root:
         raise DataError("config.data.source.root is empty; set it to the folder that holds the class folders")
     path = os.path.realpath(os.path.expanduser(root))
@@ -51,88 +92,87 @@ def checked_root(root: str) -> str:
     return path
 
 
-def list_splits(root: str) -> tuple[tuple[str, ...], dict[str, Files]]:
-    """The class names, and the files of "train" and, if present, of "val" and "test"."""
-    found = _folders(root)
-    for name in found:
-        if name.lower() in _MISNAMED:
-            raise DataError(f"{shown(root)} holds '{shown(name)}'; rename that folder to '{_MISNAMED[name.lower()]}'")
-    if "train" in found:
-        where = {name: name for name in ("train", "val", "test") if name in found}
-    elif {"val", "test"} & set(found):
-        raise DataError(f"{shown(root)} holds val/ or test/ and no train/; put the training classes in train/")
-    else:
-        where = {"train": ""}
-
-    class_names = tuple(_folders(os.path.join(root, where["train"])))
-    if not class_names:
-        raise DataError(
-            f"{shown(os.path.join(root, where['train']))} holds no class folders; put the images of each class in a"
-            " folder with the name of the class"
-        )
-    if len(class_names) == 1:
-        raise DataError(
-            f"{shown(root)} holds one class, '{shown(class_names[0])}'; a classifier needs at least two folders"
-        )
-    return class_names, {name: _list_files(root, path, class_names) for name, path in where.items()}
-
-
-def _list_files(root: str, below: str, class_names: Sequence[str]) -> Files:
-    """The files of the class folders in `root/below`, sorted by class and name."""
+def _list_split(root, below, *, class_names) -> tuple[Files, list[str]]:
+    """The files of the class folders in `root/below`, sorted by class and name, and the names that were passed over."""
     if not _stays_inside(root, os.path.join(root, below)):
-        raise DataError(f"{below}/ is a link that leaves {shown(root)}; put the folder there instead of the link")
-    folders = _folders(os.path.join(root, below))
-    for name in folders:
-        if name not in class_names:
-            raise DataError(f"{below}/ holds class '{shown(name)}', which train/ does not; rename or remove it")
+        raise DataError(
+            f"{shown(below)}/ is a link that leaves {shown(root)}; put the folder there instead of the link"
+        )
+    folders = folder_names(os.path.join(root, below))
     if not folders:
         raise DataError(f"{shown(os.path.join(root, below))} holds no class folders; fill it, or delete it")
-    paths, labels, refused = [], [], {}
-    for name in folders:
+    labels_of = _labels_of(folders, class_names, below=below)
+    paths, labels, refused, passed_over = [], [], {}, []
+    for name, label in labels_of.items():
         class_folder = f"{below}/{name}" if below else name
-        entries = _list_class(root, class_folder)
-        if not entries:
-            raise DataError(f"class folder {shown(class_folder)} holds no images; fill it, or delete it")
+        entries, passed = _list_class(root, class_folder)
         paths += entries
-        labels += [class_names.index(name)] * len(entries)
+        labels += [label] * len(entries)
         refused |= {path: reason for path, reason in entries.items() if reason}
-    return Files(paths, np.asarray(labels, np.int32), refused)
+        passed_over += passed
+    return Files(paths, np.asarray(labels, np.int32), refused), passed_over
 
 
-def _list_class(root: str, class_folder: str) -> dict[str, str]:
-    """The paths in a class folder, sorted, each with the reason not to read it, or ''."""
+def _labels_of(folders, class_names, *, below) -> dict[str, int]:
+    """{folder: its label}: names are the same however they encode accents."""
+    known = {unicodedata.normalize("NFC", name): label for label, name in enumerate(class_names)}
+    if len(known) < len(class_names):
+        raise DataError(
+            f"two class folders of {shown(below) or 'the data folder'} have names that look the same; rename one"
+        )
+    found = {}
+    for name in folders:
+        label = known.get(unicodedata.normalize("NFC", name))
+        if label is None:
+            near = [other for other in class_names if same_name(other) == same_name(name)]
+            cure = f"rename it to '{shown(near[0])}'" if near else "rename or remove it"
+            raise DataError(f"{shown(below)}/ holds class '{shown(name)}', which train/ does not; {cure}")
+        found[name] = label
+    return found
+
+
+def _list_class(root, class_folder) -> tuple[dict[str, str], list[str]]:
+    """The paths in a class folder, sorted, each with the reason not to read it or "", and the names passed over."""
     if not _stays_inside(root, os.path.join(root, class_folder)):
-        return {class_folder: "leaves the data folder"}
-    entries = {}
-    with os.scandir(os.path.join(root, class_folder)) as scan:
-        for entry in sorted(scan, key=lambda entry: entry.name):
-            if entry.name.startswith("."):
-                continue
-            reason = ""
-            if entry.is_symlink() and not _stays_inside(root, entry.path):
-                reason = "leaves the data folder"
-            elif not entry.is_file():  # also pipes and devices: reading them might never end
-                reason = "not a file"
-            entries[f"{class_folder}/{entry.name}"] = reason
-    return entries
+        return {class_folder: "leaves the data folder"}, []
+    inside = look_into(os.path.join(root, class_folder))
+    if inside.folders and not inside.files:
+        raise DataError(_too_deep(root, class_folder, [entry.name for entry in inside.folders]))
+    if not inside.files:
+        raise DataError(f"class folder {shown(class_folder)} holds no images; fill it, or move it out of {shown(root)}")
+    reasons = {entry.name: "" if entry.is_file() else "not a file" for entry in inside.files}
+    reasons |= {entry.name: "a folder; move its images up into the class folder" for entry in inside.folders}
+    for entry in inside.files + inside.folders:
+        if entry.is_symlink() and not _stays_inside(root, entry.path):
+            reasons[entry.name] = "leaves the data folder"
+    return {f"{class_folder}/{name}": reasons[name] for name in sorted(reasons)}, inside.passed_over
 
 
-def _folders(path: str) -> list[str]:
-    with os.scandir(path) as scan:
-        return sorted(entry.name for entry in scan if entry.is_dir() and not entry.name.startswith("."))
+def _too_deep(root, class_folder, folders):
+    path = os.path.join(root, class_folder)
+    other_root = "" if "/" in class_folder else f", or set config.data.source.root={shown(path)}"
+    return (
+        f"{shown(path)} holds folders ({listed(folders)}) and no images; if these are the class folders, move them up"
+        f" into {shown(os.path.dirname(path))}{other_root}; if not, move their images up into it"
+    )
 
 
 def _stays_inside(root: str, path: str) -> bool:
     return os.path.commonpath([root, os.path.realpath(path)]) == root
 
 
-def carve(files: Files, class_names: Sequence[str], *, test_fraction: float, split_seed: int) -> tuple[Files, Files]:
-    for label, count in enumerate(np.bincount(files.labels)):
-        if count < 2:
+def _check_enough(files, class_names):
+    """A class needs an image for train, and one for each split that is to be carved."""
+    carved = [split for split in ("val", "test") if split not in files]
+    for name, count in zip(class_names, np.bincount(files["train"].labels, minlength=len(class_names)), strict=True):
+        if count <= len(carved):
             raise DataError(
-                f"class '{shown(class_names[label])}' has 1 image, too few to carve a test split; add images, or a"
-                " test/ folder next to train/"
+                f"class '{shown(name)}' has {counted(count, 'image')}, too few to carve"
+                f" {' and '.join(carved)} from; add images until it has {len(carved) + 1}, or move its folder away"
             )
+
+
+def _carve(files: Files, *, test_fraction: float, split_seed: int) -> tuple[Files, Files]:
     parts = carve_test(files.labels, test_fraction=test_fraction, split_seed=split_seed)
     train, test = (Files([files.paths[i] for i in part], files.labels[part], files.refused) for part in parts)
     return train, test
@@ -166,6 +206,20 @@ def check_headers(root: str, files: Files):
     bad = {path: bad[path] for path in files.paths if path in bad}
     if bad:
         raise DataError(describe_bad(root, bad, total=len(files.paths), cure=CURE_IN_TEST))
+
+
+def _notes(root, where, unused, passed_over):
+    """A line for each kind of thing in the data folder that is not used."""
+    if unused:
+        yield f"not used, no splits: {counted(len(unused), 'folder')} of {shown(root)} ({listed(unused)})"
+    for below in sorted({"", *where.values()}):
+        inside = look_into(os.path.join(root, below))
+        passed_over = passed_over + inside.passed_over
+        if inside.files:
+            folder, names = shown(os.path.join(root, below)), listed(entry.name for entry in inside.files)
+            yield f"not used, in no class folder: {counted(len(inside.files), 'file')} of {folder} ({names})"
+    if passed_over:
+        yield f"not used, no images: {counted(len(passed_over), 'entry')} of {shown(root)} ({listed(passed_over)})"
 
 
 def describe_bad(root: str, bad: dict[str, str], *, total: int, cure: str) -> str:

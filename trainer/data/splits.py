@@ -53,10 +53,16 @@ def stratified_split(labels: np.ndarray, *, fraction: float, seed: int) -> tuple
 def carve_validation(source, *, fraction: float, seed: int) -> tuple[Split, Split]:
     """`(train, val)` of a source: its own validation split if it has one, otherwise carved from train.
 
-    The test split is not touched. Raises DataError if a class has a single example.
+    The test split is not touched. Raises DataError, with its name, if a class has a single example.
     """
     if source.val is not None:
         return source.train, source.val
+    for name, count in zip(source.class_names, np.bincount(source.train.labels), strict=False):
+        if count == 1:
+            raise DataError(
+                f"class '{name}' has 1 image in train, too few to carve validation from; add images of it, remove the"
+                " class, or give the data a validation split of its own"
+            )
     rest, drawn = stratified_split(source.train.labels, fraction=fraction, seed=seed)
     return take(source.train, rest), take(source.train, drawn)
 

@@ -16,7 +16,7 @@ import numpy as np
 from linseed.trainer import checksum, files
 from linseed.trainer.data.lazy import LazyImages
 from linseed.trainer.data.splits import Split
-from linseed.trainer.errors import ConfigError, unknown_name
+from linseed.trainer.errors import ConfigError
 
 # Warn if a config's constants differ from the data's own by more than this, on the 0..1 scale.
 TOLERANCE = 0.01
@@ -109,10 +109,8 @@ def statistics(
 
     cache: a JSON file, used if it is for `name` and these images of `split`, otherwise rewritten. Non-empty `mean` and
     `std` of the config replace the computed ones; a warning reports any that are further than `TOLERANCE` from the
-    data's own. Raises ConfigError for an unknown name or constants that do not match the channels.
+    data's own. Raises ConfigError for constants that do not match the channels.
     """
-    if name not in NORMALIZERS:
-        raise ConfigError(unknown_name("data.normalize", name, NORMALIZERS))
     computed = _cached(split, name, cache)
     if not mean and not std:
         return computed

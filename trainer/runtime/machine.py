@@ -25,7 +25,7 @@ def _cgroup_limits() -> Iterator[int]:
     """The memory limits of this process's control group and its parents, in cgroup versions 1 and 2."""
     groups = {("", "memory.max"): "/", ("memory", "memory.limit_in_bytes"): "/"}  # as seen in most containers
     with contextlib.suppress(OSError, ValueError):
-        for line in _OWN_CGROUP.read_text().splitlines():
+        for line in _OWN_CGROUP.read_text(encoding="utf-8").splitlines():
             _, kinds, path = line.split(":", 2)
             if not kinds:
                 groups["", "memory.max"] = path
@@ -36,7 +36,7 @@ def _cgroup_limits() -> Iterator[int]:
         for around in (group, *group.parents):
             if around.is_relative_to(_CGROUPS):
                 with contextlib.suppress(OSError, ValueError):  # ValueError: "max" means no limit
-                    yield int((around / name).read_text())
+                    yield int((around / name).read_text(encoding="utf-8"))
 
 
 def cores() -> int:

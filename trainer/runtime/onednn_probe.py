@@ -34,7 +34,7 @@ def proven() -> bool:
     subject = _subject()
     cache = _cache(subject)
     try:
-        return json.loads(cache.read_text())["proven"] is True
+        return json.loads(cache.read_text(encoding="utf-8"))["proven"] is True
     except (OSError, ValueError, TypeError, KeyError):
         pass  # not tested yet, or a damaged file
     verdict = _try(CHILD)
@@ -46,7 +46,7 @@ def proven() -> bool:
 def _subject() -> dict[str, str]:
     """What the verdict depends on."""
     try:
-        lines = Path("/proc/cpuinfo").read_text().splitlines()
+        lines = Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines()
     except OSError:
         lines = []
     # A model name can be as short as "AMD EPYC"; the flags tell the generations apart.

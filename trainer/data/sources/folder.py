@@ -5,28 +5,28 @@ import functools
 import logging
 import os
 import warnings
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from typing import Annotated, NamedTuple
 
 import numpy as np
 
-from linseed.ranges import Inside, Natural, OneOf
+from linseed.ranges import Between, Inside, Natural, OneOf
+from linseed.trainer.data import survey
 from linseed.trainer.data.dataset import Source, empty_images
-from linseed.trainer.data.decode import check_is_bad, decode_image, shown, why_bad
+from linseed.trainer.data.decode import BACKGROUNDS, FITS, Conversion, check_is_bad, decode_image, shown, why_bad
 from linseed.trainer.data.listing import (
     CURE,
     CURE_IN_TEST,
     ON_BAD_IMAGE,
     Files,
-    carve,
     check_headers,
-    checked_root,
     describe_bad,
     fingerprint,
-    list_splits,
+    list_folder,
     name_first,
 )
+from linseed.trainer.data.sources.folder_stream import FileRecords
 from linseed.trainer.data.splits import Split
 from linseed.trainer.errors import DataError
 from linseed.trainer.runtime.machine import cores
@@ -48,6 +48,9 @@ def folder(
     *,
     root: str,
     image_size: Natural = 0,
+    fit: Annotated[str, OneOf(FITS)] = "crop",
+    background: Annotated[str, OneOf(BACKGROUNDS)] = "white",
+    bits: Annotated[int, Between(8, 16)] = 16,
     test_fraction: Inside = 0.2,
     split_seed: Natural = 0,
     on_bad_image: Annotated[str, OneOf(ON_BAD_IMAGE)] = "error",
@@ -57,25 +60,26 @@ def folder(
     `root` holds `train/`, and optionally `val/` and `test/`, each with one folder per class; or the class folders
     themselves. Without `test/`, `split_seed` carves a stratified test split of `test_fraction` from the list of files,
     before any image is read. With `test/`, both are unused. The sorted names of the class folders give the labels, and
-    the sorted file names the order. Hidden files and folders (`.name`) are ignored. `image_size` in pixels: see
-    `decode.decode_image`; 0 keeps the size of the images, which must then be equal.
+    the sorted file names the order. What is passed over, and what is refused: see `layout`. `image_size` in pixels: see
+    `decode.decode_image`; 0 keeps the size of the images, which must then be equal. `fit`, `background` and `bits`: see
+    `decode.Conversion`.
 
     An image is bad if it cannot be decoded, or is a link out of `root`. `on_bad_image` "error" raises; "skip" leaves it
     out and lists it in `skipped` (in the test split: logs it at level WARNING). Raises DataError for data that is
     missing, bad or not in this layout.
     """
-    root = checked_root(root)
-    class_names, files = list_splits(root)
-    if "test" not in files:
-        files["train"], files["test"] = carve(
-            files["train"], class_names, test_fraction=test_fraction, split_seed=split_seed
-        )
+    listing = list_folder(root, test_fraction=test_fraction, split_seed=split_seed)
+    root, class_names, files = listing.root, listing.class_names, listing.files
+    conversion = Conversion(fit=fit, background=background, bits=bits)
+
+    def decode(path: str) -> np.ndarray:
+        return decode_image(os.path.join(root, path), image_size=image_size, conversion=conversion)
 
     size = _Size(image_size, image_size, "config.data.source.image_size") if image_size else None
-    size = size or _first_size(root, files["train"])
+    size = size or _first_size(root, files["train"], decode=decode)
     splits, bad = {}, {}
     for name in sorted(files.keys() - {"test"}):
-        splits[name], bad_here = _read(root, files[name], image_size=image_size, size=size)
+        splits[name], bad_here = _read(files[name], decode=decode, size=size)
         bad |= bad_here
     if bad and on_bad_image == "error":
         raise DataError(describe_bad(root, bad, total=sum(len(files[name].paths) for name in splits), cure=CURE))
@@ -90,16 +94,18 @@ def folder(
         train=splits["train"],
         val=splits.get("val"),
         open_test=functools.partial(
-            _open_test, root, files["test"], image_size=image_size, size=size, on_bad_image=on_bad_image
+            _open_test, root, files["test"], decode=decode, size=size, on_bad_image=on_bad_image
         ),
         class_names=class_names,
         skipped=tuple(f"{shown(path)}: {reason}" for path, reason in bad.items()),
         test_fingerprint=fingerprint(root, files["test"]),
+        notes=listing.notes
+        + survey.notes(FileRecords(root, files["train"]), conversion=conversion, makes_square=bool(image_size)),
     )
 
 
-def _open_test(root: str, files: Files, *, image_size: int, size: _Size, on_bad_image: str) -> Split:
-    test, bad = _read(root, files, image_size=image_size, size=size)
+def _open_test(root: str, files: Files, *, decode: Callable, size: _Size, on_bad_image: str) -> Split:
+    test, bad = _read(files, decode=decode, size=size)
     if bad and (on_bad_image == "error" or not len(test.labels)):
         raise DataError(describe_bad(root, bad, total=len(files.paths), cure=CURE_IN_TEST))
     if bad:
@@ -107,19 +113,19 @@ def _open_test(root: str, files: Files, *, image_size: int, size: _Size, on_bad_
     return test
 
 
-def _first_size(root: str, files: Files) -> _Size:
+def _first_size(root: str, files: Files, *, decode: Callable) -> _Size:
     """The size of the first readable image."""
     bad = {}
     for path in files.paths:
         with _quiet_decoders():
-            image, reason = _decode_or_reason(root, path, files.refused, image_size=0)
+            image, reason = _decode_or_reason(path, files.refused, decode=decode)
         if image is not None:
             return _Size(*image.shape[:2], shown(path))
         bad[path] = reason
     raise DataError(describe_bad(root, bad, total=len(files.paths), cure=CURE))
 
 
-def _read(root: str, files: Files, *, image_size: int, size: _Size) -> tuple[Split, dict[str, str]]:
+def _read(files: Files, *, decode: Callable, size: _Size) -> tuple[Split, dict[str, str]]:
     """The readable images, and the reason for each other path."""
     count = len(files.paths)
     images = empty_images(count, height=size.height, width=size.width, channels=3)
@@ -129,7 +135,7 @@ def _read(root: str, files: Files, *, image_size: int, size: _Size) -> tuple[Spl
         bad = {}
         for i in range(start, min(start + _FILES_PER_TASK, count)):
             path = files.paths[i]
-            image, reason = _decode_or_reason(root, path, files.refused, image_size=image_size)
+            image, reason = _decode_or_reason(path, files.refused, decode=decode)
             if image is None:
                 bad[path] = reason
                 good[i] = False
@@ -157,13 +163,11 @@ def _quiet_decoders() -> Iterator[None]:
         yield
 
 
-def _decode_or_reason(
-    root: str, path: str, refused: dict[str, str], *, image_size: int
-) -> tuple[np.ndarray | None, str]:
+def _decode_or_reason(path: str, refused: dict[str, str], *, decode: Callable) -> tuple[np.ndarray | None, str]:
     if path in refused:
         return None, refused[path]
     try:
-        return decode_image(os.path.join(root, path), image_size=image_size), ""
+        return decode(path), ""
     except Exception as error:  # a decoder may raise anything on damaged bytes
         check_is_bad(error, path)
         return None, why_bad(error)

@@ -8,17 +8,11 @@ from typing import Annotated
 import numpy as np
 
 from linseed.ranges import Between, Count, Inside, Natural, OneOf
+from linseed.trainer.data import survey
 from linseed.trainer.data.dataset import Source
+from linseed.trainer.data.decode import BACKGROUNDS, FITS, Conversion
 from linseed.trainer.data.lazy import TRAIN_CROPS, Decoding, LazyImages
-from linseed.trainer.data.listing import (
-    ON_BAD_IMAGE,
-    Files,
-    carve,
-    check_headers,
-    checked_root,
-    fingerprint,
-    list_splits,
-)
+from linseed.trainer.data.listing import ON_BAD_IMAGE, Files, check_headers, fingerprint, list_folder
 from linseed.trainer.data.splits import Split
 
 
@@ -27,6 +21,9 @@ def folder_stream(
     root: str,
     image_size: Count = 224,
     resize: Count = 256,
+    fit: Annotated[str, OneOf(FITS)] = "crop",
+    background: Annotated[str, OneOf(BACKGROUNDS)] = "white",
+    bits: Annotated[int, Between(8, 16)] = 16,
     train_crop: Annotated[str, OneOf(TRAIN_CROPS)] = "random_resized_crop",
     test_fraction: Inside = 0.2,
     split_seed: Natural = 0,
@@ -35,29 +32,30 @@ def folder_stream(
 ) -> Source:
     """Lists class folders under `root`, with layout and splits as for `folder.folder`; reads no pixel.
 
-    Images are decoded on demand to `image_size` x `image_size` RGB. Training images are cropped by `train_crop`, a name
-    in `lazy.TRAIN_CROPS`; others are the centre of the image with its shorter side resized to `resize`. `workers`:
-    processes that decode training images, 0 for threads of this one. `on_bad_image`: "error" raises at a bad image,
-    "skip" leaves it out; see `lazy.LazyImages`. Raises DataError for data that is missing or not in this layout.
+    Images are decoded on demand to `image_size` x `image_size` RGB: `fit` makes each a square of `resize` pixels, of
+    which the centre is used. Training images are cropped by `train_crop`, a name in `lazy.TRAIN_CROPS`. `fit`,
+    `background` and `bits`: see `decode.Conversion`. `workers`: processes that decode training images, 0 for threads of
+    this one. `on_bad_image`: "error" raises at a bad image, "skip" leaves it out; see `lazy.LazyImages`. Raises
+    DataError for data that is missing or not in this layout.
     """
-    decoding = Decoding(image_size=image_size, resize=resize, train_crop=train_crop, on_bad_image=on_bad_image)
+    conversion = Conversion(fit=fit, background=background, bits=bits)
+    decoding = Decoding(image_size, resize, train_crop=train_crop, on_bad_image=on_bad_image, conversion=conversion)
     decoding.check()
-    root = checked_root(root)
-    class_names, files = list_splits(root)
-    if "test" not in files:
-        files["train"], files["test"] = carve(
-            files["train"], class_names, test_fraction=test_fraction, split_seed=split_seed
-        )
+    listing = list_folder(root, test_fraction=test_fraction, split_seed=split_seed)
+    files = listing.files
     if on_bad_image == "error":
-        check_headers(root, files["test"])
-    split = functools.partial(_split, root, decoding=decoding, workers=workers)
+        listing.check_refused()
+        check_headers(listing.root, files["test"])
+    split = functools.partial(_split, listing.root, decoding=decoding, workers=workers)
+    train = split(files["train"])
     return Source(
-        train=split(files["train"]),
+        train=train,
         val=split(files["val"]) if "val" in files else None,
         open_test=functools.partial(split, files["test"]),
-        class_names=class_names,
+        class_names=listing.class_names,
         skipped=(),
-        test_fingerprint=fingerprint(root, files["test"]),
+        test_fingerprint=fingerprint(listing.root, files["test"]),
+        notes=listing.notes + survey.notes(train.images.records, conversion=conversion, makes_square=True),
     )
 
 

@@ -13,7 +13,9 @@ import numpy as np
 
 from linseed.ranges import Between, Count, OneOf
 from linseed.trainer import files
+from linseed.trainer.data import survey
 from linseed.trainer.data.dataset import Source, hashed
+from linseed.trainer.data.decode import BACKGROUNDS, FITS, Conversion
 from linseed.trainer.data.lazy import TRAIN_CROPS, Decoding, LazyImages
 from linseed.trainer.data.listing import ON_BAD_IMAGE
 from linseed.trainer.data.sources.tfds import (
@@ -41,17 +43,22 @@ def tfds_stream(
     test_split: str = "validation",
     image_size: Count = 224,
     resize: Count = 256,
+    fit: Annotated[str, OneOf(FITS)] = "crop",
+    background: Annotated[str, OneOf(BACKGROUNDS)] = "white",
+    bits: Annotated[int, Between(8, 16)] = 16,
     train_crop: Annotated[str, OneOf(TRAIN_CROPS)] = "random_resized_crop",
     on_bad_image: Annotated[str, OneOf(ON_BAD_IMAGE)] = "error",
     workers: Annotated[int, Between(0, 256)] = 0,
 ) -> Source:
     """Opens `dataset`, found or prepared as for `tfds.tfds`, and decodes no image; images of any size, always RGB.
 
-    `image_size`, `resize`, `train_crop`, `on_bad_image` and `workers`: as for `folder_stream.folder_stream`. Labels are
-    inside the records, so the first use reads all of a split. They are then stored next to the data, if that folder is
-    writable. Raises DataError for data that is unavailable or not of this kind.
+    `image_size`, `resize`, `fit`, `background`, `bits`, `train_crop`, `on_bad_image` and `workers`: as for
+    `folder_stream.folder_stream`. Labels are inside the records, so the first use reads all of a split. They are then
+    stored next to the data, if that folder is writable. Raises DataError for data that is unavailable or not of this
+    kind.
     """
-    decoding = Decoding(image_size=image_size, resize=resize, train_crop=train_crop, on_bad_image=on_bad_image)
+    conversion = Conversion(fit=fit, background=background, bits=bits)
+    decoding = Decoding(image_size, resize, train_crop=train_crop, on_bad_image=on_bad_image, conversion=conversion)
     decoding.check()
     builder = prepared(dataset, data_dir=data_dir)
     image_key, label_key = feature_keys(builder)
@@ -59,13 +66,15 @@ def tfds_stream(
     split = functools.partial(
         _split, builder, image_key=image_key, label_key=label_key, decoding=decoding, workers=workers
     )
+    train = split(train_split)
     return Source(
-        train=split(train_split),
+        train=train,
         val=None,
         open_test=functools.partial(split, test_split),
         class_names=tuple(builder.info.features[label_key].names),
         skipped=(),
         test_fingerprint=hashed(builder.info.full_name, split_files(builder, test_split)),
+        notes=survey.notes(train.images.records, conversion=conversion, makes_square=True),
     )
 
 
