@@ -103,9 +103,9 @@ def _nested(path):
 
 def _change_a_digit(path):
     """Changes the first digit that can be another without making the file other than JSON."""
-    text = path.read_text()
+    text = path.read_text(encoding="utf-8")
     place = next(found.start() for found in re.finditer(r"(?<=[ .])[0-8]", text))
-    path.write_text(text[:place] + str(int(text[place]) + 1) + text[place + 1 :])
+    path.write_text(text[:place] + str(int(text[place]) + 1) + text[place + 1 :], encoding="utf-8")
 
 
 def _rolled_back(how):
@@ -261,7 +261,7 @@ class Bench:
                 self.go_on(workdir)
             except Exception as error:
                 return f"{type(error).__name__}: {error}"
-        if "metrics.jsonl is damaged" not in (workdir / workdir_lib.REPORT).read_text():
+        if "metrics.jsonl is damaged" not in (workdir / workdir_lib.REPORT).read_text(encoding="utf-8"):
             return "the page does not name the damage"
         return "" if len(said.lines) <= 1 else "logged more than one line"
 

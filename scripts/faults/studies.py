@@ -57,7 +57,9 @@ def damaged(straight: Path, copy: Path, *, name: str, go_on: Callable[[Path], di
 
     Where that is refused, follows the cure to the letter: deletes `study.json`, or puts back a copy of `trials.db`.
     """
-    expected = json.loads((straight / STUDY).read_text())["trials"]  # with times: one trained again is not the same
+    expected = json.loads((straight / STUDY).read_text(encoding="utf-8"))[
+        "trials"
+    ]  # with times: one trained again is not the same
     shutil.copytree(straight, copy)
     how, file = CASES[name]
     how(copy / file)
