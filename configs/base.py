@@ -62,10 +62,11 @@ def get_config():
         every_epochs=1.0,
         batch_size=256,
         views="none",  # test-time augmentation: "mirror", "mirror_translate"
+        monitor="accuracy",  # what chooses the best checkpoint: "balanced_accuracy", "loss"
     )
     config.early_stopping = dict(
         patience=0,  # evaluations without a gain after which the run ends; 0: never
-        min_delta=0.0,  # what counts as a gain, in accuracy
+        min_delta=0.0,  # what counts as a gain, in what eval.monitor names
     )
     config.checkpoint = dict(keep_latest=1)  # how many of the latest checkpoints are kept beside the best
     config.guard = dict(

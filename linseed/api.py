@@ -75,7 +75,7 @@ def evaluate(
     which: Literal["best", "latest", "ema"] = "best",
     split: Literal["val", "test"] = "val",
 ) -> dict[str, Any]:
-    """The accuracy, loss and number of examples of a run's checkpoint on a split; opening test is written down."""
+    """The scores of a run's checkpoint on a split, as in `result.json`; opening test is written down."""
     from linseed.trainer.evaluation import evaluate_snapshot
 
     return evaluate_snapshot(Path(workdir).expanduser(), which=which, split=split)

@@ -21,7 +21,7 @@ from linseed.trainer.errors import ConfigError, DataError, WorkdirError
 from linseed.trainer.run import result as result_lib
 from linseed.trainer.run import workdir as workdir_lib
 from linseed.trainer.runtime.data_parallel import AXIS
-from linseed.trainer.step import losses, metrics
+from linseed.trainer.step import losses, scores
 
 
 def mean_softmax(logits: jax.Array) -> jax.Array:
@@ -67,7 +67,7 @@ def make_ensemble_step(*, logits: Sequence[Callable], average: Callable, loss: C
 
     logits: for each run, (weights, images uint8 [B, H, W, C]) -> [B, C]. average: an entry of AVERAGES. loss: (logits,
     labels) -> [B]. weights: for each run, its checkpoints stacked along a leading axis. The sums are those of
-    `metrics.masked_sums`, for the average and for each member, run by run.
+    `scores.class_sums`, for the average and for each member, run by run.
     """
 
     def ensemble_step(weights, batch):
@@ -77,12 +77,12 @@ def make_ensemble_step(*, logits: Sequence[Callable], average: Callable, loss: C
         ]
         members = jnp.concatenate(runs)  # [M, B, C]
 
-        def sums(scores):
-            return metrics.masked_sums(
-                losses=loss(scores, batch["label"]), logits=scores, labels=batch["label"], mask=batch["mask"]
+        def sums(logits):
+            return scores.class_sums(
+                losses=loss(logits, batch["label"]), logits=logits, labels=batch["label"], mask=batch["mask"]
             )
 
-        return jax.lax.psum((sums(average(members)), [sums(scores) for scores in members]), AXIS)
+        return jax.lax.psum((sums(average(members)), [sums(logits) for logits in members]), AXIS)
 
     return ensemble_step
 
@@ -98,9 +98,10 @@ def evaluate_ensemble(workdirs: Sequence[Path], *, which: str, split: str) -> di
     `loss` is the members' loss of that average, without label smoothing: for `softmax` -log of the label's mean
     probability, in nats. Each device holds all weights at once.
 
-    Returns `accuracy`, `loss`, `examples`; `members`, each with `workdir`, `step` and its own `accuracy` and `loss`;
-    `which`, `split`; and `test_openings` by workdir. Raises WorkdirError for a workdir given twice, ConfigError for
-    members of different losses, DataError for members of different data or classes, and the errors of restoring each.
+    Returns the `scores.scores` of the average; `members`, each with `workdir`, `step` and its own `accuracy`,
+    `balanced_accuracy` and `loss`; `which`, `split`; and `test_openings` by workdir. Raises WorkdirError for a
+    workdir given twice, ConfigError for members of different losses, DataError for members of different data or
+    classes, and the errors of restoring each.
     """
     _check_workdirs(workdirs)
     configs = [evaluation.read_run(workdir) for workdir in workdirs]
@@ -136,11 +137,11 @@ def evaluate_ensemble(workdirs: Sequence[Path], *, which: str, split: str) -> di
         sums = jax.device_get([ensemble_step(weights, experiment.parallel.shard(batch)) for batch in batches])
         openings = {str(run.workdir): seal.openings for run, seal in zip(runs, seals, strict=True)}
     names = [{"workdir": str(run.workdir), "step": step} for run in runs for step in run.steps]
-    each = [metrics.means(member) for member in zip(*(members for _, members in sums), strict=True)]
+    each = [scores.scores(member) for member in zip(*(members for _, members in sums), strict=True)]
     return {
-        **metrics.means([together for together, _ in sums]),
+        **scores.scores([together for together, _ in sums]),
         "members": [
-            {**name, "accuracy": own["accuracy"], "loss": own["loss"]} for name, own in zip(names, each, strict=True)
+            {**name, **{key: own[key] for key in scores.MONITORS}} for name, own in zip(names, each, strict=True)
         ],
         "which": which,
         "split": split,

@@ -22,6 +22,7 @@ from linseed.trainer.run.console import Quiet
 from linseed.trainer.run.progress import Progress
 from linseed.trainer.runtime import processes
 from linseed.trainer.step import state as state_lib
+from linseed.trainer.step.scores import score
 
 # The weights that `which` names: {"params", "model_state"} of a state, {} if the run kept none.
 WEIGHTS = {
@@ -79,8 +80,8 @@ def evaluate_snapshot(workdir: Path, *, which: str, split: str) -> dict[str, Any
     """Evaluates a checkpoint of the run in `workdir`.
 
     which: "best" (the best weights on validation), "latest" (the parameters of the newest checkpoint) or "ema" (its
-    moving average). split: "val" or "test"; opening test is recorded. Returns `accuracy`, `loss`, `examples`, `step`,
-    `which`, `split` and `test_openings`.
+    moving average). split: "val" or "test"; opening test is recorded. Returns the `scores.scores`, `step`, `which`,
+    `split` and `test_openings`.
     """
     config = read_run(workdir)
     with workdir_lib.lock(workdir), result_lib.recounted(workdir):
@@ -114,7 +115,7 @@ def restore_weights(
             restore = snapshots.restore_best if which == "best" else snapshots.restore_latest
             restored = filter(None, [restore(experiment.state)])
         for state, progress in restored:
-            check_same_data(experiment, Progress(**progress))
+            check_same_data(experiment, Progress.from_json(progress))
             if split == "test":
                 begun_with = progress.get("test_fingerprint", "")
                 experiment.test.check_is(experiment.test.noted() or begun_with, cure="")
@@ -136,7 +137,8 @@ def judge_anew(experiment: Experiment, snapshots: Snapshots | NoSnapshots) -> in
         restored = processes.restored_by_writer(functools.partial(snapshots.restore_step, step), like=experiment.state)
         if restored is not None:
             weights = experiment.parallel.replicate(state_lib.evaluated_weights(restored[0]))
-            snapshots.judge({step: experiment.evaluate(weights, experiment.val)["accuracy"]})
+            found = experiment.evaluate(weights, experiment.val)
+            snapshots.judge({step: score(found, experiment.monitor)})
     return len(steps)
 
 

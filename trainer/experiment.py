@@ -50,7 +50,8 @@ class Experiment(NamedTuple):
     train_step: Callable  # (state, batch) -> (state, metrics)
     probe_step: Callable  # (state, batch) -> measurements of the first step
     logits: Callable  # (weights, images) -> logits, per device, not compiled
-    evaluate: Evaluator  # (weights, split) -> loss, accuracy, examples
+    evaluate: Evaluator  # (weights, split) -> scores
+    monitor: str  # the score that chooses the best checkpoint, one of scores.MONITORS
     description: str
 
 
@@ -131,6 +132,7 @@ def build(config: ml_collections.ConfigDict, workdir: Path, *, shared: Shared) -
             parallel=parallel,
             resident=data.val if feed.resident else None,
         ),
+        monitor=config.eval.monitor,
         description="\n".join(
             _describe(config, plan, data, parallel=parallel, params=state.params, deterministic=deterministic)
         ),
@@ -207,11 +209,17 @@ def _describe(config, plan, data, *, parallel, params, deterministic):
     """What will run, a line each."""
     yield from (f"skipped {line}" for line in data.source.skipped)
     size = "x".join(map(str, data.train.images.shape[1:]))
+    largest = np.bincount(data.train.labels).max() / len(data.train.labels)
     val_from = "carved from train" if data.source.val is None else "of its own: config.data.val_fraction has no part"
     yield (
         f"{config.data.source.name}: {len(data.train.labels):,} train, {len(data.val.labels):,} val ({val_from}), "
-        f"test sealed; {len(data.source.class_names)} classes of {size} images"
+        f"test sealed; {len(data.source.class_names)} classes of {size} images, the largest {largest:.2%} of train"
     )
+    if plan.batch_size > len(data.train.labels):
+        yield (
+            f"config.data.batch_size={plan.batch_size} is more than the {len(data.train.labels):,} train images: a "
+            f"step is {plan.batch_size / len(data.train.labels):.3g} epochs; lower it, or set it to 0 for all of train"
+        )
     yield (
         f"{config.model.name}: {sum(leaf.size for leaf in jax.tree.leaves(params)):,} parameters; "
         f"{config.optimizer.name}, {config.schedule.name} over {plan.total_steps:,} steps, "

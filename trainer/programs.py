@@ -50,6 +50,7 @@ NOT_IN_PROGRAMS = (
     "early_stopping",
     "eval.batch_size",
     "eval.every_steps",
+    "eval.monitor",
     "guard.lr_factor",
     "guard.max_times",
     "guard.watchdog_minutes",

@@ -76,9 +76,10 @@ def restore(
             num_devices=devices,
             judged_by=experiment.judged_by,
             batch_size=experiment.batch_size,
+            monitor=experiment.monitor,
         )
     else:
-        progress = Progress(**saved)
+        progress = Progress.from_json(saved)
         check_same_data(experiment, progress)
         _check_same_test(experiment, progress, on_config_change=on_config_change, writer=writer)
         writer.say(f"resuming after step {int(state.step):,}")
@@ -131,7 +132,7 @@ def _judged_anew(experiment, checkpoints, progress, *, changed, writer):
     if judged:
         writer.say(f"evaluations have other settings than before: judged {judged} kept checkpoints anew")
     best = processes.from_writer(lambda: checkpoints.best())
-    return progress.judged_anew(by=experiment.judged_by, best=best)
+    return progress.judged_anew(by=experiment.judged_by, monitor=experiment.monitor, best=best)
 
 
 def _in_steps_of_this_batch(experiment, state, progress, *, changed, writer):

@@ -7,7 +7,7 @@ import sys
 import pytest
 
 from linseed.scripts.cli.console import Console
-from linseed.trainer.run.console import Quiet, for_console
+from linseed.trainer.run.console import Quiet, for_console, summary
 
 RECORD = {
     "step": 10,
@@ -39,6 +39,27 @@ def test_console_shows_figures_speed_and_time_left(terminal):
         "0:00 left",
     ):
         assert text in shown, shown
+
+
+def test_what_always_guessing_one_class_would_reach_stands_beside_the_accuracy():
+    stream = io.StringIO()
+    writer = for_console(Console(file=stream, force_terminal=False, width=200))
+    writer.start(step=0, total_steps=30)
+    val = {"val_loss": 0.7, "val_accuracy": 0.98, "val_balanced_accuracy": 0.5, "val_majority_share": 0.98}
+    writer.write(RECORD | val)
+    assert "acc 98.00% (balanced 50.00%, majority 98.00%)" in stream.getvalue()
+
+
+@pytest.mark.parametrize("test", [None, {"loss": 1.0, "accuracy": 0.75, "examples": 4}])
+def test_the_summary_shows_the_splits_that_were_judged_and_a_dash_for_what_was_not_measured(test):
+    val = {"loss": float("inf"), "accuracy": 0.5, "accuracy_interval": [0.25, 0.75], "majority_share": 0.625}
+    stream = io.StringIO()
+    Console(file=stream, width=80).print(summary({"val": {**val, "examples": 1234}, "test": test}))
+    shown = stream.getvalue()
+    assert "50.00 %" in shown and "1,234" in shown and "inf" in shown
+    assert ("75.00 %" in shown) and ("test" in shown) == bool(test)
+    assert "25.00 to 75.00 %" in shown and "62.50 %" in shown
+    assert shown.count("–") == (2 if test is None else 6)
 
 
 def test_plain_output_is_whole_lines_without_escape_codes():

@@ -136,6 +136,7 @@ with join.joined(
     test = SimpleNamespace(fingerprint="")
     experiment = SimpleNamespace(
         state=new, parallel=SimpleNamespace(num_devices=2), fingerprint="", hyperparams={}, judged_by="", batch_size=1,
+        monitor="accuracy",
         test=test,
     )
     experiment.hyperparams |= {"lr": 0.1, "weight_decay": 0.0}

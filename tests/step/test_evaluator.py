@@ -6,7 +6,7 @@ import pytest
 
 from linseed.trainer.data.splits import Split
 from linseed.trainer.runtime.data_parallel import DataParallel
-from linseed.trainer.step import metrics
+from linseed.trainer.step import scores
 from linseed.trainer.step.evaluator import Evaluator
 
 
@@ -14,7 +14,7 @@ def eval_step(weights, batch):
     # The score of class 1 is the mean pixel, that of class 0 the threshold.
     score = batch["image"].astype(np.float32).mean(axis=(1, 2, 3))
     logits = jax.numpy.stack([jax.numpy.full_like(score, 0) + weights, score], axis=1)
-    sums = metrics.masked_sums(losses=score, logits=logits, labels=batch["label"], mask=batch["mask"])
+    sums = scores.class_sums(losses=score, logits=logits, labels=batch["label"], mask=batch["mask"])
     return jax.lax.psum(sums, "batch")
 
 

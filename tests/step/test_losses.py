@@ -18,9 +18,13 @@ def smoothed(labels, smoothing, num_classes):
     return np.eye(num_classes)[labels] * (1 - smoothing) + smoothing / num_classes
 
 
-def softmax(logits, labels, smoothing, weights=1.0):
+def softmax(logits, labels, smoothing):
     log_p = logits - np.log(np.exp(logits).sum(axis=1, keepdims=True))
-    return -(smoothed(labels, smoothing, logits.shape[1]) * np.array(weights) * log_p).sum(axis=1)
+    return -(smoothed(labels, smoothing, logits.shape[1]) * log_p).sum(axis=1)
+
+
+def weighted_softmax(logits, labels, smoothing):
+    return np.array(WEIGHTS)[labels] * softmax(logits, labels, smoothing)
 
 
 def sigmoid(logits, labels, smoothing):
@@ -39,7 +43,7 @@ FORMULAS = {
     "sigmoid": (sigmoid, {}),
     "softmax": (softmax, {}),
     "svm": (svm, {}),
-    "weighted_softmax": (lambda *args: softmax(*args, weights=WEIGHTS), dict(class_weights=WEIGHTS)),
+    "weighted_softmax": (weighted_softmax, dict(class_weights=WEIGHTS)),
 }
 SMOOTH = [name for name in sorted(LOSSES) if "label_smoothing" in inspect.signature(LOSSES[name]).parameters]
 
@@ -60,10 +64,12 @@ def test_loss_is_the_formula(name, smoothing):
     np.testing.assert_allclose(found, formula(logits, labels, smoothing), rtol=1e-5)
 
 
-@pytest.mark.parametrize("name", sorted(LOSSES))
-def test_of_soft_targets_it_is_the_weighted_mean_over_labels(name):
+@pytest.mark.parametrize(
+    ("name", "smoothing"), [(name, 0.0) for name in sorted(LOSSES)] + [(name, 0.2) for name in SMOOTH]
+)
+def test_of_soft_targets_it_is_the_weighted_mean_over_labels(name, smoothing):
     logits, labels = (jnp.asarray(array) for array in examples())
-    loss = make_loss(name, label_smoothing=0.0, **FORMULAS[name][1])
+    loss = make_loss(name, label_smoothing=smoothing, **FORMULAS[name][1])
     hard, other = jax.nn.one_hot(labels, 4), jax.nn.one_hot((labels + 1) % 4, 4)
     np.testing.assert_allclose(loss(logits, hard), loss(logits, labels), rtol=1e-5)
     mixed = 0.7 * loss(logits, labels) + 0.3 * loss(logits, (labels + 1) % 4)
@@ -76,6 +82,19 @@ def test_the_loss_of_zero_logits_is_the_lecture_s(name, value):
     logits, labels = jnp.zeros((2, 10)), jnp.array([3, 7])
     np.testing.assert_allclose(loss(logits, labels), value, rtol=1e-6)
     np.testing.assert_allclose(loss(logits, jax.nn.one_hot(labels, 10)), value, rtol=1e-6)
+
+
+@pytest.mark.parametrize("mixed", [False, True])
+def test_the_weight_of_a_rare_class_does_not_draw_the_others_to_it(mixed):
+    """At 1:50, with weights that balance the classes, the best logits of an example still name its label."""
+    loss = make_loss("weighted_softmax", label_smoothing=0.1, class_weights=(51 / 100, 51 / 2))
+    labels = jnp.array([[0.9, 0.1], [0.1, 0.9]]) if mixed else jnp.array([0, 1])
+    target = np.array([[0.9, 0.1], [0.1, 0.9]]) if mixed else np.eye(2)
+    probabilities = target * (51 / 100, 51 / 2)
+    probabilities = 0.9 * probabilities / probabilities.sum(axis=1, keepdims=True) + 0.05
+    gradient = jax.grad(lambda logits: loss(logits, labels).sum())(jnp.log(probabilities))
+    np.testing.assert_allclose(gradient, 0, atol=1e-5)
+    assert mixed or (probabilities.argmax(axis=1) == [0, 1]).all()
 
 
 def test_the_svm_s_gradient_pushes_the_label_by_the_number_of_classes_in_its_way():
@@ -101,3 +120,5 @@ def test_what_does_not_fit_is_refused():
         make_loss("svm", label_smoothing=0.1)
     with pytest.raises(ConfigError, match="has 2 numbers; give 4"):
         make_loss("weighted_softmax", label_smoothing=0.0, class_weights=(1, 2))(jnp.zeros((1, 4)), jnp.array([0]))
+    with pytest.raises(ConfigError, match="are all 0"):
+        make_loss("weighted_softmax", label_smoothing=0.0, class_weights=(0, 0))(jnp.zeros((1, 2)), jnp.array([0]))

@@ -230,14 +230,23 @@ def test_a_storage_that_does_not_answer_is_one_line_without_its_password():
     assert "secret" not in str(raised.value) and "\n" not in str(raised.value)
 
 
-def test_of_equals_the_one_with_the_most_decay_wins():
-    def trial(number, accuracy, decay):
-        outcome = Outcome(steps=1, val_accuracy=accuracy, val_examples=1000)
-        point = {"lr": 0.1, "weight_decay": decay}
-        return Trial(
-            str(number), str(number), number, point, {1: outcome}, frozenset(), optuna.trial.TrialState.COMPLETE, {}
-        )
+def judged(number, accuracy, decay, **scores):
+    outcome = Outcome(steps=1, val_accuracy=accuracy, val_examples=1000, **scores)
+    point = {"lr": 0.1, "weight_decay": decay}
+    return Trial(
+        str(number), str(number), number, point, {1: outcome}, frozenset(), optuna.trial.TrialState.COMPLETE, {}
+    )
 
+
+def test_the_monitor_s_score_decides_with_its_own_error():
+    often, even = judged(0, 0.98, 0.0, score=-0.7, score_error=0.0), judged(1, 0.9, 0.0, score=-0.3, score_error=0.0)
+    assert best_within_a_standard_error([often, even]) == even
+    decayed = judged(2, 0.5, 1e-2, score=0.58, score_error=0.02)
+    first, worse = (judged(number, 0.9, 0.0, score=score, score_error=0.03) for number, score in ((3, 0.6), (4, 0.56)))
+    assert best_within_a_standard_error([first, worse, decayed]) == decayed
+
+
+def test_of_equals_the_one_with_the_most_decay_wins():
     error = math.sqrt(0.9 * 0.1 / 1000)
-    near, far = trial(1, 0.9 - 0.9 * error, 1e-3), trial(2, 0.9 - 1.1 * error, 1e-2)
-    assert best_within_a_standard_error([trial(0, 0.9, 0.0), near, far]) == near
+    near, far = judged(1, 0.9 - 0.9 * error, 1e-3), judged(2, 0.9 - 1.1 * error, 1e-2)
+    assert best_within_a_standard_error([judged(0, 0.9, 0.0), near, far]) == near

@@ -27,6 +27,7 @@ from linseed.trainer.runtime.data_parallel import BACKENDS
 from linseed.trainer.runtime.onednn import CONVOLUTIONS
 from linseed.trainer.step.nonfinite import ON_NON_FINITE
 from linseed.trainer.step.remat import REMAT
+from linseed.trainer.step.scores import MONITORS
 from linseed.trainer.step.tta import VIEWS
 
 Numbers = tuple[Annotated[float, Between()], ...]
@@ -63,6 +64,7 @@ FIELDS: dict[str, Any] = {
     "ema_decay": BelowOne,
     "eval.every_steps": PositiveDuration,
     "eval.batch_size": Annotated[int, Between(1, MostExamples)],
+    "eval.monitor": Annotated[str, OneOf(MONITORS)],
     "eval.views": Annotated[str, OneOf(VIEWS)],
     "early_stopping.patience": Natural,
     "early_stopping.min_delta": NonNegative,

@@ -8,6 +8,7 @@ import ml_collections
 import numpy as np
 
 from linseed.trainer.cost.measure import step_bytes
+from linseed.trainer.errors import ConfigError
 from linseed.trainer.experiment import Experiment
 from linseed.trainer.train import AHEAD
 
@@ -50,6 +51,8 @@ def find_room(experiment: Experiment, config: ml_collections.ConfigDict, *, limi
         except jax.errors.JaxRuntimeError as error:
             if "RESOURCE_EXHAUSTED" not in str(error):
                 raise
+            return limit + 1
+        except ConfigError:  # too few examples for the network to learn from
             return limit + 1
         return None if found is None else found.peak + always + units * config.accumulation_parts * an_example
 

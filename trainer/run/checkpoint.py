@@ -97,7 +97,7 @@ class Snapshots:
     def save(self, state, *, step: int, progress: dict[str, Any], val_accuracy: float | None):
         """Starts to save; returns once `state` may be overwritten. Raises the error of an earlier save.
 
-        val_accuracy: None if there was no evaluation.
+        val_accuracy: the score that chooses the best, the higher the better; None if there was no evaluation.
         """
         state = jax.device_get(state)  # on CPUs perhaps the device's buffer; Orbax copies it before it returns
         evaluated = val_accuracy is not None and math.isfinite(val_accuracy)

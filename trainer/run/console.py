@@ -1,11 +1,13 @@
 """Writers show a run to the user: `Quiet` nothing, `Plain` a line a record, `Live` a bar. `summary` shows its end."""
 
-import math
 import time
 
 from rich.console import Console
 from rich.progress import BarColumn, Progress, TextColumn
 from rich.table import Table
+
+from linseed.trainer.run.figures import figures
+from linseed.trainer.step import scores
 
 
 class Quiet:
@@ -103,7 +105,8 @@ def _figures(record) -> str:
         f"train loss {record['train_loss']:.4f} acc {record['train_accuracy']:.2%}",
     ]
     if "val_accuracy" in record:
-        parts.append(f"val loss {record['val_loss']:.4f} acc {record['val_accuracy']:.2%}")
+        others = scores.beside(record, prefix="val_")
+        parts.append(f"val loss {record['val_loss']:.4f} acc {record['val_accuracy']:.2%}{others}")
     parts.append(f"lr {record['lr']:.3g}")
     if "images_per_second" in record:
         parts.append(f"{record['images_per_second']:,.0f} images/s")
@@ -117,13 +120,10 @@ def for_console(console: Console) -> Plain:
 
 def summary(result: dict) -> Table:
     """The scores of a finished run, as a table."""
+    header, *rows = figures(result)
     table = Table(show_header=True, header_style="bold")
-    for column in ("split", "accuracy", "loss", "examples"):
-        table.add_column(column, justify="left" if column == "split" else "right")
-    for split in ("val", "test"):
-        figures = result[split]
-        if figures is None:  # the test split is still sealed
-            continue
-        loss = f"{figures['loss']:.4f}" if math.isfinite(figures["loss"]) else str(figures["loss"])
-        table.add_row(split, f"{figures['accuracy']:.2%}", loss, f"{figures['examples']:,}")
+    for column in header:
+        table.add_column(column, justify="left" if column == header[0] else "right")
+    for row in rows:
+        table.add_row(*row)
     return table

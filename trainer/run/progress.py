@@ -1,7 +1,12 @@
 """What a run remembers besides the state: its data, the best evaluation, early stopping, the clock, the last log."""
 
 import dataclasses
+import math
 from typing import Any
+
+from linseed.trainer.step.scores import score
+
+_RENAMED = {"best_accuracy": "best_score", "mark_accuracy": "mark_score"}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -9,9 +14,10 @@ class Progress:
     """Saved as JSON in every checkpoint.
 
     fingerprint: of the train and validation splits. test_fingerprint: of the test split, without its pixels, "" where
-    it is not known. num_devices: how many devices the run began on. val: the last
-    evaluation (`accuracy`, `loss`, `examples`). best_step, best_accuracy: the best evaluation, the later one of equals.
-    mark_accuracy: what the next evaluation must beat by `min_delta`. stale_evaluations: how many in a row did not.
+    it is not known. num_devices: how many devices the run began on. val: the last evaluation (`scores.scores`).
+    monitor: the score that evaluations are compared by, see `scores.score`. best_step, best_score: the best evaluation,
+    the later one of equals. mark_score: what the next evaluation must beat by `min_delta`. stale_evaluations: how many
+    in a row did not.
     seconds: of the whole run, start-up and evaluation included. timed_images, timed_seconds: of the steps alone,
     without those that waited for the compiler. skipped: how many steps in a row were skipped before the last log, see
     `nonfinite.skipping`. logged: the step of the last log, 0 before the first. rows: the metrics of the steps since
@@ -22,10 +28,11 @@ class Progress:
 
     fingerprint: str
     num_devices: int
-    val: dict[str, float] = dataclasses.field(default_factory=dict)
+    val: dict[str, Any] = dataclasses.field(default_factory=dict)
+    monitor: str = "accuracy"
     best_step: int = 0
-    best_accuracy: float = -1.0
-    mark_accuracy: float = -1.0
+    best_score: float = -math.inf
+    mark_score: float = -math.inf
     stale_evaluations: int = 0
     seconds: float = 0.0
     timed_images: int = 0
@@ -38,30 +45,41 @@ class Progress:
     shift: int = 0
     test_fingerprint: str = ""
 
+    @classmethod
+    def from_json(cls, saved: dict[str, Any]) -> "Progress":
+        """What `to_json` gave, also in a version that knew no other score than the accuracy."""
+        return cls(**{_RENAMED.get(key, key): value for key, value in saved.items()})
+
     def replace(self, **changes) -> "Progress":
         """A copy with other values of some fields."""
         return dataclasses.replace(self, **changes)
 
-    def evaluated(self, step: int, val: dict[str, float], *, min_delta: float) -> "Progress":
+    def evaluated(self, step: int, val: dict[str, Any], *, min_delta: float) -> "Progress":
         """After an evaluation. Small gains add up: the mark moves only when it is beaten by more than `min_delta`."""
-        accuracy = val["accuracy"]
-        beaten = not self.best_step or accuracy > self.mark_accuracy + min_delta
+        found = score(val, self.monitor)
+        beaten = not self.best_step or found > self.mark_score + min_delta
         return self.replace(
             val=val,
-            best_step=step if accuracy >= self.best_accuracy else self.best_step,
-            best_accuracy=max(accuracy, self.best_accuracy),
-            mark_accuracy=accuracy if beaten else self.mark_accuracy,
+            best_step=step if found >= self.best_score else self.best_step,
+            best_score=max(found, self.best_score),
+            mark_score=found if beaten else self.mark_score,
             stale_evaluations=0 if beaten else self.stale_evaluations + 1,
         )
 
-    def judged_anew(self, *, by: str, best: tuple[int, float] | None) -> "Progress":
-        """After all kept checkpoints were judged by other settings. best: step and accuracy of the best, if any.
+    def judged_anew(self, *, by: str, monitor: str, best: tuple[int, float] | None) -> "Progress":
+        """After all kept checkpoints were judged by other settings. monitor: as the field. best: step and score of
+        the best, if any.
 
         It is what the next evaluation must beat; early stopping counts from here.
         """
-        step, accuracy = best or (0, -1.0)
+        step, found = best or (0, -math.inf)
         return self.replace(
-            judged_by=by, best_step=step, best_accuracy=accuracy, mark_accuracy=accuracy, stale_evaluations=0
+            judged_by=by,
+            monitor=monitor,
+            best_step=step,
+            best_score=found,
+            mark_score=found,
+            stale_evaluations=0,
         )
 
     def is_stale(self, patience: int) -> bool:

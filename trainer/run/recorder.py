@@ -19,6 +19,7 @@ from linseed.trainer.run.progress import Progress
 from linseed.trainer.run.windows import Window, Windows
 from linseed.trainer.step import metrics, nonfinite
 from linseed.trainer.step.multi_step import window_rows
+from linseed.trainer.step.scores import score, scores
 
 
 class Recorder:
@@ -79,7 +80,7 @@ class Recorder:
         self._log.write(record)
         self.progress = self.progress.replace(logged=window.step)
         if window.evaluation:
-            self._save(window, rows=[], val_accuracy=record["val_accuracy"])
+            self._save(window, rows=[], val_accuracy=score(self.progress.val, self.progress.monitor))
         self.writer.write(record)  # last, because it may fail for reasons outside the run
         self.waiting = None
 
@@ -111,12 +112,12 @@ class Recorder:
             record["images_per_second"] = images / seconds
             self.progress = self.progress.timed(images=images, seconds=seconds)
         if window.evaluation:
-            val = metrics.means(jax.device_get(window.evaluation))
+            val = scores(jax.device_get(window.evaluation))
             ended = time.monotonic()
             if not math.isfinite(val["loss"]):
                 cause = "The parameters have grown too large: " + nonfinite.LOWER
                 raise self._error("the validation loss", window=window, step=window.step, cause=cause)
-            record.update({f"val_{key}": value for key, value in val.items()})
+            record.update({f"val_{key}": value for key, value in val.items() if not key.endswith("interval")})
             min_delta = self._config.early_stopping.min_delta
             self.progress = self.progress.evaluated(window.step, val, min_delta=min_delta)
         self._window_began = ended

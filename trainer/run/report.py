@@ -8,6 +8,7 @@ from pathlib import Path
 import jinja2
 
 from linseed.trainer.run import workdir as workdir_lib
+from linseed.trainer.run.figures import figures
 from linseed.trainer.run.metrics_log import read_records
 
 STYLE = """\
@@ -29,14 +30,16 @@ _PAGE = jinja2.Environment(autoescape=True).from_string("""<!doctype html>
 {{ style | safe }}</style>
 <h1>{{ title }}</h1>
 <table>
-  <tr><th>best checkpoint (step {{ result.best_step }})</th><th class="figure">accuracy</th>
-    <th class="figure">loss</th><th class="figure">examples</th></tr>
-  {% for split in ("val", "test") if result[split] %}
-  <tr><td>{{ split }}</td><td class="figure">{{ "%.2f %%" | format(100 * result[split].accuracy) }}</td>
-    <td class="figure">{{ "%.4f" | format(result[split].loss) }}</td>
-    <td class="figure">{{ result[split].examples }}</td></tr>
+  <tr><th>best checkpoint (step {{ result.best_step }}, by val {{ monitor }})</th>
+    {% for split in figures[0][1:] %}<th class="figure">{{ split }}</th>{% endfor %}</tr>
+  {% for row in figures[1:] %}
+  <tr><td>{{ row[0] }}</td>{% for text in row[1:] %}<td class="figure">{{ text }}</td>{% endfor %}</tr>
   {% endfor %}
 </table>
+<p>Balanced accuracy is the mean over classes of the share of their images that is right. The majority class is the
+  share of the most frequent class, which is the accuracy of always answering it. The intervals say how much other
+  images of the same kind would change a figure: Wilson's, and for balanced accuracy those of each class, added in
+  quadrature (Zou and Donner 2008).</p>
 {{ curves | safe }}
 <p>Train figures are means over the training batches since the last point, with augmentation, dropout and label
   smoothing. Validation figures are over all validation images at that step, without these.</p>
@@ -66,6 +69,9 @@ def draw_curves(records: list[dict], *, best_step: int):
         axes.plot(epochs, [record[f"train_{quantity}"] for record in records], color="0.6", label="train batches")
         axes.plot(judged_epochs, [r[f"val_{quantity}"] for r in judged], "k--", label="validation")
         axes.set(xlabel="epoch", title=f"{quantity} (nats)" if quantity == "loss" else quantity)
+    majority = [record["val_majority_share"] for record in judged if "val_majority_share" in record][-1:]
+    for share in majority:
+        accuracy.axhline(share, color="0.6", linestyle=":", label="majority class")
     best = [record for record in judged if record["step"] == best_step]
     accuracy.plot(
         [record["epoch"] for record in best], [record["val_accuracy"] for record in best], "ko", label="best checkpoint"
@@ -121,6 +127,8 @@ def write(workdir: Path):
         title=f"{model['name']} on {source['source'].get('dataset', source['source']['name'])}",
         style=STYLE,
         result=result,
+        figures=figures(result),
+        monitor=result.get("monitor", "accuracy").replace("_", " "),
         curves=svg(curves, alt="Loss, accuracy and learning rate over epochs"),
         facts=facts,
         config=config,

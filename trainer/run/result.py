@@ -30,10 +30,12 @@ def assemble(
     total_steps: int,
 ) -> dict[str, Any]:
     """The results of a run, to which the caller adds the hashes. test: None while the split is sealed."""
-    stopped = f"early stopping: {progress.stale_evaluations} evaluations without a better val accuracy"
+    monitor = progress.monitor.replace("_", " ")
+    stopped = f"early stopping: {progress.stale_evaluations} evaluations without a better val {monitor}"
     lost = progress.best_step if progress.best_step != best_step else None
     return {
         "best_step": best_step,
+        "monitor": progress.monitor,  # the score on validation that chose it
         "lost_best_step": lost,  # a better checkpoint, which was damaged: `best_step` replaces it
         "steps": steps,
         "stop_reason": "horizon reached" if steps >= total_steps else stopped,

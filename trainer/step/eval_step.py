@@ -5,7 +5,7 @@ from collections.abc import Callable
 import jax
 
 from linseed.trainer.runtime.data_parallel import AXIS
-from linseed.trainer.step import metrics
+from linseed.trainer.step import scores
 from linseed.trainer.step.train_step import to_unit
 from linseed.trainer.step.tta import mean_over_views
 
@@ -24,7 +24,7 @@ def make_logits(*, model, normalize: Callable, views: Callable) -> Callable:
 
 
 def make_eval_step(*, logits: Callable, loss: Callable) -> Callable:
-    """`eval_step(weights, batch) -> sums`, see `metrics.masked_sums`.
+    """`eval_step(weights, batch) -> sums`, see `scores.class_sums`.
 
     weights: {"params", "model_state"}. logits: made by `make_logits`. loss: without label smoothing.
     """
@@ -32,7 +32,7 @@ def make_eval_step(*, logits: Callable, loss: Callable) -> Callable:
 
     def eval_step(weights, batch):
         logits = predict(weights, batch["image"])
-        sums = metrics.masked_sums(
+        sums = scores.class_sums(
             losses=loss(logits, batch["label"]), logits=logits, labels=batch["label"], mask=batch["mask"]
         )
         return jax.lax.psum(sums, AXIS)

@@ -8,7 +8,7 @@ import jax
 from linseed.trainer.data import batching
 from linseed.trainer.data.splits import Split
 from linseed.trainer.runtime.data_parallel import DataParallel
-from linseed.trainer.step import metrics
+from linseed.trainer.step.scores import scores
 
 
 class Evaluator:
@@ -21,12 +21,12 @@ class Evaluator:
         self._eval_step, self._batch_size, self._parallel = eval_step, batch_size, parallel
         self._resident, self._on_device = resident, []
 
-    def __call__(self, weights, split: Split) -> dict[str, float]:
-        """`loss` (nats), `accuracy` (0..1) and `examples` of `weights`, replicated over the devices, on `split`."""
-        return metrics.means(jax.device_get(self.start(weights, split)))
+    def __call__(self, weights, split: Split) -> dict[str, Any]:
+        """The `scores.scores` of `weights`, replicated over the devices, on `split`."""
+        return scores(jax.device_get(self.start(weights, split)))
 
     def start(self, weights, split: Split) -> list[dict[str, Any]]:
-        """The sums of every batch, for `metrics.means`, on the device and possibly still being computed."""
+        """The sums of every batch, for `scores.scores`, on the device and possibly still being computed."""
         return [self._eval_step(weights, batch) for batch in self._batches(split)]
 
     def _batches(self, split):

@@ -38,16 +38,21 @@ def weighted_softmax(
     label_smoothing: float,
     class_weights: Annotated[tuple[NonNegative, ...], Length(1)],
 ) -> jax.Array:
-    """`softmax` with each class's term of the cross-entropy times its weight, one a class.
+    """w_y times `softmax` of the smoothed label y, with a weight w for each class; for soft targets the mean over y.
 
-    The mean over a batch stays a mean over examples; PyTorch's divides by the sum of their weights.
-    Raises ConfigError where the number of weights is not that of the classes.
+    The smoothing of an example has the example's weight. PyTorch gives each term the weight of its own class instead,
+    so that smoothing draws all examples to the classes of large weight. The mean over a batch is one over examples;
+    PyTorch divides by the sum of their weights.
+    Raises ConfigError where the number of weights is not that of the classes, or all of them are 0.
     """
     num_classes = logits.shape[-1]
     if len(class_weights) != num_classes:
         raise ConfigError(f"loss.class_weights has {len(class_weights)} numbers; give {num_classes}, one a class")
-    targets = optax.smooth_labels(soft_targets(labels, num_classes=num_classes), label_smoothing)
-    return optax.softmax_cross_entropy(logits, targets * jnp.array(class_weights, logits.dtype))
+    if not any(class_weights):
+        raise ConfigError("loss.class_weights are all 0: nothing would be learned; give some of them more")
+    weighted = soft_targets(labels, num_classes=num_classes) * jnp.array(class_weights, logits.dtype)
+    uniform = jnp.mean(weighted, axis=1, keepdims=True)
+    return optax.softmax_cross_entropy(logits, (1 - label_smoothing) * weighted + label_smoothing * uniform)
 
 
 def svm(logits: jax.Array, labels: jax.Array) -> jax.Array:

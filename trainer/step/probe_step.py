@@ -6,6 +6,7 @@ import jax
 import jax.numpy as jnp
 
 from linseed.trainer.runtime.data_parallel import AXIS
+from linseed.trainer.step import normalization
 from linseed.trainer.step.train_step import to_unit
 
 
@@ -29,9 +30,10 @@ def make_probe_step(*, model, loss: Callable, regularizer: Callable, normalize: 
 
         def mean_loss(params):
             variables = {"params": params, **state.model_state}
-            logits, _ = model.apply(
-                variables, images, train=True, rngs={"dropout": key}, mutable=list(state.model_state)
-            )
+            with normalization.checked():
+                logits, _ = model.apply(
+                    variables, images, train=True, rngs={"dropout": key}, mutable=list(state.model_state)
+                )
             return mean(loss(logits, batch["label"])), logits
 
         local = jax.lax.pcast(state.params, AXIS, to="varying")

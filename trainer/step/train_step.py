@@ -17,7 +17,7 @@ import optax
 from linseed.trainer.data.augment.place import places
 from linseed.trainer.optim import chain
 from linseed.trainer.runtime.data_parallel import AXIS
-from linseed.trainer.step import metrics
+from linseed.trainer.step import metrics, normalization
 from linseed.trainer.step.accumulation import accumulate
 
 
@@ -83,13 +83,14 @@ def make_train_step(
 
         def mean_loss(params, model_state, piece, index):
             """This piece's share of the mean loss: the sum over pieces and the mean over devices is the mean loss."""
-            logits, model_state = model.apply(
-                {"params": trained(params), **model_state},
-                piece["image"],
-                train=True,
-                rngs={"dropout": jax.random.fold_in(dropout_key, index) if accumulation_parts > 1 else dropout_key},
-                mutable=list(model_state),
-            )
+            with normalization.checked():
+                logits, model_state = model.apply(
+                    {"params": trained(params), **model_state},
+                    piece["image"],
+                    train=True,
+                    rngs={"dropout": jax.random.fold_in(dropout_key, index) if accumulation_parts > 1 else dropout_key},
+                    mutable=list(model_state),
+                )
             sums = metrics.masked_sums(
                 losses=loss(logits, piece["target"]), logits=logits, labels=piece["label"], mask=piece["mask"]
             )

@@ -299,15 +299,16 @@ class Procedure:
         if not sound:
             self.curves()
             raise LinseedError("the final run failed; fix what step 6 reports, in a new --workdir")
-        winner = max(sound, key=lambda trial: trial.last.best_val_accuracy)
+        winner = max(sound, key=lambda trial: _best_score(trial.last))
         outcome, epochs = winner.last, winner.last.steps / self._an_epoch
-        figures = f"{outcome.best_val_accuracy:.2%} on validation after {epochs:.1f} epochs"
+        figures = f"{outcome.best_val_accuracy:.2%}{outcome.best_beside} on validation after {epochs:.1f} epochs"
         config = self._final_config(winner, max(winner.rungs))
         self.study.save(
             winner={
                 "trial": winner.id,
                 **winner.point,
                 "val_accuracy": outcome.best_val_accuracy,
+                "beside": outcome.best_beside,
                 "val_loss": outcome.val_loss,
                 "epochs": epochs,
                 "config_file": WINNER,
@@ -321,7 +322,7 @@ class Procedure:
         found = [trial for trial in phase.trials() if trial.rungs]
         if not found:
             raise ConfigError("the step 'curves' needs a trial to look at; run the step 'coarse' first")
-        trial = max(found, key=lambda trial: (trial.last.steps, search.rank(trial, search.val_accuracy)))
+        trial = max(found, key=lambda trial: (trial.last.steps, search.rank(trial, search.score)))
         workdir = self.study.workdir / TRIALS / trial.workdir
         if not workdir.exists():
             return self.writer.say(f"the curves of {trial.id} are on the machine that trained it; run 'curves' there")
@@ -438,5 +439,10 @@ def _around(point, decays) -> dict[str, tuple[float, float]]:
 
 
 def _say(trial: Trial) -> str:
-    point, accuracy = trial.point, trial.last.val_accuracy
-    return f"lr {point['lr']:.3g}, decay {point['weight_decay']:.3g}: {accuracy:.2%} on validation"
+    point, accuracy = trial.point, f"{trial.last.val_accuracy:.2%}{trial.last.beside}"
+    return f"lr {point['lr']:.3g}, decay {point['weight_decay']:.3g}: {accuracy} on validation"
+
+
+def _best_score(outcome: Outcome) -> float:
+    """The score of the best checkpoint; studies of earlier versions know the accuracy alone."""
+    return outcome.best_val_accuracy if math.isnan(outcome.best_score) else outcome.best_score

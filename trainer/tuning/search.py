@@ -185,7 +185,7 @@ class Phase:
         for place, steps in enumerate(rungs):
             if place:
                 alive = self.go_on(alive, steps, tell=tell)
-            ranked = sorted(alive, key=lambda trial: rank(trial, val_accuracy), reverse=True)
+            ranked = sorted(alive, key=lambda trial: rank(trial, score), reverse=True)
             survivors, last = max(keep, len(alive) // KEEP), place + 1 == len(rungs)
             for position, trial in enumerate(ranked):
                 if trial.last.failed:
@@ -247,9 +247,10 @@ class Phase:
         outcome = self._run(trial, steps)
         live = self._live(trial)
         if not outcome.failed and steps not in trial.reported:
-            live.report(outcome.val_accuracy, steps)
+            live.report(score(outcome), steps)
         live.set_user_attr(f"rung-{steps}", outcome._asdict())
-        said = outcome.failed or f"train loss {outcome.train_loss:.4f}  val acc {outcome.val_accuracy:.2%}"
+        accuracy = f"{outcome.val_accuracy:.2%}{outcome.beside}"
+        said = outcome.failed or f"train loss {outcome.train_loss:.4f}  val acc {accuracy}"
         point = "  ".join(f"{key} {value:.3g}" for key, value in trial.point.items())
         tell(f"{trial.id}  {point}  step {steps:,}  {said}")
 
@@ -299,7 +300,7 @@ class Phase:
         if trial.state != TrialState.RUNNING or trial.attributes.get("worker") != self._worker:
             return
         self._live(trial).set_user_attr("reason", reason)
-        values = trial.last.val_accuracy if state == TrialState.COMPLETE else None
+        values = score(trial.last) if state == TrialState.COMPLETE else None
         self._study.tell(trial.number, values, state=state, skip_if_finished=True)
 
 
@@ -317,25 +318,28 @@ def _as_of(trial, steps):
     return trial._replace(rungs={rung: outcome for rung, outcome in trial.rungs.items() if rung <= steps})
 
 
-def val_accuracy(outcome: Outcome) -> float:
-    return outcome.val_accuracy
+def score(outcome: Outcome) -> float:
+    """What config.eval.monitor names, the higher the better; studies of earlier versions know the accuracy alone."""
+    return outcome.val_accuracy if math.isnan(outcome.score) else outcome.score
 
 
-def rank(trial: Trial, score: Callable[[Outcome], float]) -> float:
-    """`score` of the trial's last outcome; -inf if the trial failed or the score is NaN."""
-    value = -math.inf if trial.last.failed or not trial.rungs else score(trial.last)
+def rank(trial: Trial, by: Callable[[Outcome], float]) -> float:
+    """`by` of the trial's last outcome; -inf if the trial failed or the value is NaN."""
+    value = -math.inf if trial.last.failed or not trial.rungs else by(trial.last)
     return -math.inf if math.isnan(value) else value
 
 
 def best_within_a_standard_error(trials: Sequence[Trial]) -> Trial:
-    """The trial with the most decay, of those within one standard error of the best accuracy.
+    """The trial with the most decay, of those within one standard error of the best score.
 
     The 1-SE rule of Breiman et al. 1984: of equals, the simplest. Raises LinseedError if all failed.
     """
-    sound = [trial for trial in trials if rank(trial, val_accuracy) > -math.inf]
+    sound = [trial for trial in trials if rank(trial, score) > -math.inf]
     if not sound:
         raise LinseedError("every trial of this step failed; fix the problems of the earlier steps in study.html")
-    best = max(sound, key=lambda trial: rank(trial, val_accuracy)).last
-    error = math.sqrt(best.val_accuracy * (1 - best.val_accuracy) / best.val_examples)
-    equals = [trial for trial in sound if trial.last.val_accuracy >= best.val_accuracy - error]
-    return max(equals, key=lambda trial: (trial.point["weight_decay"], rank(trial, val_accuracy)))
+    best = max(sound, key=lambda trial: rank(trial, score)).last
+    error = best.score_error
+    if math.isnan(error):  # of an earlier version, which scored by accuracy
+        error = math.sqrt(best.val_accuracy * (1 - best.val_accuracy) / best.val_examples)
+    equals = [trial for trial in sound if score(trial.last) >= score(best) - error]
+    return max(equals, key=lambda trial: (trial.point["weight_decay"], rank(trial, score)))

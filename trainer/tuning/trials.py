@@ -15,6 +15,7 @@ from linseed.trainer.run import workdir as workdir_lib
 from linseed.trainer.run.console import Quiet
 from linseed.trainer.run.metrics_log import read_records
 from linseed.trainer.runtime import signals
+from linseed.trainer.step import scores
 from linseed.trainer.train import train_and_evaluate
 
 
@@ -29,6 +30,11 @@ class Outcome(NamedTuple):
     val_accuracy: float = math.nan
     best_val_accuracy: float = math.nan  # of the best checkpoint
     val_examples: int = 0
+    score: float = math.nan  # what config.eval.monitor names, the higher the better: see `scores.score`
+    score_error: float = math.nan  # its standard error; of a balanced accuracy that of the best checkpoint
+    best_score: float = math.nan  # of the best checkpoint
+    beside: str = ""  # what stands beside `val_accuracy`: see `scores.beside`
+    best_beside: str = ""  # and beside `best_val_accuracy`
     seconds: float = 0.0  # of the whole trial so far
     step_seconds: float = math.nan  # of a step, without compilation and evaluation
     failed: str = ""
@@ -114,6 +120,8 @@ def run(
         last = records(workdir)[-1:]
         return Outcome(steps=last[0]["step"] if last else 0, failed=str(error).partition(" (")[0])
     found = records(workdir)
+    monitor = config.eval.get("monitor", "accuracy")
+    val = {key.removeprefix("val_"): value for key, value in found[-1].items() if key.startswith("val_")}
     last, speed = found[-1], result["images_per_second"]
     return Outcome(
         steps=last["step"],
@@ -124,6 +132,11 @@ def run(
         val_accuracy=last["val_accuracy"],
         best_val_accuracy=result["val"]["accuracy"],
         val_examples=last["val_examples"],
+        score=scores.score(val, monitor),
+        score_error=scores.standard_error({**result["val"], **val}, monitor),
+        best_score=scores.score(result["val"], monitor),
+        beside=scores.beside(val),
+        best_beside=scores.beside(result["val"]),
         seconds=result["seconds"],
         step_seconds=config.data.batch_size / speed if speed else math.nan,
     )

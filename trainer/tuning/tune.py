@@ -137,7 +137,7 @@ def _conclude(record):
         path = record.workdir / study_lib.WINNER
         verdict = (
             f"lr {winner['lr']:.3g} and decay {winner['weight_decay']:.3g} reach {winner['val_accuracy']:.2%} "
-            f"validation accuracy after {winner['epochs']:.1f} epochs."
+            f"validation accuracy{winner.get('beside', '')} after {winner['epochs']:.1f} epochs."
         )
         following.insert(0, f"linseed train --config={path} --workdir=runs/winner")
     else:

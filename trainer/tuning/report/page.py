@@ -212,7 +212,9 @@ def _facts(study, trials):
     used = shown.number(study.get("seconds_used"))
     winner = study.get("winner") or {}
     facts = {
-        "best": f"{shown.percent(winner.get('val_accuracy'))} validation accuracy" if winner else "",
+        "best": f"{shown.percent(winner.get('val_accuracy'))} validation accuracy{winner.get('beside', '')}"
+        if winner
+        else "",
         "stopped": study.get("stopped") or "not yet: the study is under way",
         "budget": study.get("budget"),
         "time used": f"{used / 60:,.1f} min ({used:,.0f} s)" if math.isfinite(used) else "",

@@ -21,6 +21,7 @@ class Rung(NamedTuple):
     train_loss: float
     val_loss: float
     val_accuracy: float
+    score: float  # what config.eval.monitor names, the higher the better
 
 
 class Trial(NamedTuple):
@@ -67,12 +68,16 @@ def read_trial(values: dict) -> Trial:
 
 
 def ranked(trials: Iterable[Trial]) -> list[Trial]:
-    """Best first: complete trials, then dropped, running and failed ones, each by validation accuracy."""
+    """Best first: complete trials, then dropped, running and failed ones, each by their score on validation."""
     order = {"complete": 0, "dropped": 1, "running": 2}
     return sorted(
         trials,
-        key=lambda trial: (order.get(trial.state, 3), -np.nan_to_num(trial.last.val_accuracy, nan=-1.0)),
+        key=lambda trial: (order.get(trial.state, 3), -np.nan_to_num(_score(trial.last), nan=-np.inf)),
     )
+
+
+def _score(rung):
+    return rung.val_accuracy if math.isnan(rung.score) else rung.score  # an earlier version's have the accuracy alone
 
 
 def _finite_or(write):
