@@ -76,6 +76,6 @@ def evaluate(
     split: Literal["val", "test"] = "val",
 ) -> dict[str, Any]:
     """The scores of a run's checkpoint on a split, as in `result.json`; opening test is written down."""
-    from linseed.trainer.evaluation import evaluate_snapshot
+    from linseed.trainer.evaluation import evaluate_checkpoint
 
-    return evaluate_snapshot(Path(workdir).expanduser(), which=which, split=split)
+    return evaluate_checkpoint(Path(workdir).expanduser(), which=which, split=split)

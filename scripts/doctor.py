@@ -213,7 +213,7 @@ def _time(found):
 
 
 def _disk(disk):
-    yield "one checkpoint", _bytes(disk.snapshot), "uncompressed"
+    yield "one checkpoint", _bytes(disk.checkpoint), "uncompressed"
     yield "all at once", _bytes(disk.needed), f"{disk.count} of them: latest, best, and one being written"
     if disk.free is None:
         yield "free", "unknown", "pass --workdir to check its disk"

@@ -22,7 +22,7 @@ WHICH = flags.DEFINE_enum(
     "which",
     "best",
     ["best", "latest", "ema", "snapshots"],
-    "best: the best weights on validation; latest: the newest weights; ema: their moving average; snapshots: "
+    "best: the best weights on validation; latest: the newest weights; ema: their moving average; checkpoints: "
     "all checkpoints that the run kept, as an ensemble.",
 )
 SPLIT = flags.DEFINE_enum("split", "val", ["val", "test"], "The split to evaluate on.")
@@ -38,7 +38,7 @@ def main(console):
     from linseed.trainer import ensemble, evaluation
 
     if len(workdirs) == 1 and WHICH.value != "snapshots":
-        judged = evaluation.evaluate_snapshot(workdirs[0], which=WHICH.value, split=SPLIT.value)
+        judged = evaluation.evaluate_checkpoint(workdirs[0], which=WHICH.value, split=SPLIT.value)
     else:
         judged = ensemble.evaluate_ensemble(workdirs, which=WHICH.value, split=SPLIT.value)
     console.print_json(json.dumps(judged))

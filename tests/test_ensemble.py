@@ -34,7 +34,7 @@ EXTRA = {"weighted_softmax": dict(class_weights=(1.0, 2.0, 0.5, 1.0))}
 
 
 def fit(workdir, **changes):
-    """A run of 12 steps and three kept snapshots."""
+    """A run of 12 steps and three kept checkpoints."""
     config = resolve(digits.get_config())
     with config.unlocked():
         config.data.source = dict(name="synthetic", num_examples=160, num_classes=4, image_size=8, channels=3, seed=0)
@@ -105,7 +105,7 @@ def numpy_loss(name, average, labels):
 @pytest.mark.parametrize("backend", sorted(BACKENDS))
 @pytest.mark.parametrize("devices", [1, 4])
 def test_every_loss_has_its_average_and_each_example_counts_once(name, backend, devices):
-    """The members: two snapshots of one run and one of another, whose logits are the image's pixels, scaled."""
+    """The members: two checkpoints of one run and one of another, whose logits are the image's pixels, scaled."""
     rng = np.random.default_rng(0)
     split = Split(rng.integers(0, 256, (13, 2, 2, 1), dtype=np.uint8), rng.integers(0, 4, 13, dtype=np.int32))
 
@@ -167,8 +167,8 @@ def test_the_average_equals_numpys_from_the_logits_of_the_members(runs):
 
 @pytest.mark.parametrize("which", ["best", "latest", "ema"])
 @pytest.mark.parametrize("split", ["val", "test"])
-def test_one_member_is_the_snapshot_itself(runs, which, split):
-    alone = evaluation.evaluate_snapshot(runs[1], which=which, split=split)
+def test_one_member_is_the_checkpoint_itself(runs, which, split):
+    alone = evaluation.evaluate_checkpoint(runs[1], which=which, split=split)
     found = evaluate_ensemble(runs[1:], which=which, split=split)
     (member,) = found["members"]
     for figures in (found, member):
@@ -188,7 +188,7 @@ def test_the_order_of_the_members_does_not_matter(runs):
     )
 
 
-def test_the_snapshots_of_a_run_are_its_members(runs):
+def test_the_checkpoints_of_a_run_are_its_members(runs):
     found = evaluate_ensemble(runs[1:], which="snapshots", split="val")
     kept = sorted(int(path.name) for path in (runs[1] / "checkpoints").iterdir() if path.name.isdigit())
     assert [member["step"] for member in found["members"]] == kept and len(kept) >= 3
@@ -196,7 +196,7 @@ def test_the_snapshots_of_a_run_are_its_members(runs):
     assert [member["loss"] for member in found["members"]] == pytest.approx([recorded[step] for step in kept])
 
 
-def test_a_damaged_snapshot_is_no_member(runs, tmp_path):
+def test_a_damaged_checkpoint_is_no_member(runs, tmp_path):
     workdir = copy(runs[0], tmp_path / "run")
     steps = sorted(int(path.name) for path in (workdir / "checkpoints").iterdir() if path.name.isdigit())
     for path in (workdir / "checkpoints" / str(steps[0]) / "state").rglob("d/*"):

@@ -86,7 +86,7 @@ def test_a_change_of_an_array_is_refused_and_the_first_config_still_goes_on(fini
 )
 def test_val_in_the_result_is_that_of_evaluate_whatever_has_changed(begun, change):
     result = accept(small(**change), begun)
-    again = evaluation.evaluate_snapshot(begun, which="best", split="val")
+    again = evaluation.evaluate_checkpoint(begun, which="best", split="val")
     assert again["step"] == result["best_step"]
     assert {key: again[key] for key in result["val"]} == result["val"]
 
@@ -158,13 +158,13 @@ def test_another_batch_size_counts_the_examples_that_were_seen(tmp_path, batch_s
 
 def test_a_checkpoint_of_an_earlier_version_goes_on_and_not_with_another_batch_size(begun, monkeypatch):
     """It knows neither its batch size nor what judged it."""
-    restore = evaluation.Snapshots._restore
+    restore = evaluation.Checkpoints._restore
 
     def earlier(self, step, like):
         state, progress = restore(self, step, like)
         return state, {key: progress[key] for key in progress if key not in ("batch_size", "judged_by", "shift")}
 
-    monkeypatch.setattr(evaluation.Snapshots, "_restore", earlier)
+    monkeypatch.setattr(evaluation.Checkpoints, "_restore", earlier)
     with pytest.raises(WorkdirError, match="do not say their batch size; go on with the old config.data.batch_size"):
         accept(small(**{"data.batch_size": 64}), begun)
     assert run(small(), begun)["steps"] == 24
@@ -217,7 +217,7 @@ def test_the_cure_for_a_truncated_image_in_the_carved_test_part_finishes_the_run
     repaired = accepted_anew(of_photos(tmp_path / "photos", source=source), workdir)
     assert (result["test"]["examples"], repaired["test"]["examples"]) == (9, 10)
     assert result["params_sha256"] == repaired["params_sha256"]
-    assert evaluation.evaluate_snapshot(workdir, which="best", split="test")["examples"] == 10
+    assert evaluation.evaluate_checkpoint(workdir, which="best", split="test")["examples"] == 10
 
 
 def test_the_cure_for_an_image_that_a_stream_meets_after_a_checkpoint_finishes_the_run(tmp_path):
@@ -250,13 +250,13 @@ def test_another_test_split_is_refused_unless_it_is_accepted(tmp_path):
     assert opening["fingerprint"] == sources.load(**config.data.source).test_fingerprint
     (tmp_path / "photos" / "test" / "cat" / "03.png").unlink()
     with pytest.raises(DataError, match="the test split changed"):
-        evaluation.evaluate_snapshot(tmp_path / "run", which="best", split="test")
-    assert evaluation.evaluate_snapshot(tmp_path / "run", which="best", split="val")["test_openings"] == 1
+        evaluation.evaluate_checkpoint(tmp_path / "run", which="best", split="test")
+    assert evaluation.evaluate_checkpoint(tmp_path / "run", which="best", split="val")["test_openings"] == 1
 
 
 def test_the_openings_of_later_evaluations_are_shown_in_the_result_and_the_report(finished, tmp_path):
     workdir = shutil.copytree(finished[1], tmp_path / "run")
-    evaluation.evaluate_snapshot(workdir, which="best", split="test")
+    evaluation.evaluate_checkpoint(workdir, which="best", split="test")
     assert read_result(workdir) == {**finished[0], "test_openings": 2}
     assert "2 times" in (workdir / "report.html").read_text()
     assert run(small(), workdir)["test_openings"] == 2

@@ -20,7 +20,7 @@ from linseed.trainer.data import batching, sources
 from linseed.trainer.errors import CheckpointError, ConfigError, DataError, NonFiniteError, WorkdirError
 from linseed.trainer.experiment import Shared, build
 from linseed.trainer.run import workdir as workdir_lib
-from linseed.trainer.run.checkpoint import Snapshots
+from linseed.trainer.run.checkpoint import Checkpoints
 from linseed.trainer.run.console import Quiet
 from linseed.trainer.run.metrics_log import MetricsLog, read_records
 from linseed.trainer.runtime.data_parallel import DataParallel
@@ -71,7 +71,7 @@ def test_the_compilation_of_an_evaluation_is_no_training_time(tmp_path, monkeypa
     assert "val_accuracy" in found[4] and min(found[step]["images_per_second"] for step in (4, 6)) > 1
 
 
-def test_best_is_the_best_of_the_metrics_and_both_snapshots_survive(straight):
+def test_best_is_the_best_of_the_metrics_and_both_checkpoints_survive(straight):
     result, workdir = straight
     best = max((record["val_accuracy"], record["step"]) for record in records(workdir) if "val_accuracy" in record)
     assert (result["val"]["accuracy"], result["best_step"]) == best
@@ -119,7 +119,7 @@ def test_how_many_steps_are_one_call_changes_nothing_but_rounding(straight, tmp_
 
 
 def test_kill_9_and_the_same_command(tmp_path):
-    """Through the real process: SIGKILL once the first snapshot is there, then the same command again."""
+    """Through the real process: SIGKILL once the first checkpoint is there, then the same command again."""
     command = [sys.executable, "-m", "scripts.train", "--config=configs/digits.py:quick"]
     overrides = ["--config.model.widths=(4,)", "--config.horizon.epochs=4.0", "--config.log_every_steps=1"]
     straight, killed = tmp_path / "straight", tmp_path / "killed"
@@ -127,7 +127,7 @@ def test_kill_9_and_the_same_command(tmp_path):
     process = subprocess.Popen([*command, f"--workdir={killed}", *overrides], cwd=ROOT, stdout=subprocess.DEVNULL)
     deadline = time.monotonic() + 120
     while not list((killed / "checkpoints").glob("[0-9]*/commit_success.txt")) and process.poll() is None:
-        assert time.monotonic() < deadline, "no snapshot within two minutes"
+        assert time.monotonic() < deadline, "no checkpoint within two minutes"
         time.sleep(0.005)
     process.send_signal(signal.SIGKILL)
     assert process.wait() == -signal.SIGKILL
@@ -163,16 +163,16 @@ class Breaks(Quiet):
             raise Stop
 
 
-def test_a_writer_that_breaks_costs_no_snapshot(tmp_path):
+def test_a_writer_that_breaks_costs_no_checkpoint(tmp_path):
     with pytest.raises(Stop):
         run(tiny(), tmp_path, writer=Breaks(8))
     saved = [int(path.name) for path in (tmp_path / "checkpoints").iterdir() if path.name.isdigit()]
     assert max(saved) == 8
 
 
-def test_records_are_on_the_disk_before_the_snapshot_that_stands_on_them(tmp_path, monkeypatch):
+def test_records_are_on_the_disk_before_the_checkpoint_that_stands_on_them(tmp_path, monkeypatch):
     events = []
-    sync, save = MetricsLog.sync, Snapshots.save
+    sync, save = MetricsLog.sync, Checkpoints.save
 
     def synced(self):
         sync(self)
@@ -183,7 +183,7 @@ def test_records_are_on_the_disk_before_the_snapshot_that_stands_on_them(tmp_pat
         save(self, state, step=step, **about)
 
     monkeypatch.setattr(MetricsLog, "sync", synced)
-    monkeypatch.setattr(Snapshots, "save", saved)
+    monkeypatch.setattr(Checkpoints, "save", saved)
     run(tiny(), tmp_path)
     assert events == [(what, step) for step in range(4, 25, 4) for what in ("synced", "saved")]
 
@@ -278,7 +278,7 @@ def test_data_that_changed_under_a_run_is_refused(tmp_path, monkeypatch):
     with pytest.raises(DataError, match="changed since this run started; restore the data"):
         run(tiny(), tmp_path)
     with pytest.raises(DataError, match="changed since this run started; restore the data"):
-        evaluation.evaluate_snapshot(tmp_path, which="best", split="val")
+        evaluation.evaluate_checkpoint(tmp_path, which="best", split="val")
 
 
 def test_a_kill_between_the_last_step_and_the_result_loses_nothing(straight, tmp_path, monkeypatch):
@@ -372,7 +372,7 @@ def test_parameters_that_blew_up_are_neither_saved_nor_called_a_result(tmp_path)
     assert not (tmp_path / "result.json").exists()
 
 
-def test_damage_in_the_latest_snapshot_costs_time_but_not_the_result(straight, tmp_path, caplog):
+def test_damage_in_the_latest_checkpoint_costs_time_but_not_the_result(straight, tmp_path, caplog):
     config = tiny(**{"checkpoint.keep_latest": 3})
     with pytest.raises(Stop):
         run(config, tmp_path, writer=Killer(21))
@@ -394,12 +394,12 @@ def test_the_other_backend_gives_the_same_run(straight, tmp_path, backend):
 
 def test_evaluation_of_a_workdir_repeats_the_result_and_records_openings(straight):
     result, workdir = straight
-    best = evaluation.evaluate_snapshot(workdir, which="best", split="val")
+    best = evaluation.evaluate_checkpoint(workdir, which="best", split="val")
     assert {key: best[key] for key in result["val"]} == result["val"]
     assert best["step"] == result["best_step"] and best["test_openings"] == 1
-    test = evaluation.evaluate_snapshot(workdir, which="best", split="test")
+    test = evaluation.evaluate_checkpoint(workdir, which="best", split="test")
     assert test["loss"] == result["test"]["loss"] and test["test_openings"] == 2
-    latest, ema = (evaluation.evaluate_snapshot(workdir, which=which, split="val") for which in ("latest", "ema"))
+    latest, ema = (evaluation.evaluate_checkpoint(workdir, which=which, split="val") for which in ("latest", "ema"))
     assert latest["step"] == ema["step"] == 24 and latest["loss"] != ema["loss"]
     assert ema["loss"] == records(workdir)[-1]["val_loss"]
 
@@ -407,14 +407,14 @@ def test_evaluation_of_a_workdir_repeats_the_result_and_records_openings(straigh
 def test_an_average_that_was_not_kept_cannot_be_judged(tmp_path):
     run(tiny(**{"ema_decay": 0.0, "horizon.epochs": 2.0}), tmp_path)
     with pytest.raises(ConfigError, match="kept no moving average .*use --which=best or latest"):
-        evaluation.evaluate_snapshot(tmp_path, which="ema", split="val")
+        evaluation.evaluate_checkpoint(tmp_path, which="ema", split="val")
 
 
-def test_evaluation_before_the_first_snapshot_is_one_line(tmp_path):
+def test_evaluation_before_the_first_checkpoint_is_one_line(tmp_path):
     with pytest.raises(Stop):
         run(tiny(), tmp_path, writer=Killer(1))
     with pytest.raises(CheckpointError, match="has no checkpoint yet; train first"):
-        evaluation.evaluate_snapshot(tmp_path, which="best", split="val")
+        evaluation.evaluate_checkpoint(tmp_path, which="best", split="val")
 
 
 @pytest.mark.parametrize("key", ["data.batch_size", "eval.batch_size"])

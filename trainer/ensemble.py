@@ -72,7 +72,7 @@ def make_ensemble_step(*, logits: Sequence[Callable], average: Callable, loss: C
 
     def ensemble_step(weights, batch):
         runs = [
-            jax.lax.map(lambda snapshot, run=run: run(snapshot, batch["image"]), stacked)
+            jax.lax.map(lambda checkpoint, run=run: run(checkpoint, batch["image"]), stacked)
             for run, stacked in zip(logits, weights, strict=True)
         ]
         members = jnp.concatenate(runs)  # [M, B, C]
@@ -90,7 +90,7 @@ def make_ensemble_step(*, logits: Sequence[Callable], average: Callable, loss: C
 def evaluate_ensemble(workdirs: Sequence[Path], *, which: str, split: str) -> dict[str, Any]:
     """Evaluates the ensemble of the runs in `workdirs`, every example once.
 
-    which: for each run, "best", "latest" or "ema" as in `evaluation.evaluate_snapshot`, or "snapshots": all undamaged
+    which: for each run, "best", "latest" or "ema" as in `evaluation.evaluate_checkpoint`, or "snapshots": all undamaged
     checkpoints that it kept (config.checkpoint.keep_latest, and the best), with their validation weights. split: "val"
     or "test". Test is opened once, after every workdir has recorded the opening with its newest step in use.
 
@@ -175,8 +175,8 @@ def _check_same_sections(config, first_config, *, workdir, first, split):
 
 def _restore(config, workdir, *, which, split):
     """The `Run` in `workdir`, which is locked, and its experiment."""
-    experiment, snapshots = evaluation.restore_weights(config, workdir, which=which, split=split)
-    steps, weights = zip(*snapshots, strict=True)
+    experiment, checkpoints = evaluation.restore_weights(config, workdir, which=which, split=split)
+    steps, weights = zip(*checkpoints, strict=True)
     stacked = jax.tree.map(lambda *leaves: np.stack(leaves), *weights)
     return Run(workdir, steps, stacked, experiment.num_classes, experiment.logits), experiment
 

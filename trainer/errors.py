@@ -37,7 +37,7 @@ class WorkdirError(LinseedError, RuntimeError):
 
 
 class CheckpointError(LinseedError, RuntimeError):
-    """A snapshot that is missing, damaged, or of another model."""
+    """A checkpoint that is missing, damaged, or of another model."""
 
 
 class NonFiniteError(LinseedError, ArithmeticError):

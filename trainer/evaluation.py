@@ -17,7 +17,7 @@ from linseed.trainer.errors import CheckpointError, ConfigError, DataError
 from linseed.trainer.experiment import Experiment, Shared, build
 from linseed.trainer.run import result as result_lib
 from linseed.trainer.run import workdir as workdir_lib
-from linseed.trainer.run.checkpoint import NoSnapshots, Snapshots
+from linseed.trainer.run.checkpoint import Checkpoints, NoCheckpoints
 from linseed.trainer.run.console import Quiet
 from linseed.trainer.run.progress import Progress
 from linseed.trainer.runtime import processes
@@ -35,7 +35,7 @@ WEIGHTS = {
 
 def evaluate_best(
     experiment: Experiment,
-    snapshots: Snapshots,
+    checkpoints: Checkpoints,
     *,
     state,
     progress: Progress,
@@ -47,7 +47,7 @@ def evaluate_best(
     state: after the last step, on the devices. judge: as for `train.train_and_evaluate`. Returns the contents of
     `result.json` without the hash of the config.
     """
-    best, _ = processes.restored_by_writer(snapshots.restore_best, like=experiment.state)
+    best, _ = processes.restored_by_writer(checkpoints.restore_best, like=experiment.state)
     best_step, weights = int(best.step), state_lib.evaluated_weights(best)
     if best_step != progress.best_step:
         writer.say(f"the best checkpoint, of step {progress.best_step}, is lost; using the one of step {best_step}")
@@ -76,7 +76,7 @@ def evaluate_best(
     return result
 
 
-def evaluate_snapshot(workdir: Path, *, which: str, split: str) -> dict[str, Any]:
+def evaluate_checkpoint(workdir: Path, *, which: str, split: str) -> dict[str, Any]:
     """Evaluates a checkpoint of the run in `workdir`.
 
     which: "best" (the best weights on validation), "latest" (the parameters of the newest checkpoint) or "ema" (its
@@ -101,18 +101,18 @@ def restore_weights(
 ) -> tuple[Experiment, list[tuple[int, dict[str, Any]]]]:
     """The experiment in `workdir`, locked by the caller, and the `(step, weights)` to evaluate, oldest first.
 
-    which: as for `evaluate_snapshot`, or "snapshots" for all undamaged ones. weights: {"params", "model_state"}, host
+    which: as for `evaluate_checkpoint`, or "snapshots" for all undamaged ones. weights: {"params", "model_state"}, host
     arrays. Raises CheckpointError without a checkpoint, ConfigError without a moving average, DataError if the
     data, or `split`, are not the run's.
     """
     experiment = build(config, workdir, shared=Shared())
     found = []
-    with Snapshots(workdir / workdir_lib.CHECKPOINTS, keep_latest=config.checkpoint.keep_latest) as snapshots:
+    with Checkpoints(workdir / workdir_lib.CHECKPOINTS, keep_latest=config.checkpoint.keep_latest) as checkpoints:
         if which == "snapshots":
-            restored = snapshots.restore_all(experiment.state)
+            restored = checkpoints.restore_all(experiment.state)
         else:
-            judge_anew(experiment, snapshots)
-            restore = snapshots.restore_best if which == "best" else snapshots.restore_latest
+            judge_anew(experiment, checkpoints)
+            restore = checkpoints.restore_best if which == "best" else checkpoints.restore_latest
             restored = filter(None, [restore(experiment.state)])
         for state, progress in restored:
             check_same_data(experiment, Progress.from_json(progress))
@@ -127,18 +127,20 @@ def restore_weights(
     return experiment, found
 
 
-def judge_anew(experiment: Experiment, snapshots: Snapshots | NoSnapshots) -> int:
+def judge_anew(experiment: Experiment, checkpoints: Checkpoints | NoCheckpoints) -> int:
     """Evaluates the kept checkpoints that were judged by other settings, so that the best is chosen by these.
 
     Returns how many there were. All processes call it.
     """
-    steps = processes.from_writer(lambda: snapshots.judged_otherwise(experiment.judged_by))
+    steps = processes.from_writer(lambda: checkpoints.judged_otherwise(experiment.judged_by))
     for step in steps:
-        restored = processes.restored_by_writer(functools.partial(snapshots.restore_step, step), like=experiment.state)
+        restored = processes.restored_by_writer(
+            functools.partial(checkpoints.restore_step, step), like=experiment.state
+        )
         if restored is not None:
             weights = experiment.parallel.replicate(state_lib.evaluated_weights(restored[0]))
             found = experiment.evaluate(weights, experiment.val)
-            snapshots.judge({step: score(found, experiment.monitor)})
+            checkpoints.judge({step: score(found, experiment.monitor)})
     return len(steps)
 
 

@@ -13,7 +13,7 @@ from linseed.trainer.evaluation import check_same_data, judge_anew
 from linseed.trainer.experiment import Experiment
 from linseed.trainer.optim import chain
 from linseed.trainer.run import workdir as workdir_lib
-from linseed.trainer.run.checkpoint import NoSnapshots, Snapshots
+from linseed.trainer.run.checkpoint import Checkpoints, NoCheckpoints
 from linseed.trainer.run.console import Quiet
 from linseed.trainer.run.metrics_log import MetricsLog, NoMetricsLog
 from linseed.trainer.run.progress import Progress
@@ -35,11 +35,11 @@ def inspect(
     return changed, result
 
 
-def open_checkpoints(workdir: Path, config: ml_collections.ConfigDict) -> Snapshots | NoSnapshots:
+def open_checkpoints(workdir: Path, config: ml_collections.ConfigDict) -> Checkpoints | NoCheckpoints:
     """The checkpoints of the run in `workdir`."""
     if not processes.is_writer():
-        return NoSnapshots()
-    return Snapshots(workdir / workdir_lib.CHECKPOINTS, keep_latest=config.checkpoint.keep_latest)
+        return NoCheckpoints()
+    return Checkpoints(workdir / workdir_lib.CHECKPOINTS, keep_latest=config.checkpoint.keep_latest)
 
 
 def open_log(workdir: Path, *, step: int, progress: Progress) -> MetricsLog | NoMetricsLog:
@@ -51,7 +51,7 @@ def open_log(workdir: Path, *, step: int, progress: Progress) -> MetricsLog | No
 
 def restore(
     experiment: Experiment,
-    checkpoints: Snapshots | NoSnapshots,
+    checkpoints: Checkpoints | NoCheckpoints,
     *,
     rollbacks: Rollbacks,
     writer: Quiet,
@@ -63,7 +63,7 @@ def restore(
     What the config says replaces what was saved: rate, decay, seed, and the place in the schedule where the batch size
     has changed. Checkpoints that were judged by other settings are judged anew. changed: as from `inspect`.
     on_config_change: "accept" takes another test split too. Raises DataError where the checkpoint belongs to other
-    splits, and as `Snapshots.restore_latest`.
+    splits, and as `Checkpoints.restore_latest`.
     """
     devices = experiment.parallel.num_devices
     # A new state comes from the writer, too: the last bits of weights computed from images depend on the processor.

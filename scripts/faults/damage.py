@@ -16,7 +16,7 @@ from pathlib import Path
 from linseed.trainer.errors import LinseedError, NonFiniteError
 from linseed.trainer.experiment import Shared, build
 from linseed.trainer.run import workdir as workdir_lib
-from linseed.trainer.run.checkpoint import NoSnapshots, Snapshots
+from linseed.trainer.run.checkpoint import Checkpoints, NoCheckpoints
 from linseed.trainer.run.compare import CLOCK
 from linseed.trainer.run.console import Quiet
 from linseed.trainer.run.metrics_log import read_records
@@ -62,7 +62,7 @@ def junk(path: Path):
 # Files of a checkpoint. "largest": the file with most of the arrays.
 _FILES = ("metrics/metrics", "record/metadata", "state/_METADATA", "state/manifest.ocdbt", "largest")
 _FOLDERS = (".", "state", "record", "metrics")
-SNAPSHOT: dict[str, tuple[Callable, str]] = {
+CHECKPOINT: dict[str, tuple[Callable, str]] = {
     **{f"{how.__name__} {file}": (how, file) for file in _FILES for how in (flip, halve, lose, empty)},
     "junk largest": (junk, "largest"),
     "lose _CHECKPOINT_METADATA": (lose, "_CHECKPOINT_METADATA"),
@@ -70,9 +70,9 @@ SNAPSHOT: dict[str, tuple[Callable, str]] = {
 }
 
 
-def damage_snapshot(folder: Path, name: str):
-    """Applies the damage `name` of `SNAPSHOT` to the checkpoint in `folder`."""
-    how, file = SNAPSHOT[name]
+def damage_checkpoint(folder: Path, name: str):
+    """Applies the damage `name` of `CHECKPOINT` to the checkpoint in `folder`."""
+    how, file = CHECKPOINT[name]
     if file == "largest":
         path = max((path for path in (folder / "state").rglob("d/*")), key=lambda path: path.stat().st_size)
     else:
@@ -113,7 +113,7 @@ def _rolled_back(how):
 
     def damage(path):
         rollbacks = Rollbacks(path, on_non_finite="rollback", max_times=1, lr_factor=0.5)
-        rollbacks.roll_back(NoSnapshots(), NonFiniteError("", what="the loss", step=7))
+        rollbacks.roll_back(NoCheckpoints(), NonFiniteError("", what="the loss", step=7))
         how(path)
 
     return damage
@@ -188,12 +188,12 @@ class Bench:
             self.config, workdir, writer=writer or Quiet(), on_config_change="refuse", shared=self._shared
         )
 
-    def snapshot(self, name: str, *, of: str, finish: bool) -> str:
-        """Applies the damage `name` of `SNAPSHOT` to the "latest" or "best" checkpoint; "" or what went wrong."""
+    def checkpoint(self, name: str, *, of: str, finish: bool) -> str:
+        """Applies the damage `name` of `CHECKPOINT` to the "latest" or "best" checkpoint; "" or what went wrong."""
         workdir = self.another(self.cut)
         step = LATEST if of == "latest" else self.result["best_step"]
         checkpoints = workdir / workdir_lib.CHECKPOINTS
-        damage_snapshot(checkpoints / str(step), name)
+        damage_checkpoint(checkpoints / str(step), name)
         before = {path.name: contents(path) for path in checkpoints.iterdir()}
         with Said() as said:
             try:
@@ -276,18 +276,18 @@ class Bench:
         return copy
 
     def _restore(self, workdir, of):
-        with self._snapshots(workdir) as snapshots:
-            restore = snapshots.restore_latest if of == "latest" else snapshots.restore_best
+        with self._checkpoints(workdir) as checkpoints:
+            restore = checkpoints.restore_latest if of == "latest" else checkpoints.restore_best
             state, _ = restore(self._like)
         return int(state.step), params_sha256(state)
 
     def _restored(self, workdir):
         """{step: hash} of every checkpoint."""
-        with self._snapshots(workdir) as snapshots:
-            return {int(state.step): params_sha256(state) for state, _ in snapshots.restore_all(self._like)}
+        with self._checkpoints(workdir) as checkpoints:
+            return {int(state.step): params_sha256(state) for state, _ in checkpoints.restore_all(self._like)}
 
-    def _snapshots(self, workdir):
-        return Snapshots(workdir / workdir_lib.CHECKPOINTS, keep_latest=self.config.checkpoint.keep_latest)
+    def _checkpoints(self, workdir):
+        return Checkpoints(workdir / workdir_lib.CHECKPOINTS, keep_latest=self.config.checkpoint.keep_latest)
 
     def _fallback(self, of):
         """The step used instead of a damaged one."""
@@ -337,9 +337,9 @@ def _records(workdir):
 
 CASES: dict[str, Callable[[Bench], str]] = {
     **{
-        f"{of}: {name}": functools.partial(Bench.snapshot, name=name, of=of, finish=True)
+        f"{of}: {name}": functools.partial(Bench.checkpoint, name=name, of=of, finish=True)
         for of in ("latest", "best")
-        for name in SNAPSHOT
+        for name in CHECKPOINT
     },
     **{name: functools.partial(Bench.file, name=name) for name in FILES},
     **{f"finished: {name}": functools.partial(Bench.finished, name=name) for name in FINISHED},

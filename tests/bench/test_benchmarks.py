@@ -48,14 +48,14 @@ def record(digits):
 
 
 @pytest.mark.parametrize("case", cases.CASES)
-def test_the_evaluation_beside_a_snapshot_is_one_full_batch(case):
+def test_the_evaluation_beside_a_checkpoint_is_one_full_batch(case):
     config = checkpoint.evaluated_at_once(cases.CASES[case]())
     source = sources.load(**config.data.source)
     _, val = splits.carve_validation(source, fraction=config.data.val_fraction, seed=config.data.split_seed)
     assert len(val.labels) == config.eval.batch_size
 
 
-def test_snapshots_are_measured(digits):
+def test_checkpoints_are_measured(digits):
     found = checkpoint.measure(config=digits, steps=8, every=4, rounds=1)
     assert found["ratio"] > 0 and found["steps_per_second"] > 0
     with pytest.raises(LinseedError, match="raise --steps"):

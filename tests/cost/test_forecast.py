@@ -153,7 +153,7 @@ class Killer(Quiet):
 
 
 def test_a_run_under_way_has_the_rest_left_and_is_not_touched(tmp_path):
-    """Killed at step 15, it goes on from its snapshot of step 10; finished, nothing is left."""
+    """Killed at step 15, it goes on from its checkpoint of step 10; finished, nothing is left."""
     config = mlp()
     with pytest.raises(InterruptedError):
         train.train_and_evaluate(config, tmp_path, writer=Killer(), on_config_change="refuse")
@@ -165,9 +165,9 @@ def test_a_run_under_way_has_the_rest_left_and_is_not_touched(tmp_path):
     rest = found.start + seconds.compile + 8 * seconds.step + 2 * seconds.evaluation
     assert found.run_seconds(after=10) == pytest.approx(rest)
 
-    # A snapshot on disk is what was foretold: its arrays, and a little for their names.
+    # A checkpoint on disk is what was foretold: its arrays, and a little for their names.
     size = sum(len(data) for path, data in before.items() if "checkpoints/10/" in str(path))
-    assert 0.7 * found.disk.snapshot < size < 1.1 * found.disk.snapshot + 100_000
+    assert 0.7 * found.disk.checkpoint < size < 1.1 * found.disk.checkpoint + 100_000
     assert found.disk.present >= size
 
     other = foretell(mlp(**{"optimizer.lr": 0.5}), tmp_path).standing

@@ -237,7 +237,7 @@ def test_the_plateau_drives_the_rate_through_the_chain():
 
 @pytest.mark.parametrize("name", sorted(OPTIMIZERS))
 def test_the_state_keeps_its_structure_shapes_and_dtypes(name):
-    # So that the step compiles once and a snapshot of any step restores into the first.
+    # So that the step compiles once and a checkpoint of any step restores into the first.
     tx = constant_tx(name, clip_norm=float(name != "lbfgs"), **(LBFGS if name == "lbfgs" else {}))
     params = {"head": {"kernel": jnp.ones(SHAPE), "bias": jnp.ones(2)}}
 

@@ -1,4 +1,4 @@
-"""Snapshots: what is kept, what comes back, and what happens to one that is damaged."""
+"""Checkpoints: what is kept, what comes back, and what happens to one that is damaged."""
 
 import errno
 import json
@@ -12,7 +12,7 @@ import pytest
 
 from linseed.trainer import files
 from linseed.trainer.errors import CheckpointError, WorkdirError
-from linseed.trainer.run.checkpoint import Snapshots
+from linseed.trainer.run.checkpoint import Checkpoints
 from linseed.trainer.step.state import TrainState
 
 
@@ -29,9 +29,9 @@ def state_at(step, *, size=64):
 
 
 def save_all(directory, accuracies, *, keep_latest=1):
-    with Snapshots(directory, keep_latest=keep_latest) as snapshots:
+    with Checkpoints(directory, keep_latest=keep_latest) as checkpoints:
         for step, accuracy in enumerate(accuracies, start=1):
-            snapshots.save(state_at(step), step=step, progress={"evaluations": step}, val_accuracy=accuracy)
+            checkpoints.save(state_at(step), step=step, progress={"evaluations": step}, val_accuracy=accuracy)
 
 
 def assert_is_step(restored, step):
@@ -54,59 +54,59 @@ def assert_is_step(restored, step):
 )
 def test_latest_and_best_both_survive_any_order_of_metrics(tmp_path, accuracies, best):
     save_all(tmp_path / "checkpoints", accuracies)
-    with Snapshots(tmp_path / "checkpoints", keep_latest=1) as snapshots:
-        assert snapshots.steps() == sorted({best, len(accuracies)})
-        assert_is_step(snapshots.restore_best(state_at(0)), best)
-        assert_is_step(snapshots.restore_latest(state_at(0)), len(accuracies))
+    with Checkpoints(tmp_path / "checkpoints", keep_latest=1) as checkpoints:
+        assert checkpoints.steps() == sorted({best, len(accuracies)})
+        assert_is_step(checkpoints.restore_best(state_at(0)), best)
+        assert_is_step(checkpoints.restore_latest(state_at(0)), len(accuracies))
 
 
-def test_a_snapshot_without_an_evaluation_lasts_until_the_next_and_is_never_the_best(tmp_path):
+def test_a_checkpoint_without_an_evaluation_lasts_until_the_next_and_is_never_the_best(tmp_path):
     """3 was saved where the run stopped; those of evaluations are kept as if it were not there."""
-    with Snapshots(tmp_path / "checkpoints", keep_latest=2) as snapshots:
+    with Checkpoints(tmp_path / "checkpoints", keep_latest=2) as checkpoints:
         for step, accuracy in ((1, 0.1), (2, 0.0), (3, None)):
-            snapshots.save(state_at(step), step=step, progress={"evaluations": step}, val_accuracy=accuracy)
-        assert snapshots.evaluated_steps() == [1, 2] and snapshots.steps() == [1, 2, 3]
-        assert_is_step(snapshots.restore_best(state_at(0)), 1)
-        assert_is_step(snapshots.restore_latest(state_at(0)), 3)
-        assert [progress["evaluations"] for _, progress in snapshots.restore_all(state_at(0))] == [1, 2]
-        snapshots.save(state_at(4), step=4, progress={"evaluations": 4}, val_accuracy=0.05)
-        snapshots.wait()
-        assert snapshots.steps() == [1, 2, 4]
-        snapshots.drop_after(2)
-        assert snapshots.steps() == [1, 2]
-        snapshots.save(state_at(3), step=3, progress={"evaluations": 3}, val_accuracy=0.5)
+            checkpoints.save(state_at(step), step=step, progress={"evaluations": step}, val_accuracy=accuracy)
+        assert checkpoints.evaluated_steps() == [1, 2] and checkpoints.steps() == [1, 2, 3]
+        assert_is_step(checkpoints.restore_best(state_at(0)), 1)
+        assert_is_step(checkpoints.restore_latest(state_at(0)), 3)
+        assert [progress["evaluations"] for _, progress in checkpoints.restore_all(state_at(0))] == [1, 2]
+        checkpoints.save(state_at(4), step=4, progress={"evaluations": 4}, val_accuracy=0.05)
+        checkpoints.wait()
+        assert checkpoints.steps() == [1, 2, 4]
+        checkpoints.drop_after(2)
+        assert checkpoints.steps() == [1, 2]
+        checkpoints.save(state_at(3), step=3, progress={"evaluations": 3}, val_accuracy=0.5)
 
 
 def test_keep_latest_keeps_that_many_beside_the_best(tmp_path):
     save_all(tmp_path / "checkpoints", [0.9, 0.1, 0.1, 0.1, 0.1], keep_latest=2)
-    with Snapshots(tmp_path / "checkpoints", keep_latest=2) as snapshots:
-        assert snapshots.steps() == [1, 4, 5]
+    with Checkpoints(tmp_path / "checkpoints", keep_latest=2) as checkpoints:
+        assert checkpoints.steps() == [1, 4, 5]
 
 
 def test_all_that_are_kept_come_back_oldest_first(tmp_path):
     save_all(tmp_path / "checkpoints", [0.9, 0.1, 0.3, 0.2], keep_latest=2)
-    with Snapshots(tmp_path / "checkpoints", keep_latest=2) as snapshots:
-        for restored, step in zip(snapshots.restore_all(state_at(0)), (1, 3, 4), strict=True):
+    with Checkpoints(tmp_path / "checkpoints", keep_latest=2) as checkpoints:
+        for restored, step in zip(checkpoints.restore_all(state_at(0)), (1, 3, 4), strict=True):
             assert_is_step(restored, step)
 
 
 def test_nothing_saved_restores_nothing(tmp_path):
-    with Snapshots(tmp_path / "checkpoints", keep_latest=1) as snapshots:
-        assert list(snapshots.restore_all(state_at(0))) == []
-        assert snapshots.restore_latest(state_at(0)) is None
-        assert snapshots.restore_best(state_at(0)) is None
+    with Checkpoints(tmp_path / "checkpoints", keep_latest=1) as checkpoints:
+        assert list(checkpoints.restore_all(state_at(0))) == []
+        assert checkpoints.restore_latest(state_at(0)) is None
+        assert checkpoints.restore_best(state_at(0)) is None
 
 
 def test_the_saved_arrays_are_those_of_the_call_though_the_caller_overwrites_them(tmp_path):
     state = state_at(1)
-    with Snapshots(tmp_path / "checkpoints", keep_latest=1) as snapshots:
-        snapshots.save(state, step=1, progress={"evaluations": 1}, val_accuracy=0.5)
+    with Checkpoints(tmp_path / "checkpoints", keep_latest=1) as checkpoints:
+        checkpoints.save(state, step=1, progress={"evaluations": 1}, val_accuracy=0.5)
         state.params["dense"]["kernel"][:] = -1.0
-        snapshots.wait()
-        assert_is_step(snapshots.restore_latest(state_at(0)), 1)
+        checkpoints.wait()
+        assert_is_step(checkpoints.restore_latest(state_at(0)), 1)
 
 
-def test_all_of_a_snapshot_is_on_the_disk_before_an_older_one_goes(tmp_path, monkeypatch):
+def test_all_of_a_checkpoint_is_on_the_disk_before_an_older_one_goes(tmp_path, monkeypatch):
     """A power cut takes what was not forced to the disk; TensorStore forces its own files alone."""
     synced, gone, fsync = set(), [], os.fsync
 
@@ -115,8 +115,8 @@ def test_all_of_a_snapshot_is_on_the_disk_before_an_older_one_goes(tmp_path, mon
         fsync(descriptor)
 
     monkeypatch.setattr(os, "fsync", noted)
-    with Snapshots(tmp_path / "checkpoints", keep_latest=1) as snapshots:
-        delete = snapshots._manager.delete
+    with Checkpoints(tmp_path / "checkpoints", keep_latest=1) as checkpoints:
+        delete = checkpoints._manager.delete
 
         def deleted(step):
             folder = tmp_path / "checkpoints" / str(step + 1)
@@ -124,44 +124,44 @@ def test_all_of_a_snapshot_is_on_the_disk_before_an_older_one_goes(tmp_path, mon
             gone.append((step, left))
             delete(step)
 
-        monkeypatch.setattr(snapshots._manager, "delete", deleted)
+        monkeypatch.setattr(checkpoints._manager, "delete", deleted)
         for step in (1, 2, 3):  # the newest is the best
-            snapshots.save(state_at(step), step=step, progress={}, val_accuracy=step / 10)
+            checkpoints.save(state_at(step), step=step, progress={}, val_accuracy=step / 10)
     assert gone == [(1, []), (2, [])]
     assert sorted(path.name for path in (tmp_path / "checkpoints").iterdir()) == ["3"]
 
 
 @pytest.mark.parametrize("name", ["4", "4.orbax-checkpoint-tmp", "5"])
-def test_a_snapshot_that_is_a_link_is_refused_and_what_it_leads_to_stays(tmp_path, name):
+def test_a_checkpoint_that_is_a_link_is_refused_and_what_it_leads_to_stays(tmp_path, name):
     save_all(tmp_path / "checkpoints", [0.1, 0.9])
     (tmp_path / "outside" / "precious").mkdir(parents=True)
     (tmp_path / "checkpoints" / name).symlink_to(tmp_path / "outside")
     with pytest.raises(WorkdirError, match=f"checkpoints/{name} is a link"):
-        Snapshots(tmp_path / "checkpoints", keep_latest=1)
+        Checkpoints(tmp_path / "checkpoints", keep_latest=1)
     assert (tmp_path / "outside" / "precious").exists()
 
 
-def test_a_damaged_snapshot_is_not_moved_out_of_the_folder(tmp_path):
+def test_a_damaged_checkpoint_is_not_moved_out_of_the_folder(tmp_path):
     workdir, outside = tmp_path / "run", tmp_path / "outside"
     save_all(workdir / "checkpoints", [0.1, 0.9], keep_latest=2)
     outside.mkdir()
     (workdir / "damaged_checkpoints").symlink_to(outside)
     tear_the_metrics(workdir / "checkpoints" / "1")
     with files.held(workdir), pytest.raises(WorkdirError, match="damaged_checkpoints is a link"):
-        Snapshots(workdir / "checkpoints", keep_latest=2)
+        Checkpoints(workdir / "checkpoints", keep_latest=2)
     assert not list(outside.iterdir()) and (workdir / "checkpoints" / "1").exists()
 
 
-def test_no_snapshot_goes_into_a_folder_that_is_not_the_runs(tmp_path):
+def test_no_checkpoint_goes_into_a_folder_that_is_not_the_runs(tmp_path):
     workdir = tmp_path / "run"
     workdir.mkdir()
-    with files.held(workdir), Snapshots(workdir / "checkpoints", keep_latest=1) as snapshots:
-        snapshots.save(state_at(1), step=1, progress={}, val_accuracy=0.1)
-        snapshots.wait()
+    with files.held(workdir), Checkpoints(workdir / "checkpoints", keep_latest=1) as checkpoints:
+        checkpoints.save(state_at(1), step=1, progress={}, val_accuracy=0.1)
+        checkpoints.wait()
         workdir.rename(tmp_path / "moved")
         (workdir / "checkpoints").mkdir(parents=True)
         with pytest.raises(WorkdirError, match="was deleted, moved or replaced"):
-            snapshots.save(state_at(2), step=2, progress={}, val_accuracy=0.2)
+            checkpoints.save(state_at(2), step=2, progress={}, val_accuracy=0.2)
     assert not list((workdir / "checkpoints").iterdir()) and (tmp_path / "moved" / "checkpoints" / "1").exists()
 
 
@@ -220,11 +220,11 @@ DAMAGES = [
 def test_a_damaged_latest_is_moved_aside_and_the_one_before_is_used(tmp_path, caplog, damage):
     save_all(tmp_path / "checkpoints", [0.1, 0.9, 0.5], keep_latest=2)
     damage(tmp_path / "checkpoints" / "3")
-    with caplog.at_level(logging.WARNING), Snapshots(tmp_path / "checkpoints", keep_latest=2) as snapshots:
-        assert_is_step(snapshots.restore_latest(state_at(0)), 2)
-        assert snapshots.steps() == [2]
-        snapshots.save(state_at(3), step=3, progress={"evaluations": 3}, val_accuracy=0.5)
-        assert_is_step(snapshots.restore_latest(state_at(0)), 3)
+    with caplog.at_level(logging.WARNING), Checkpoints(tmp_path / "checkpoints", keep_latest=2) as checkpoints:
+        assert_is_step(checkpoints.restore_latest(state_at(0)), 2)
+        assert checkpoints.steps() == [2]
+        checkpoints.save(state_at(3), step=3, progress={"evaluations": 3}, val_accuracy=0.5)
+        assert_is_step(checkpoints.restore_latest(state_at(0)), 3)
     assert len(list((tmp_path / "damaged_checkpoints").iterdir())) == 1
     assert "checkpoint of step 3 is damaged" in caplog.text
 
@@ -233,34 +233,34 @@ def test_a_damaged_latest_is_moved_aside_and_the_one_before_is_used(tmp_path, ca
 def test_a_damaged_best_gives_way_to_the_next_best(tmp_path, damage):
     save_all(tmp_path / "checkpoints", [0.9, 0.1, 0.5, 0.3], keep_latest=3)
     damage(tmp_path / "checkpoints" / "1")
-    with Snapshots(tmp_path / "checkpoints", keep_latest=3) as snapshots:
-        assert_is_step(snapshots.restore_best(state_at(0)), 3)
-        assert_is_step(snapshots.restore_latest(state_at(0)), 4)
+    with Checkpoints(tmp_path / "checkpoints", keep_latest=3) as checkpoints:
+        assert_is_step(checkpoints.restore_best(state_at(0)), 3)
+        assert_is_step(checkpoints.restore_latest(state_at(0)), 4)
 
 
 @pytest.mark.parametrize("damage", DAMAGES)
 def test_of_all_the_damaged_one_is_moved_aside_and_the_others_come_back(tmp_path, damage):
     save_all(tmp_path / "checkpoints", [0.9, 0.1, 0.5], keep_latest=3)
     damage(tmp_path / "checkpoints" / "2")
-    with Snapshots(tmp_path / "checkpoints", keep_latest=3) as snapshots:
-        for restored, step in zip(snapshots.restore_all(state_at(0)), (1, 3), strict=True):
+    with Checkpoints(tmp_path / "checkpoints", keep_latest=3) as checkpoints:
+        for restored, step in zip(checkpoints.restore_all(state_at(0)), (1, 3), strict=True):
             assert_is_step(restored, step)
-        assert snapshots.steps() == [1, 3]
+        assert checkpoints.steps() == [1, 3]
 
 
-def test_a_snapshot_of_another_model_is_refused_and_stays(tmp_path):
+def test_a_checkpoint_of_another_model_is_refused_and_stays(tmp_path):
     save_all(tmp_path / "checkpoints", [0.5])
-    with Snapshots(tmp_path / "checkpoints", keep_latest=1) as snapshots:
+    with Checkpoints(tmp_path / "checkpoints", keep_latest=1) as checkpoints:
         with pytest.raises(CheckpointError, match="is of another model or optimizer .*trace.*use a new --workdir"):
-            snapshots.restore_latest(state_at(0, size=32))
-        assert snapshots.steps() == [1]
+            checkpoints.restore_latest(state_at(0, size=32))
+        assert checkpoints.steps() == [1]
 
 
 def test_a_step_that_is_not_newer_is_an_error_not_a_silence(tmp_path):
     save_all(tmp_path / "checkpoints", [0.5, 0.6])
-    with Snapshots(tmp_path / "checkpoints", keep_latest=1) as snapshots:
+    with Checkpoints(tmp_path / "checkpoints", keep_latest=1) as checkpoints:
         with pytest.raises(CheckpointError, match="no checkpoint was written at step 1"):
-            snapshots.save(state_at(1), step=1, progress={}, val_accuracy=0.1)
+            checkpoints.save(state_at(1), step=1, progress={}, val_accuracy=0.1)
 
 
 def test_metrics_on_disk_are_plain_json(tmp_path):
@@ -272,33 +272,33 @@ def test_metrics_on_disk_are_plain_json(tmp_path):
 def test_where_all_are_damaged_the_run_stops_and_says_where_they_are(tmp_path, damage):
     save_all(tmp_path / "checkpoints", [0.5])
     damage(tmp_path / "checkpoints" / "1")
-    with Snapshots(tmp_path / "checkpoints", keep_latest=1) as snapshots:
+    with Checkpoints(tmp_path / "checkpoints", keep_latest=1) as checkpoints:
         with pytest.raises(
             CheckpointError, match="every checkpoint in .* was damaged and is now in .*damaged_checkpoints"
         ):
-            snapshots.restore_latest(state_at(0))
+            checkpoints.restore_latest(state_at(0))
         with pytest.raises(CheckpointError, match="every checkpoint in"):
-            list(snapshots.restore_all(state_at(0)))
+            list(checkpoints.restore_all(state_at(0)))
 
 
 @pytest.mark.parametrize("code", ["EMFILE", "EIO"])
-def test_a_read_that_the_machine_failed_costs_no_snapshot(tmp_path, monkeypatch, code):
+def test_a_read_that_the_machine_failed_costs_no_checkpoint(tmp_path, monkeypatch, code):
     save_all(tmp_path / "checkpoints", [0.5, 0.9])
-    with Snapshots(tmp_path / "checkpoints", keep_latest=1) as snapshots:
+    with Checkpoints(tmp_path / "checkpoints", keep_latest=1) as checkpoints:
 
         def fail(*_, **__):
             raise ValueError("while reading") from OSError(getattr(errno, code), "no")
 
-        monkeypatch.setattr(snapshots._manager, "restore", fail)
+        monkeypatch.setattr(checkpoints._manager, "restore", fail)
         with pytest.raises(CheckpointError, match="cannot be read now"):
-            snapshots.restore_latest(state_at(0))
-        assert snapshots.steps() == [2]
+            checkpoints.restore_latest(state_at(0))
+        assert checkpoints.steps() == [2]
 
 
-def test_a_full_disk_is_named_and_earlier_snapshots_stay(tmp_path, monkeypatch):
+def test_a_full_disk_is_named_and_earlier_checkpoints_stay(tmp_path, monkeypatch):
     """The words are those that Orbax was seen to use on a full tmpfs."""
     save_all(tmp_path / "checkpoints", [0.5])
-    with Snapshots(tmp_path / "checkpoints", keep_latest=1) as snapshots:
+    with Checkpoints(tmp_path / "checkpoints", keep_latest=1) as checkpoints:
 
         def fail():
             raise ValueError(
@@ -306,7 +306,7 @@ def test_a_full_disk_is_named_and_earlier_snapshots_stay(tmp_path, monkeypatch):
             )
 
         with monkeypatch.context() as patched:
-            patched.setattr(snapshots._manager, "wait_until_finished", fail)
+            patched.setattr(checkpoints._manager, "wait_until_finished", fail)
             with pytest.raises(CheckpointError, match="the disk of .* is full; earlier checkpoints are sound: free"):
-                snapshots.wait()
-        assert_is_step(snapshots.restore_latest(state_at(0)), 1)
+                checkpoints.wait()
+        assert_is_step(checkpoints.restore_latest(state_at(0)), 1)

@@ -1,4 +1,4 @@
-"""Damaged files of a run: the newest sound snapshot is used, the damage is named, nothing sound is deleted."""
+"""Damaged files of a run: the newest sound checkpoint is used, the damage is named, nothing sound is deleted."""
 
 import pytest
 
@@ -13,15 +13,15 @@ def bench(tmp_path_factory):
     return damage.Bench(tiny(), tmp_path_factory.mktemp("damage"))
 
 
-def test_the_best_snapshot_is_an_early_one(bench):
+def test_the_best_checkpoint_is_an_early_one(bench):
     assert bench.result["best_step"] < min(step for step in bench.steps if step != bench.result["best_step"])
     assert sorted(bench.steps)[-2:] == [16, damage.LATEST]
 
 
 @pytest.mark.parametrize("of", ["latest", "best"])
-@pytest.mark.parametrize("name", damage.SNAPSHOT)
-def test_a_damaged_snapshot_is_set_aside_and_the_newest_sound_one_is_used(bench, name, of):
-    assert bench.snapshot(name, of=of, finish=name in FINISHED) == ""
+@pytest.mark.parametrize("name", damage.CHECKPOINT)
+def test_a_damaged_checkpoint_is_set_aside_and_the_newest_sound_one_is_used(bench, name, of):
+    assert bench.checkpoint(name, of=of, finish=name in FINISHED) == ""
 
 
 @pytest.mark.parametrize("name", damage.FINISHED)

@@ -1,4 +1,4 @@
-"""A full disk, a real one: one line, sound snapshots, and the same end once there is room again."""
+"""A full disk, a real one: one line, sound checkpoints, and the same end once there is room again."""
 
 import pytest
 
@@ -7,7 +7,7 @@ from linseed.scripts.faults import full_disk
 from linseed.trainer import train
 from linseed.trainer.errors import LinseedError
 from linseed.trainer.experiment import Shared, build
-from linseed.trainer.run.checkpoint import Snapshots
+from linseed.trainer.run.checkpoint import Checkpoints
 from linseed.trainer.run.console import Quiet
 
 
@@ -21,7 +21,7 @@ def disk(tmp_path):
 
 
 class Fills(Quiet):
-    """Fills the disk when the record of `step` is written, just before that step's snapshot is."""
+    """Fills the disk when the record of `step` is written, just before that step's checkpoint is."""
 
     def __init__(self, filler, *, step):
         self._filler, self._step = filler, step
@@ -44,8 +44,8 @@ def test_a_run_on_a_full_disk_stops_with_a_line_and_goes_on_when_there_is_room(d
     assert "full" in str(caught.value) or "No space left" in str(caught.value)
     assert "\n" not in str(caught.value)
     filler.free()
-    with Snapshots(workdir / "checkpoints", keep_latest=config.checkpoint.keep_latest) as snapshots:
-        restored = snapshots.restore_latest(build(config, tmp_path, shared=shared).state)
+    with Checkpoints(workdir / "checkpoints", keep_latest=config.checkpoint.keep_latest) as checkpoints:
+        restored = checkpoints.restore_latest(build(config, tmp_path, shared=shared).state)
         # The save before may have been under way.
         assert (int(restored[0].step) if restored else 0) in (max(0, step - 8), step - 4)
     again = train.train_and_evaluate(config, workdir, writer=Quiet(), on_config_change="refuse", shared=shared)

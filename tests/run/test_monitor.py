@@ -22,7 +22,7 @@ def test_the_best_checkpoint_is_best_by_the_monitor_also_after_a_kill(tmp_path, 
     best, step = max(judged, key=lambda pair: (score(pair[0], monitor), pair[1]))
     assert (result["best_step"], result["monitor"]) == (step, monitor)
     assert {key: result["val"][key] for key in best} == best
-    found = evaluation.evaluate_snapshot(tmp_path, which="best", split="val")
+    found = evaluation.evaluate_checkpoint(tmp_path, which="best", split="val")
     assert found["step"] == step and {key: found[key] for key in result["val"]} == result["val"]
 
 

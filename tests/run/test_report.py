@@ -91,7 +91,7 @@ def test_the_majority_class_and_the_balanced_accuracy_stand_beside_the_accuracy(
     assert page.count("–") == 0 and write(tmp_path, RESULT).count("–") == 8  # of an earlier version
 
 
-def test_the_best_snapshot_is_marked_on_the_accuracy():
+def test_the_best_checkpoint_is_marked_on_the_accuracy():
     figure = report.draw_curves([record(step) for step in (1, 2, 3)], best_step=2)
     loss, accuracy, rate = figure.axes
     marked = [line for line in accuracy.get_lines() if line.get_label() == "best checkpoint"]

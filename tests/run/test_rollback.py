@@ -113,7 +113,7 @@ def twice(tmp_path, spoil):
     return config, shared, run(config, tmp_path / "whole", writer=killer, shared=shared), killer.said
 
 
-def test_a_rollback_goes_on_from_the_snapshot_at_the_lower_rate(tmp_path, twice):
+def test_a_rollback_goes_on_from_the_checkpoint_at_the_lower_rate(tmp_path, twice):
     config, shared, whole, said = twice
     assert noted(tmp_path / "whole" / "rollbacks.jsonl") == [(7, 4)] * 2
     assert [line for line in said if "rollback" in line] == [
@@ -132,7 +132,7 @@ def test_a_rollback_goes_on_from_the_snapshot_at_the_lower_rate(tmp_path, twice)
 
 
 def test_a_rollback_is_the_same_whatever_stops_or_kills_the_run(tmp_path, twice):
-    """Stopped before step 7, on the second and third way, after; killed before and after the next snapshot."""
+    """Stopped before step 7, on the second and third way, after; killed before and after the next checkpoint."""
     config, shared, whole, _ = twice
     for polls in ((7,), (6, 1, 2), (20,)):
         workdir = tmp_path / f"stopped{polls}"
@@ -158,7 +158,7 @@ def test_rollbacks_are_limited_and_a_run_may_go_back_to_its_beginning(tmp_path, 
     assert noted(tmp_path / "rollbacks.jsonl") == [(2, 0), (2, 0)]
 
 
-def test_another_config_in_a_workdir_without_a_snapshot_forgets_the_rollbacks(tmp_path, spoil):
+def test_another_config_in_a_workdir_without_a_checkpoint_forgets_the_rollbacks(tmp_path, spoil):
     spoil([2], above=0.003)
     with pytest.raises(NonFiniteError, match="after 3 rollbacks"):
         run(guarded("rollback", **{"guard.lr_factor": 1.0}), tmp_path)
@@ -167,7 +167,7 @@ def test_another_config_in_a_workdir_without_a_snapshot_forgets_the_rollbacks(tm
 
 
 class Held:
-    """Snapshots of some steps."""
+    """Checkpoints of some steps."""
 
     def __init__(self, *steps):
         self.steps = steps

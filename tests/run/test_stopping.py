@@ -88,13 +88,13 @@ def test_a_stop_while_an_evaluation_is_under_way_keeps_the_evaluation(straight, 
 
 
 def test_a_stop_is_no_evaluation(straight, tmp_path):
-    """It does not push out the snapshots of evaluations, and is none of those that are averaged or called best."""
+    """It does not push out the checkpoints of evaluations, and is none of those that are averaged or called best."""
     config = tiny(**{"checkpoint.keep_latest": 2})
     stopped(config, tmp_path, 11)  # after step 10
     assert steps_saved(tmp_path) == [4, 8, 10]
     best = max((r["val_accuracy"], r["step"]) for r in records(tmp_path) if "val_accuracy" in r)[1]
-    assert evaluation.evaluate_snapshot(tmp_path, which="best", split="val")["step"] == best
-    assert evaluation.evaluate_snapshot(tmp_path, which="latest", split="val")["step"] == 10
+    assert evaluation.evaluate_checkpoint(tmp_path, which="best", split="val")["step"] == best
+    assert evaluation.evaluate_checkpoint(tmp_path, which="latest", split="val")["step"] == 10
     averaged = evaluation.restore_weights(config, tmp_path, which="snapshots")[1]
     assert [step for step, _ in averaged] == [4, 8]
 

@@ -43,11 +43,11 @@ def test_a_workdir_that_cannot_be_made_is_one_line(tmp_path):
             pass
 
 
-def begun(workdir, *, snapshot=True):
-    """A workdir with the digits config, and perhaps a snapshot."""
+def begun(workdir, *, checkpoint=True):
+    """A workdir with the digits config, and perhaps a checkpoint."""
     config = resolve(digits.get_config())
     workdir_lib.write_config(workdir, config)
-    if snapshot:
+    if checkpoint:
         (workdir / "checkpoints" / "4").mkdir(parents=True)
     return config
 
@@ -58,15 +58,15 @@ def test_a_new_folder_and_the_same_config_pass(tmp_path):
     assert workdir_lib.check_config(tmp_path, config, on_change="refuse") == []
 
 
-def test_before_the_first_snapshot_there_is_nothing_to_protect(tmp_path):
-    config = begun(tmp_path, snapshot=False)
+def test_before_the_first_checkpoint_there_is_nothing_to_protect(tmp_path):
+    config = begun(tmp_path, checkpoint=False)
     config.optimizer.lr = 0.5
     assert workdir_lib.check_config(tmp_path, config, on_change="refuse") == ["optimizer.lr: 0.003 -> 0.5"]
 
 
-@pytest.mark.parametrize("kept", ["snapshot", "result"])
+@pytest.mark.parametrize("kept", ["checkpoint", "result"])
 def test_a_workdir_of_another_config_is_refused_with_the_keys(tmp_path, kept):
-    config = begun(tmp_path, snapshot=kept == "snapshot")
+    config = begun(tmp_path, checkpoint=kept == "checkpoint")
     if kept == "result":
         (tmp_path / "result.json").write_text("{}")
     before = (tmp_path / "config.json").read_bytes()

@@ -109,7 +109,7 @@ from types import SimpleNamespace
 import numpy as np
 from linseed.trainer import resume
 from linseed.trainer.runtime import join, processes
-from linseed.trainer.run.checkpoint import NoSnapshots
+from linseed.trainer.run.checkpoint import NoCheckpoints
 from linseed.trainer.errors import ConfigError, DistributedError
 from linseed.trainer.step.state import TrainState
 from linseed.trainer.run.console import Quiet
@@ -141,7 +141,7 @@ with join.joined(
     )
     experiment.hyperparams |= {"lr": 0.1, "weight_decay": 0.0}
     rollbacks = SimpleNamespace(lr_scale=lambda step: 1.0)
-    state, _ = resume.restore(experiment, NoSnapshots(), rollbacks=rollbacks, writer=Quiet())
+    state, _ = resume.restore(experiment, NoCheckpoints(), rollbacks=rollbacks, writer=Quiet())
     told["new"] = state.params["kernel"].tolist()
     told["none"] = processes.restored_by_writer(lambda like: None, like=like)
     try:

@@ -74,7 +74,7 @@ class Disk(NamedTuple):
     of zeros.
     """
 
-    snapshot: int
+    checkpoint: int
     count: int
     needed: int
     present: int
@@ -153,7 +153,7 @@ def forecast(
         eval_every=experiment.eval_every_steps,
     )
     # each evaluation saves a checkpoint
-    snapshots = dict(keep_latest=config.checkpoint.keep_latest, evaluations=steps.evaluations(after=0))
+    checkpoints = dict(keep_latest=config.checkpoint.keep_latest, evaluations=steps.evaluations(after=0))
     return Forecast(
         description=experiment.description,
         parameters=parameters_by_module(experiment.state.params),
@@ -164,7 +164,7 @@ def forecast(
         memory=memory,
         start=start,
         seconds=seconds,
-        disk=disk(memory.state, **snapshots, workdir=workdir),
+        disk=disk(memory.state, **checkpoints, workdir=workdir),
         standing=found,
         room=room,
     )
@@ -206,15 +206,15 @@ def rates(schedule: Callable, *, warmup_steps: int, total_steps: int) -> Rates:
     return Rates(steps, np.asarray(jax.jit(jax.vmap(rate))(jnp.asarray(steps, jnp.int32))), at_most=follows_loss)
 
 
-def disk(snapshot: int, *, keep_latest: int, evaluations: int, workdir: Path | None) -> Disk:
-    """Disk space for checkpoints of `snapshot` bytes: the latest `keep_latest`, the best, and the one being written."""
+def disk(checkpoint: int, *, keep_latest: int, evaluations: int, workdir: Path | None) -> Disk:
+    """Disk space for checkpoints of `checkpoint` bytes: the latest `keep_latest`, the best, and one being written."""
     count = min(evaluations, keep_latest + 2)
     if workdir is None:
-        return Disk(snapshot, count, needed=count * snapshot, present=0, free=None)
+        return Disk(checkpoint, count, needed=count * checkpoint, present=0, free=None)
     workdir = workdir.absolute()
     present = sum(path.stat().st_size for path in (workdir / workdir_lib.CHECKPOINTS).rglob("*") if path.is_file())
     disk_of = next(path for path in (workdir, *workdir.parents) if path.exists())
-    return Disk(snapshot, count, needed=count * snapshot, present=present, free=shutil.disk_usage(disk_of).free)
+    return Disk(checkpoint, count, needed=count * checkpoint, present=present, free=shutil.disk_usage(disk_of).free)
 
 
 def standing(workdir: Path | None, config: ml_collections.ConfigDict) -> Standing:

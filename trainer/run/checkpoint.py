@@ -30,7 +30,7 @@ class _DamagedError(Exception):
     """A checkpoint that does not hold what was saved."""
 
 
-class Snapshots:
+class Checkpoints:
     """The checkpoints of one run, in `directory`. Use it as a context manager: leaving it waits for the save in flight.
 
     A checkpoint holds the state (host arrays) and `progress`, a JSON object of the training loop. Two kinds are kept:
@@ -280,8 +280,8 @@ def _path(path):
     return jax.tree_util.keystr(path, simple=True, separator="/")
 
 
-class NoSnapshots:
-    """`Snapshots` of a process that is not the writer: it saves nothing; the writer sends what it restores."""
+class NoCheckpoints:
+    """`Checkpoints` of a process that is not the writer: it saves nothing; the writer sends what it restores."""
 
     def __enter__(self):
         return self

@@ -12,7 +12,7 @@ import time
 import jax
 import ml_collections
 
-from linseed.trainer.run.checkpoint import NoSnapshots, Snapshots
+from linseed.trainer.run.checkpoint import Checkpoints, NoCheckpoints
 from linseed.trainer.run.console import Quiet
 from linseed.trainer.run.metrics_log import MetricsLog, NoMetricsLog
 from linseed.trainer.run.progress import Progress
@@ -39,7 +39,7 @@ class Recorder:
         batch_size: int,
         num_examples: int,
         log: MetricsLog | NoMetricsLog,
-        checkpoints: Snapshots | NoSnapshots,
+        checkpoints: Checkpoints | NoCheckpoints,
         writer: Quiet,
         started: float,
     ):

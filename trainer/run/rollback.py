@@ -5,7 +5,7 @@ from pathlib import Path
 
 from linseed.trainer import checksum, files
 from linseed.trainer.errors import NonFiniteError, WorkdirError
-from linseed.trainer.run.checkpoint import Snapshots
+from linseed.trainer.run.checkpoint import Checkpoints
 
 
 class Rollbacks:
@@ -32,7 +32,7 @@ class Rollbacks:
         """Forgets all rollbacks, for a run that starts anew."""
         files.delete(self._path)
 
-    def roll_back(self, checkpoints: Snapshots, error: NonFiniteError) -> str:
+    def roll_back(self, checkpoints: Checkpoints, error: NonFiniteError) -> str:
         """Drops the checkpoints after the last evaluated one, records the rollback, and returns a line that says so.
 
         Raises `error` where the run may not go back, or not once more.
