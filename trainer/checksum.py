@@ -4,7 +4,6 @@ import json
 import zlib
 from typing import Any
 
-import jax
 import numpy as np
 
 _KEY = "crc32"
@@ -52,14 +51,18 @@ def _crc32(record):
 
 def checksums(tree) -> dict[str, list]:
     """{path: [dtype, shape, crc32]} of every array of `tree`."""
-    leaves = jax.tree_util.tree_leaves_with_path(tree)
     return {
-        jax.tree_util.keystr(path): [str(leaf.dtype), list(leaf.shape), zlib.crc32(np.ascontiguousarray(leaf))]
-        for path, leaf in leaves
+        path: [str(leaf.dtype), list(leaf.shape), zlib.crc32(np.ascontiguousarray(leaf))]
+        for path, leaf in _leaves(tree)
     }
 
 
 def shapes(tree) -> set[tuple]:
     """(path, dtype, shape) of every array of `tree`: these must agree before values can."""
-    leaves = jax.tree_util.tree_leaves_with_path(tree)
-    return {(jax.tree_util.keystr(path), str(leaf.dtype), leaf.shape) for path, leaf in leaves}
+    return {(path, str(leaf.dtype), leaf.shape) for path, leaf in _leaves(tree)}
+
+
+def _leaves(tree):
+    from jax import tree_util  # here: what only reads sealed JSON, such as the sources, starts without JAX
+
+    return [(tree_util.keystr(path), leaf) for path, leaf in tree_util.tree_leaves_with_path(tree)]

@@ -302,7 +302,7 @@ def test_a_config_json_with_keys_that_no_config_has_is_one_line(tmp_path, text):
 def test_a_damaged_config_json_gives_way_to_the_config_given_when_told_to(tmp_path):
     (tmp_path / "config.json").write_text('{"seed": ')
     config = resolve(digits.get_config())
-    with pytest.raises(WorkdirError, match="is damaged .*--on_config_change=accept"):
+    with pytest.raises(WorkdirError, match="is damaged.*--on_config_change=accept"):
         workdir_lib.check_config(tmp_path, config, on_change="refuse")
     assert workdir_lib.check_config(tmp_path, config, on_change="accept")
     workdir_lib.write_config(tmp_path, config)
