@@ -22,7 +22,7 @@ WHICH = flags.DEFINE_enum(
     "which",
     "best",
     ["best", "latest", "ema", "snapshots"],
-    "best: the best weights on validation; latest: the newest weights; ema: their moving average; checkpoints: "
+    "best: the best weights on validation; latest: the newest weights; ema: their moving average; snapshots: "
     "all checkpoints that the run kept, as an ensemble.",
 )
 SPLIT = flags.DEFINE_enum("split", "val", ["val", "test"], "The split to evaluate on.")

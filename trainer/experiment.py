@@ -34,6 +34,7 @@ class Experiment(NamedTuple):
     train: splits.Split
     val: splits.Split
     fingerprint: str  # of train and val
+    leaked: float  # the share of val that is also in train
     judged_by: str  # the settings of evaluations, see `programs.judged_by`
     num_classes: int
     test: splits.SealedTest
@@ -109,6 +110,7 @@ def build(config: ml_collections.ConfigDict, workdir: Path, *, shared: Shared) -
         train=data.train,
         val=data.val,
         fingerprint=data.fingerprint,
+        leaked=data.leaked,
         judged_by=programs_lib.judged_by(config),
         num_classes=len(data.source.class_names),
         test=splits.SealedTest(

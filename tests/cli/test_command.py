@@ -33,6 +33,12 @@ def test_each_command_shows_what_it_is_for_and_its_own_flags(name):
         assert "--config " in done.stdout and "--workdir " in done.stdout
 
 
+def test_the_help_of_evaluate_says_what_each_choice_of_weights_is():
+    shown = linseed("evaluate", "--help").stdout
+    choices = shown[shown.index("--which") :].partition(">")[0].partition("<")[2].split("|")
+    assert set(choices) == {"best", "latest", "ema", "snapshots"} and all(f"{each}: " in shown for each in choices)
+
+
 def test_print_config_shows_every_key_and_needs_no_workdir(tmp_path):
     flags = ["--config=digits", "--config.optimizer.name", "lion", "--config.model.widths=(8,)", "--print_config"]
     done = linseed("train", *flags, cwd=tmp_path)

@@ -3,6 +3,7 @@
 import numpy as np
 import pytest
 
+from linseed.trainer.data import duplicates
 from linseed.trainer.data.splits import Split
 from linseed.trainer.tuning import data_checks
 
@@ -15,8 +16,12 @@ def split(count=400, *, seed=0, mean=100.0, spread=20.0):
     return Split(np.clip(images, 0, 255).astype(np.uint8), (np.arange(count) % CLASSES).astype(np.int32))
 
 
+def found(train, val):
+    return data_checks.splits(train, val, leaked=duplicates.share_in_train(train, val))
+
+
 def causes(train, val):
-    findings = data_checks.splits(train, val)
+    findings = found(train, val)
     assert all(finding.evidence and finding.remedy for finding in findings)
     return [finding.cause for finding in findings]
 
@@ -32,7 +37,7 @@ def test_validation_images_that_are_in_train_are_counted(share):
     train, val = split(), split(100, seed=1)
     images = val.images.copy()
     images[: round(100 * share)] = train.images[200 : 200 + round(100 * share)]
-    (finding,) = data_checks.splits(train, Split(images, val.labels))
+    (finding,) = found(train, Split(images, val.labels))
     assert finding.cause == "leaked_validation" and finding.evidence.startswith(f"{share:.0%}")
 
 

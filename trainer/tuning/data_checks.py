@@ -13,12 +13,15 @@ FAR = 1.0  # between the means of the splits, in standard deviations between the
 VISIBLE = 0.05  # of the range of pixel values
 
 
-def splits(train: Split, val: Split) -> list[Finding]:
-    """The first problem that the images and labels of the two splits show, or []."""
-    return next(filter(None, (check(train, val) for check in (_two_labels, _leak, _classes, _pixels))), [])
+def splits(train: Split, val: Split, *, leaked: float) -> list[Finding]:
+    """The first problem that the images and labels of the two splits show, or [].
+
+    leaked: the share of validation that is also in train, see `duplicates.share_in_train`.
+    """
+    return _two_labels(train) or _leak(leaked) or _classes(train, val) or _pixels(train, val)
 
 
-def _two_labels(train, val):
+def _two_labels(train):
     share = duplicates.share_with_two_labels(train)
     if share <= REPEATED:
         return []
@@ -27,8 +30,7 @@ def _two_labels(train, val):
     return [Finding("conflicting_labels", said, remedy)]
 
 
-def _leak(train, val):
-    share = duplicates.share_in_train(train, val)
+def _leak(share):
     if share <= REPEATED:
         return []
     said = f"{share:.0%} of the validation images are also in train, pixel for pixel: validation measures memory"

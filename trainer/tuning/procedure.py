@@ -6,6 +6,7 @@ after a kill, the same command continues. Steps 4 and 5 train at a constant rate
 schedule.
 """
 
+import functools
 import math
 from collections.abc import Callable
 from typing import Any
@@ -86,12 +87,8 @@ class Procedure:
             # Each machine runs the first steps itself; only the search is shared.
             "overfit": phase("overfit", self._sample_config, own_storage),
             "lr": phase("lr", self._short_config, own_storage),
-            "plain": phase("plain", lambda trial, steps: trials.plain(self._short_config(trial, steps)), own_storage),
-            "unregularised": phase(
-                "unregularised",
-                lambda trial, steps: trials.unregularised(self._short_config(trial, steps)),
-                own_storage,
-            ),
+            "plain": phase("plain", self._plain_config, own_storage),
+            "unregularised": phase("unregularised", self._unregularised_config, own_storage),
             "search": phase("search", self._constant_config),
             "final": phase("final", self._final_config),
         }
@@ -109,6 +106,9 @@ class Procedure:
 
     def _short_config(self, trial, steps):
         return changed(self._constant_config(trial, steps), {"log_every_steps": WINDOW})
+
+    def _plain_config(self, trial, steps):
+        return trials.plain(self._short_config(trial, steps))
 
     def _unregularised_config(self, trial, steps):
         return trials.unregularised(self._short_config(trial, steps))
@@ -130,11 +130,10 @@ class Procedure:
     def check(self):
         """1. The loss before training: near that of equal scores for all classes, more with the regulariser."""
         experiment = self.experiment
-        measured = checks.probe(experiment)
         findings, numbers = checks.initial_loss(
-            measured, experiment.state.params, config=self._config, steps=experiment.total_steps
+            self._probed, experiment.state.params, config=self._config, steps=experiment.total_steps
         )
-        findings = data_checks.splits(experiment.train, experiment.val) + findings
+        findings = data_checks.splits(experiment.train, experiment.val, leaked=experiment.leaked) + findings
         summary = f"{numbers['initial loss']:.4f}; equal scores for all classes give {numbers['expected']:.4f}"
         if numbers["with the regulariser"] > numbers["initial loss"]:
             summary += f"; the regulariser raises it to {numbers['with the regulariser']:.4f}"
@@ -188,7 +187,7 @@ class Procedure:
         outcomes = {trial.point["lr"]: trial.last for trial in longer}
 
         guess = chance_loss(self._config.loss.name, num_classes=self.experiment.num_classes)
-        start = min(float(checks.probe(self.experiment)["zero_loss"]), guess)
+        start = min(float(self._probed["zero_loss"]), guess)
         chosen, drops = checks.choose_rate(outcomes, start=start)
         rates = (self.study.step("overfit") or {}).get("rates", [])
         findings = checks.learning(
@@ -366,6 +365,10 @@ class Procedure:
         self._write(6, "curves", "Curves", summary, findings)
 
     # Shared by the steps.
+
+    @functools.cached_property
+    def _probed(self):
+        return checks.probe(self.experiment)
 
     def refuse_to_begin_without_a_budget(self, name: str):
         """Raises ConfigError if the budget is spent before `name`, a step of fixed length, has begun."""
