@@ -23,24 +23,30 @@ from linseed.trainer.tuning.diagnosis import curves
 from linseed.trainer.tuning.diagnosis.curve import CleanPass
 from linseed.trainer.tuning.diagnosis.findings import Finding
 from linseed.trainer.tuning.diagnosis.floors import chance_loss
+from linseed.trainer.tuning.lengths import (
+    LONGER,
+    LR_STEPS,
+    SAMPLE_STEPS,
+    TRIED_LONGER,
+    WINDOW,
+    Lengths,
+    first_rung,
+    halving,
+)
 from linseed.trainer.tuning.search import Phase, Trial, best_within_a_standard_error
 from linseed.trainer.tuning.study import WINNER, Study
 from linseed.trainer.tuning.trials import Outcome
 
 DECADES = tuple(10.0**exponent for exponent in range(1, -6, -1))  # the lecture's 1e-1 to 1e-4, and beyond
 HALF_A_DECADE = 10**0.5
+AROUND = (1 / HALF_A_DECADE, 1.0, HALF_A_DECADE)  # the rate of step 3, in the grid of step 4
 SMALL_DECAY = 1e-5
 COUPLED_DECAYS = (1e-3, 1e-4, 0.0)  # part of the gradient
 DECOUPLED_DECAYS = (1e-1, 1e-2, 0.0)  # multiplied by the learning rate
 
 SAMPLE_BATCHES = 5  # in the sample to overfit
-SAMPLE_STEPS = (25, 100, 300)  # a trial whose loss stands still ends after one of these
-TRIED_LONGER = 3  # of the rates that do not memorise the sample at once, the best
-LR_STEPS = (25, 100)  # the lecture: "within about a hundred iterations"
-WINDOW = 5  # train steps of a log window in steps 2 and 3
-COARSE, REFINE = 0.15, 0.45  # of the budget that is left when the step begins
+REFINE = 0.45  # of the budget that is left when a round begins
 COARSE_EPOCHS, REFINE_EPOCHS = 1.0, 5.0  # of the first rung, at most
-LONGER = 3  # the second rung has so many times the steps
 WITHOUT = {"augmentation": "plain", "decay_too_high": "unregularised"}  # cause -> the phase that leaves it out
 NEW_POINTS = 4  # in a round of step 5
 
@@ -93,6 +99,8 @@ class Procedure:
             "final": phase("final", self._final_config),
         }
         self.ledger = Ledger(study, list(self.phases.values()), budget=budget)
+        points = (len(rates) or len(AROUND)) * len(decays) + 1
+        self._lengths = Lengths(budget.steps, others=len(self._other_decades()), points=points)
 
     # The configs of the trials.
 
@@ -142,7 +150,7 @@ class Procedure:
     def overfit(self):
         """2. Overfits a few batches, at the config's rate or, if that fails, at another."""
         own = self._config.optimizer.lr
-        rungs = self.phases["overfit"].plan("lengths", lambda: self._sample_steps(self.ledger.budget.steps))
+        rungs = self.phases["overfit"].plan("lengths", self._lengths.sample)
         tries = {own: self._try_sample(own, rungs)}
         # The first trial compiles, so that it tells the time of a step and not that of a start.
         self._refuse_without_time(starts=0, steps=(len(DECADES) + 1) * LR_STEPS[0] + 5 * LR_STEPS[1])
@@ -177,7 +185,7 @@ class Procedure:
         """3. Finds the largest rate whose loss falls clearly in a hundred steps, on all data, at a small decay."""
         phase, own = self.phases["lr"], self._config.optimizer.lr
         phase.grid(_small_decay(*self._other_decades(), own), group="decades")
-        first, steps = phase.plan("lengths", lambda: _shortened(LR_STEPS, self.ledger.budget.steps))
+        first, steps = phase.plan("lengths", self._lengths.rates)
         decades = phase.begin("decades", first, tell=self._tell)
         self._refuse_without_time(starts=5, steps=5 * steps)
         best = max(decades, key=lambda trial: search.rank(trial, lambda outcome: -outcome.train_loss)).point["lr"]
@@ -243,14 +251,13 @@ class Procedure:
         found = self.study.step("lr") or {"chosen": self._own_point(), "findings": []}
         if found["chosen"] is None and not self._rates:
             raise ConfigError("step 3 found no rate that lowers the loss; fix what it reports, in a new --workdir")
-        around = (1 / HALF_A_DECADE, 1.0, HALF_A_DECADE)
-        rates = self._rates or [_round(factor * found["chosen"]["lr"]) for factor in around]
+        rates = self._rates or [_round(factor * found["chosen"]["lr"]) for factor in AROUND]
         points = [{"lr": rate, "weight_decay": decay} for rate in rates for decay in self._decays]
         if not found["findings"] and not self._rates and self._own_point() not in points:
             points.append(self._own_point())
-        runs, cost = _halving(len(points))
+        runs, cost = halving(len(points))
         longest = max(COARSE_EPOCHS * self._an_epoch, LEAST_STEPS)
-        steps = self.ledger.allot(phase, "coarse", lambda: min(longest, _coarse(self.ledger.left(runs=runs), cost)))
+        steps = self.ledger.allot(phase, "coarse", lambda: min(longest, first_rung(self.ledger.left(runs=runs), cost)))
         if not steps:
             self.ledger.refuse("coarse")
         phase.grid(points, group="coarse")
@@ -298,7 +305,7 @@ class Procedure:
         """Steps of a round's first rung; 0 if the budget has no room for the length of the carried trials."""
         if self.ledger.budget == UNLIMITED:
             return 0 if rounds else max(REFINE_EPOCHS * self._an_epoch, length)
-        runs, cost = _halving(NEW_POINTS + carried)
+        runs, cost = halving(NEW_POINTS + carried)
         fits = min(REFINE_EPOCHS * self._an_epoch, REFINE * self.ledger.left(runs=runs) / cost)
         return fits if fits >= length else 0
 
@@ -380,9 +387,7 @@ class Procedure:
         budget = self.ledger.budget.steps
         if budget is None or any(phase.trials() for phase in self.phases.values()):
             return
-        least = budget
-        while (needed := self._needed(least, self._sample_steps(least))) > least:
-            least = needed
+        least = self._lengths.least()
         if least > budget:
             raise ConfigError(
                 f"--budget={self.ledger.budget.text} has no room for every step of a study; the least that would do is "
@@ -398,33 +403,13 @@ class Procedure:
     def _other_decades(self) -> list[float]:
         return [rate for rate in DECADES if not math.isclose(rate, self._config.optimizer.lr)]
 
-    def _sample_steps(self, budget) -> list[int]:
-        """The rungs of step 2, shorter where a budget of steps would have no room for the steps that follow."""
-        if budget is None or self._needed(budget, SAMPLE_STEPS) <= budget:
-            return list(SAMPLE_STEPS)
-        return sorted(set(_shortened(SAMPLE_STEPS, budget)))
-
-    def _needed(self, budget, rungs) -> int:
-        """The most train steps that steps 2 and 3 take under a budget of steps, and the fewest of the others."""
-        others = len(self._other_decades())
-        first, steps = _shortened(LR_STEPS, budget)
-        overfit = rungs[-1] + others * rungs[0] + TRIED_LONGER * (rungs[-1] - rungs[0])
-        # All decades; of these three and the config's own for longer; two between, and the config's own decay.
-        rates = (others + 1) * first + 4 * (steps - first) + 3 * steps
-        return overfit + rates + self._coarse_and_final()[1]
-
-    def _coarse_and_final(self) -> tuple[int, int]:
-        """The fewest trial starts, and train steps, of steps 4 and 6."""
-        runs, cost = _halving((len(self._rates) or 3) * len(self._decays) + 1)
-        return runs + 2, (cost + 1) * LEAST_STEPS
-
     def _refuse_without_time(self, *, starts, steps):
         """Raises ConfigError if a budget of time has no room for the rest of this step, and for steps 4 and 6.
 
         starts, steps: of the trials of step 3 that are to come; starts 0 where their time is not known yet.
         """
         if self.ledger.budget.seconds is not None and not self.phases["search"].trials():
-            later_starts, later_steps = self._coarse_and_final()
+            later_starts, later_steps = self._lengths.later()
             self.ledger.refuse_without_time(starts=starts and starts + later_starts, steps=steps + later_steps)
 
     def _tell(self, line):
@@ -439,24 +424,8 @@ class Procedure:
             self.writer.say(f"   {finding}")
 
 
-def _shortened(lengths, budget) -> list[int]:
-    """`lengths` of trials in steps, or fewer under a small budget of steps."""
-    return [steps if budget is None else max(2 * WINDOW, min(steps, steps * budget // 3000)) for steps in lengths]
-
-
-def _coarse(left, cost) -> float:
-    """Steps of the first rung of step 4: its part of what is left, or the least if that has room."""
-    return max(COARSE * left / cost, LEAST_STEPS if left >= (cost + 1) * LEAST_STEPS else 0)
-
-
 def _small_decay(*rates) -> list[search.Point]:
     return [{"lr": rate, "weight_decay": SMALL_DECAY} for rate in rates]
-
-
-def _halving(count) -> tuple[int, int]:
-    """The cost of halving `count` trials once: trial starts, and steps in units of the first rung."""
-    survivors = max(2, count // search.KEEP)
-    return count + survivors, count + survivors * (LONGER - 1)
 
 
 def _round(rate) -> float:
