@@ -2,7 +2,8 @@
 
 import contextlib
 import math
-from typing import BinaryIO, NamedTuple
+from collections.abc import Callable
+from typing import BinaryIO, NamedTuple, TypeVar
 
 import numpy as np
 from PIL import Image, ImageOps, UnidentifiedImageError
@@ -10,6 +11,8 @@ from PIL.JpegImagePlugin import JpegImageFile
 
 from linseed.trainer.data.image_file import FORMATS, opened
 from linseed.trainer.errors import DataError, is_passing
+
+T = TypeVar("T")
 
 _EXIF_ORIENTATION = 0x0112
 # How to turn an image of each EXIF orientation upright; 1 already is.
@@ -166,16 +169,20 @@ def why_bad(error: Exception) -> str:
     return shown(" ".join(str(error).split())) or type(error).__name__
 
 
-def check_is_bad(error: Exception, name: str):
-    """Raises DataError if `error`, from decoding the image `name`, is the machine's fault and not the file's.
+def attempt(read: Callable[[], T], name: str) -> tuple[T | None, str]:
+    """`read()` and "", or None and why the image `name` is bad.
 
-    Skipping the image would leave it out in this run only.
+    Raises DataError where the machine is at fault and not the file: skipping would leave it out in this run only.
     """
-    if is_passing(error):
-        raise DataError(
-            f"{shown(name)} cannot be read now ({why_bad(error)}): this machine is short of memory or open files, or"
-            " its disk fails or denies access; fix that and run the same command again"
-        ) from error
+    try:
+        return read(), ""
+    except Exception as error:  # a decoder may raise anything on damaged bytes
+        if is_passing(error):
+            raise DataError(
+                f"{shown(name)} cannot be read now ({why_bad(error)}): this machine is short of memory or open files, "
+                "or its disk fails or denies access; fix that and run the same command again"
+            ) from error
+        return None, why_bad(error)
 
 
 def one_line(error: Exception) -> str:

@@ -3,6 +3,7 @@
 import contextlib
 import math
 import os
+import warnings
 from collections.abc import Iterator
 from typing import Any, BinaryIO
 
@@ -71,6 +72,14 @@ def opened(file: str | BinaryIO, *, decodes: bool = True) -> Iterator[Image.Imag
             if decodes:
                 _check_time(image, counted)
             yield image
+
+
+@contextlib.contextmanager
+def quiet() -> Iterator[None]:
+    """Silences Pillow, which warns of odd metadata, and of large images, which `opened` refuses; in all threads."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        yield
 
 
 class _CountedFile:

@@ -14,11 +14,10 @@ from linseed.trainer.data.dataset import empty_images
 from linseed.trainer.data.decode import (
     PLAIN,
     Conversion,
-    check_is_bad,
+    attempt,
     decode_random_crop,
     decode_square,
     shown,
-    why_bad,
 )
 from linseed.trainer.errors import ConfigError, DataError
 from linseed.trainer.runtime.machine import cores
@@ -193,18 +192,14 @@ class LazyImages:
         return {"image_size": decoding.image_size, "resize": decoding.resize, "conversion": decoding.conversion}
 
     def _decode(self, record: int, decode: Callable) -> tuple[np.ndarray | None, str]:
-        try:
-            return decode(self.records.open(record)), ""
-        except Exception as error:  # a decoder may raise anything on damaged bytes
-            check_is_bad(error, self.records.name(record))
-            reason = why_bad(error)
-            if self.decoding.on_bad_image == "skip":
-                return None, reason
+        found, reason = attempt(lambda: decode(self.records.open(record)), self.records.name(record))
+        if reason and self.decoding.on_bad_image == "error":
             raise DataError(
                 f"{_describe(self.records.name(record), reason)} cannot be read; train again with "
                 "--config.data.source.on_bad_image=skip --on_config_change=accept, which leaves bad images out; before "
                 "the first checkpoint you may also repair or delete it"
-            ) from error
+            )
+        return found, reason
 
 
 def _describe(name, reason):

@@ -3,15 +3,14 @@
 import hashlib
 import os
 import unicodedata
-import warnings
 from concurrent.futures import ThreadPoolExecutor
 from typing import NamedTuple
 
 import numpy as np
 
-from linseed.trainer.data import layout
+from linseed.trainer.data import image_file, layout
 from linseed.trainer.data.dataset import carve_test
-from linseed.trainer.data.decode import check_header, check_is_bad, shown, why_bad
+from linseed.trainer.data.decode import attempt, check_header, shown
 from linseed.trainer.data.layout import counted, folder_names, listed, look_into, same_name
 from linseed.trainer.errors import DataError
 from linseed.trainer.runtime.machine import cores
@@ -191,16 +190,10 @@ def check_headers(root: str, files: Files):
     """Raises DataError that names the files of the test split that do not begin as an image; reads no pixel."""
 
     def reason(path):
-        try:
-            check_header(os.path.join(root, path))
-        except Exception as error:  # a decoder may raise anything on damaged bytes
-            check_is_bad(error, path)
-            return why_bad(error)
-        return ""
+        return attempt(lambda: check_header(os.path.join(root, path)), path)[1]
 
     bad = dict(files.refused)
-    with warnings.catch_warnings(), ThreadPoolExecutor(cores()) as pool:
-        warnings.simplefilter("ignore")
+    with image_file.quiet(), ThreadPoolExecutor(cores()) as pool:
         rest = [path for path in files.paths if path not in bad]
         bad |= {path: why for path, why in zip(rest, pool.map(reason, rest), strict=True) if why}
     bad = {path: bad[path] for path in files.paths if path in bad}

@@ -1,6 +1,5 @@
 """Looks at some training images before training, for what is read otherwise than their owner may expect."""
 
-import warnings
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from typing import NamedTuple
@@ -9,7 +8,7 @@ import numpy as np
 from PIL import Image
 
 from linseed.trainer.data.decode import BACKGROUNDS, Conversion, deep_values, is_deep, shown
-from linseed.trainer.data.image_file import opened
+from linseed.trainer.data.image_file import opened, quiet
 from linseed.trainer.data.lazy import Records
 from linseed.trainer.runtime.machine import cores
 
@@ -36,8 +35,7 @@ def notes(records: Records, *, conversion: Conversion, makes_square: bool) -> tu
     whether `conversion.fit` is used. Bad images are passed over: decoding reports them.
     """
     some = np.sort(np.random.default_rng(0).permutation(len(records))[:SAMPLE])
-    with warnings.catch_warnings(), ThreadPoolExecutor(cores()) as pool:
-        warnings.simplefilter("ignore")
+    with quiet(), ThreadPoolExecutor(cores()) as pool:
         found = [facts for facts in pool.map(lambda record: _look(records, record, _facts), some) if facts]
         deep = [facts.record for facts in found if facts.is_deep][:_MOST_DEEP]
         top = max(filter(None, pool.map(lambda record: _look(records, record, _top), deep)), default=0)

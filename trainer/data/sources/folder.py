@@ -1,11 +1,9 @@
 """Class folders: `<class>/<image>`, with or without `train/`, `val/` and `test/` above them."""
 
-import contextlib
 import functools
 import logging
 import os
-import warnings
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from typing import Annotated, NamedTuple
 
@@ -14,7 +12,8 @@ import numpy as np
 from linseed.ranges import Between, Inside, Natural, OneOf
 from linseed.trainer.data import survey
 from linseed.trainer.data.dataset import Source, empty_images
-from linseed.trainer.data.decode import BACKGROUNDS, FITS, Conversion, check_is_bad, decode_image, shown, why_bad
+from linseed.trainer.data.decode import BACKGROUNDS, FITS, Conversion, attempt, decode_image, shown
+from linseed.trainer.data.image_file import quiet
 from linseed.trainer.data.listing import (
     CURE,
     CURE_IN_TEST,
@@ -117,7 +116,7 @@ def _first_size(root: str, files: Files, *, decode: Callable) -> _Size:
     """The size of the first readable image."""
     bad = {}
     for path in files.paths:
-        with _quiet_decoders():
+        with quiet():
             image, reason = _decode_or_reason(path, files.refused, decode=decode)
         if image is not None:
             return _Size(*image.shape[:2], shown(path))
@@ -149,28 +148,16 @@ def _read(files: Files, *, decode: Callable, size: _Size) -> tuple[Split, dict[s
         return bad
 
     bad = {}
-    with _quiet_decoders(), ThreadPoolExecutor(min(8, cores())) as pool:
+    with quiet(), ThreadPoolExecutor(min(8, cores())) as pool:
         for some in pool.map(read_some, range(0, count, _FILES_PER_TASK)):
             bad |= some
     return Split(images[good], files.labels[good]) if bad else Split(images, files.labels), bad
 
 
-@contextlib.contextmanager
-def _quiet_decoders() -> Iterator[None]:
-    """Silences Pillow, which warns of odd metadata, and of large images, which `decode_image` refuses."""
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")
-        yield
-
-
 def _decode_or_reason(path: str, refused: dict[str, str], *, decode: Callable) -> tuple[np.ndarray | None, str]:
     if path in refused:
         return None, refused[path]
-    try:
-        return decode(path), ""
-    except Exception as error:  # a decoder may raise anything on damaged bytes
-        check_is_bad(error, path)
-        return None, why_bad(error)
+    return attempt(lambda: decode(path), path)
 
 
 def _check_classes_left(root: str, train: Split, class_names: Sequence[str]) -> None:
