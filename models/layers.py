@@ -32,6 +32,27 @@ class Classifier(nn.Module, kw_only=True):
     num_classes: int
     compute: Compute
 
+    # How the modules are called in timm and torchvision, see `names`. The last layer is the module `head`.
+    torch_names = ()
+
+
+class Input(NamedTuple):
+    """How the images were made that weights were trained on. mean, std: of RGB on the 0..1 scale.
+
+    An image is scaled so that its short side is `size / crop`, and the middle square of `size` pixels is cut out.
+    """
+
+    size: int = 224  # pixels
+    crop: float = 0.875
+    interpolation: str = "bicubic"
+    mean: tuple[float, float, float] = (0.485, 0.456, 0.406)  # of ImageNet
+    std: tuple[float, float, float] = (0.229, 0.224, 0.225)
+
+
+def as_logits(x: jax.Array) -> jax.Array:
+    """The output of the last layer in float32; float64 stays."""
+    return x.astype(jnp.promote_types(x.dtype, jnp.float32))
+
 
 class Activation(NamedTuple):
     """A nonlinearity that may need more features than it gives, or parameters of its own.

@@ -132,6 +132,16 @@ class ResNet(Classifier, kw_only=True):
     stem: Annotated[str, OneOf(STEMS)] = "imagenet"
     drop_path: BelowOne = 0.0
 
+    torch_names = (
+        (r"stage(\d+)_block(\d+)", lambda match: f"layer{match[1]}/{int(match[2]) - 1}"),
+        (r"stem/norm", "bn1"),
+        (r"stem/conv", "conv1"),
+        (r"shortcut_conv", "downsample/0"),
+        (r"shortcut_norm", "downsample/1"),
+        (r"norm(\d)", r"bn\1"),
+        (r"head", "fc"),
+    )
+
     @nn.compact
     def __call__(self, images: jax.Array, *, train: bool) -> jax.Array:
         x = STEMS[self.stem](width=self.width, compute=self.compute, name="stem")(images, train=train)
