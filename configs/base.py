@@ -36,8 +36,12 @@ def get_config():
 
     # What is trained. Sizes, activation and so on are the model's own parameters.
     config.model = dict(name="resnet20")
-    config.batch_norm = dict(running_variance="biased")  # what evaluation divides by; "unbiased", as in PyTorch
-    config.data_init = dict(name="none")  # "whiten": the first convolution from the train images
+    config.pretrained = ""  # weights to start from: a file, or a name on the hub, "timm/resnet50.a1_in1k"
+    config.batch_norm = dict(
+        running_variance="biased",  # what evaluation divides by; "unbiased", as in PyTorch
+        frozen=False,  # whether training too normalises by the running averages, those of pre-trained weights
+    )
+    config.data_init = dict(name="none")  # "whiten": the first convolution from the train images; "probe": the head
     config.precision = "float32"  # in which the network computes, or "bfloat16"; parameters are float32
     config.loss = dict(name="softmax")
     config.label_smoothing = 0.0
@@ -49,6 +53,7 @@ def get_config():
         lr_per_batch=0,  # the batch size that lr is meant for, to scale it with data.batch_size; 0: as it is
         clip="global_norm",  # of the gradient, or "value", "adaptive"
         clip_norm=0.0,  # the threshold; 0: no clipping
+        layer_decay=1.0,  # the rate of a layer over that of the next one, 0.75 for fine-tuning; 1: all alike
         rules=("rest:",),  # multipliers of lr and decay, frozen weights, by path: ("head/.*: lr=10", "rest:")
     )
     config.schedule = dict(name="cosine", warmup_epochs=0.0)  # linear from zero

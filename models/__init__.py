@@ -9,7 +9,7 @@ from functools import partial
 
 from linseed.models.alexnet import AlexNet
 from linseed.models.cnn import Cnn
-from linseed.models.layers import Classifier
+from linseed.models.layers import Classifier, Input
 from linseed.models.linear import Linear
 from linseed.models.mlp import Mlp
 from linseed.models.resnet import BasicBlock, BottleneckBlock, cifar_resnet, imagenet_resnet
@@ -39,3 +39,6 @@ MODELS: dict[str, Callable[..., Classifier]] = {
     "vgg19": partial(vgg, stage_sizes=(2, 2, 4, 4, 4)),
     "wide_resnet28_10": partial(WideResNet, block=PreActivationBlock, stage_size=4, widths=(160, 320, 640)),
 }
+
+# How the images were made that timm's weights of a name were trained on, where it is not `Input()`.
+INPUTS: dict[str, Input] = {}

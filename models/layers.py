@@ -19,6 +19,7 @@ class Compute(NamedTuple):
     axis_name: str | None  # the mapped axis over which BatchNorm averages its statistics in training; None: one device
     convolution: Convolution  # what convolves
     running_variance: str = "biased"  # of BatchNorm, a key of RUNNING_VARIANCES
+    frozen_statistics: bool = False  # whether BatchNorm uses its running averages in training too, and keeps them
 
 
 class Classifier(nn.Module, kw_only=True):
@@ -32,8 +33,10 @@ class Classifier(nn.Module, kw_only=True):
     num_classes: int
     compute: Compute
 
-    # How the modules are called in timm and torchvision, see `names`. The last layer is the module `head`.
+    # How the modules are called in timm and torchvision, see `names`, and elsewhere where weights are published. The
+    # last layer is the module `head`.
     torch_names = ()
+    other_names = ()
 
 
 class Input(NamedTuple):
@@ -190,12 +193,13 @@ def batch_norm(
     """Batch normalisation over all but the last axis (Ioffe and Szegedy 2015).
 
     In training the statistics are those of the batch, averaged over `compute.axis_name` where there is one, and the
-    running averages become `momentum * old + (1 - momentum) * new`; otherwise the running averages are used. PyTorch's
-    momentum is one minus this one, and its running variance is that of `compute.running_variance="unbiased"`.
-    Parameters, statistics and their reductions are float32 whatever `compute.dtype` is.
+    running averages become `momentum * old + (1 - momentum) * new`. Otherwise, and in training too with
+    `compute.frozen_statistics`, the running averages are used. PyTorch's momentum is one minus this one, and its
+    running variance is that of `compute.running_variance="unbiased"`. Parameters, statistics and their reductions are
+    float32 whatever `compute.dtype` is.
     """
     return RUNNING_VARIANCES[compute.running_variance](
-        use_running_average=not train,
+        use_running_average=not train or compute.frozen_statistics,
         axis_name=compute.axis_name,
         momentum=momentum,
         epsilon=epsilon,

@@ -40,6 +40,6 @@ def make_plan(config: ml_collections.ConfigDict, *, num_examples: int) -> Plan:
         total_steps=total_steps,
         eval_every_steps=max(1, to_steps("eval", config.eval)["every_steps"]),
         schedule=to_steps("schedule", config.schedule),
-        rules=rules_lib.in_steps(optimizer.rules, to_steps=to_steps),
+        rules=rules_lib.with_layer_decay(rules_lib.in_steps(optimizer.rules, to_steps=to_steps), optimizer.layer_decay),
         lr=schedules.scaled_lr(optimizer.lr, batch_size=batch_size, lr_per_batch=optimizer.lr_per_batch),
     )

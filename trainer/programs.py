@@ -59,6 +59,7 @@ NOT_IN_PROGRAMS = (
     "optimizer.lr_per_batch",
     "optimizer.weight_decay",
     "plugins",
+    "pretrained",
     "schedule",
     "seed",
 )
@@ -104,7 +105,7 @@ def compile_programs(
     do not fit each other or the images.
     """
     optimizer = {**config.optimizer.to_dict(), "rules": plan.rules}
-    for name in ("lr", "lr_per_batch"):
+    for name in ("lr", "lr_per_batch", "layer_decay"):
         del optimizer[name]
     schedule = schedules.make_schedule(**plan.schedule, lr=1.0, total_steps=plan.total_steps)
     tx = chain.make_tx(**optimizer, schedule=schedule, total_steps=plan.total_steps)
@@ -157,6 +158,7 @@ def make_model(config: ml_collections.ConfigDict, *, classes: int):
         axis_name=AXIS,
         convolution=CONVOLUTIONS[config.convolution],
         running_variance=config.batch_norm.running_variance,
+        frozen_statistics=config.batch_norm.frozen,
     )
     return MODELS[parameters.pop("name")](num_classes=classes, compute=compute, **parameters)
 

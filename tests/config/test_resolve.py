@@ -260,10 +260,25 @@ def test_a_parameter_without_a_range_is_told_where_to_put_it(monkeypatch):
 
 # What changes a program. A key that is neither here nor in NOT_IN_PROGRAMS was forgotten: decide which it is.
 IN_PROGRAMS = {
-    *("accumulation_parts", "batch_norm.running_variance", "convolution", "data.augment", "data.mean"),
+    *(
+        "accumulation_parts",
+        "batch_norm.frozen",
+        "batch_norm.running_variance",
+        "convolution",
+        "data.augment",
+        "data.mean",
+    ),
     *("data.normalize", "data.std", "ema_decay"),
     *("eval.views", "guard.on_non_finite", "label_smoothing", "log_every_steps", "optimizer.clip"),
-    *("optimizer.clip_norm", "optimizer.rules", "parallel.backend", "precision", "remat", "steps_per_call"),
+    *(
+        "optimizer.clip_norm",
+        "optimizer.layer_decay",
+        "optimizer.rules",
+        "parallel.backend",
+        "precision",
+        "remat",
+        "steps_per_call",
+    ),
 }
 
 

@@ -56,13 +56,16 @@ def test_a_rule_is_read_as_written(text, rule):
         ("head: lr=fast", "at least 0"),
         ("head: lr=0", "write frozen"),
         ("head: lr=1, lr=2", "gives lr twice"),
-        ("head: frozen, lr=2", "neither lr nor decay"),
+        ("head: frozen, lr=2", "takes no other setting"),
         ("head: until_steps=0", "write frozen"),
         ("head: until_steps=5, until_epochs=1", "gives until twice"),
-        ("head: frozen, until_steps=5", "neither lr nor decay"),
-        ("head: until_parsecs=5", "should be lr=NUMBER, decay=NUMBER, until_epochs=NUMBER or frozen"),
-        ("head: freeze", "should be lr=NUMBER, decay=NUMBER, until_epochs=NUMBER or frozen"),
-        ("head: momentum=0.9", "should be lr=NUMBER, decay=NUMBER, until_epochs=NUMBER or frozen"),
+        ("head: frozen, until_steps=5", "takes no other setting"),
+        (
+            "head: until_parsecs=5",
+            "should be lr=NUMBER, decay=NUMBER, layer_decay=NUMBER, until_epochs=NUMBER or frozen",
+        ),
+        ("head: freeze", "should be lr=NUMBER, decay=NUMBER, layer_decay=NUMBER, until_epochs=NUMBER or frozen"),
+        ("head: momentum=0.9", "should be lr=NUMBER, decay=NUMBER, layer_decay=NUMBER, until_epochs=NUMBER or frozen"),
     ],
 )
 def test_a_rule_that_does_not_read_is_refused_in_one_line(text, message):

@@ -33,6 +33,11 @@ _SAYS_THE_SAME = {("1", "L"), ("P", "RGB")}
 
 FITS = ("crop", "pad", "stretch")
 BACKGROUNDS = ("white", "grey", "black")
+INTERPOLATIONS = {
+    "bicubic": Image.Resampling.BICUBIC,
+    "bilinear": Image.Resampling.BILINEAR,
+    "lanczos": Image.Resampling.LANCZOS,
+}
 
 _JPEG_SHRINKS = (1, 2, 4, 8)  # factors by which JPEG decoders can shrink while decoding, which saves time
 
@@ -46,12 +51,19 @@ class Conversion(NamedTuple):
 
     fit: how an image becomes square, its longer side cut off ("crop"), its shorter one filled up with `background`
     ("pad"), or its sides stretched to one length ("stretch"). background: what transparent pixels are laid on, a name
-    in `BACKGROUNDS`. bits: how many bits, at most 16, the values in 16-bit PNG files use.
+    in `BACKGROUNDS`. bits: how many bits, at most 16, the values in 16-bit PNG files use. interpolation: how pixels are
+    resampled, antialiased, a name in `INTERPOLATIONS`; random crops in training are always bilinear.
     """
 
     fit: str
     background: str
     bits: int
+    interpolation: str = "bilinear"
+
+    def marks(self) -> dict[str, str | int]:
+        """What of it a fingerprint of images has to hold: earlier runs had no other interpolation."""
+        marks = self._asdict()
+        return marks if self.interpolation != "bilinear" else {k: v for k, v in marks.items() if k != "interpolation"}
 
 
 PLAIN = Conversion(fit="crop", background="white", bits=16)
@@ -96,9 +108,10 @@ def decode_as_it_is(file: str | BinaryIO, *, channels: int) -> np.ndarray:
 def decode_square(file: str | BinaryIO, *, image_size: int, resize: int, conversion: Conversion = PLAIN) -> np.ndarray:
     """The image made square of `resize` pixels by `conversion.fit`, and its centre: uint8 [image_size, image_size, 3].
 
-    `resize` is at least `image_size`. Both happen in one bilinear, antialiased resampling. A square image is the same
+    `resize` is at least `image_size`. Both happen in one antialiased resampling. A square image is the same
     for every fit. Otherwise as `decode_image`.
     """
+    method = INTERPOLATIONS[conversion.interpolation]
     with opened(file) as image:
         # Lets the JPEG decoder halve large photographs, never below twice the requested size.
         image.draft(None, (2 * resize, 2 * resize))
@@ -107,12 +120,12 @@ def decode_square(file: str | BinaryIO, *, image_size: int, resize: int, convers
     if conversion.fit == "crop":
         # `bleed` keeps image_size / resize of the shorter side; the square crop then cuts the longer one.
         bleed = (1 - image_size / resize) / 2
-        return np.asarray(ImageOps.fit(rgb, size, method=Image.Resampling.BILINEAR, bleed=bleed))
+        return np.asarray(ImageOps.fit(rgb, size, method=method, bleed=bleed))
     scales = [resize / side for side in rgb.size] if conversion.fit == "stretch" else [resize / max(rgb.size)] * 2
     shown_size = [min(image_size, max(1, round(side * scale))) for side, scale in zip(rgb.size, scales, strict=True)]
     kept = [min(side, pixels / scale) for side, pixels, scale in zip(rgb.size, shown_size, scales, strict=True)]
     left, top = ((side - part) / 2 for side, part in zip(rgb.size, kept, strict=True))
-    part = rgb.resize(shown_size, Image.Resampling.BILINEAR, box=(left, top, left + kept[0], top + kept[1]))
+    part = rgb.resize(shown_size, method, box=(left, top, left + kept[0], top + kept[1]))
     square = Image.new("RGB", size, conversion.background)
     square.paste(part, tuple((image_size - side) // 2 for side in shown_size))
     return np.asarray(square)

@@ -181,7 +181,7 @@ class LazyImages:
         conversion = how.pop("conversion")
         how["train_crop"] = self.decoding.train_crop
         if conversion != PLAIN:  # which earlier runs had without saying it
-            how |= conversion._asdict()
+            how |= conversion.marks()
         digest = hashlib.sha256(repr(how).encode())
         for part in self.records.identity(self.places):
             digest.update(part)

@@ -2,12 +2,16 @@
 
 A rule is a string, `"pattern: settings"`. The pattern is a regex for the whole '/'-joined path of a parameter
 (`re.fullmatch`), or `rest` for all parameters that no other rule matches. The settings, comma-separated, are `lr=0.1`
-and `decay=0` (multipliers) and `until_epochs=3`, or `frozen`. Without settings, a rule changes nothing:
+and `decay=0` (multipliers), `layer_decay=0.8` and `until_epochs=3`, or `frozen`. Without settings, a rule changes
+nothing:
 
     ("stem/kernel: frozen", "stem/bias: until_epochs=3", "head/.*: lr=10", "rest:")
 
 `until_epochs`, `until_percent` and so on take any unit of a duration. These parameters follow the run's schedule as if
 the run ended there, and are frozen afterwards.
+
+`layer_decay=d` multiplies the rate of layer l of L by d to the power of L - l: the closer to the images, the less a
+layer moves (Clark et al. 2020, "ELECTRA", section 3.3; Bao et al. 2022, "BEiT"). See `layers`.
 
 Exactly one rule must match each parameter, and each rule must match a parameter. `decay` is 1 by default, and 0 for
 biases and the scales of normalisation layers.
@@ -26,11 +30,14 @@ from linseed.trainer.optim.schedules import UNITS
 REST = "rest"
 DEFAULT_RULES = (f"{REST}:",)
 
+_NO_MATRICES = ("bias", "scale", "cls_token", "dist_token", "pos_embed", "reg_token")
+_IS_STEM = re.compile("stem|patch_embed|cls_token|dist_token|pos_embed|reg_token|norm_pre")
+
 
 class Rule(NamedTuple):
     """One rule. lr, decay: multipliers, at least 0; decay None: the default of the leaf.
 
-    until: a duration, (value, unit), or None for the whole run.
+    until: a duration, (value, unit), or None for the whole run. layer_decay: of lr, for each layer below the last.
     """
 
     pattern: str
@@ -38,6 +45,7 @@ class Rule(NamedTuple):
     decay: float | None
     frozen: bool
     until: tuple[float, str] | None = None
+    layer_decay: float = 1.0
 
 
 def compile_pattern(pattern: str, *, key: str) -> re.Pattern:
@@ -62,7 +70,7 @@ def parse(rule: str) -> Rule:
             raise ConfigError(f"rule {rule!r} gives {name} twice; remove one")
         if setting == "frozen":
             values[name] = True
-        elif name in ("lr", "decay"):
+        elif name in ("lr", "decay", "layer_decay"):
             values[name] = _multiplier(value, rule)
         elif name.startswith("until_") and name.removeprefix("until_") in UNITS:
             if until:
@@ -71,15 +79,18 @@ def parse(rule: str) -> Rule:
             until = (values[name], name.removeprefix("until_"))
         else:
             raise ConfigError(
-                f"rule {rule!r}: {setting!r} should be lr=NUMBER, decay=NUMBER, until_epochs=NUMBER or frozen"
+                f"rule {rule!r}: {setting!r} should be lr=NUMBER, decay=NUMBER, layer_decay=NUMBER, "
+                "until_epochs=NUMBER or frozen"
             )
-    if values.get("lr") == 0:
-        raise ConfigError(f"rule {rule!r}: lr=0 trains nothing; write frozen instead")
+    if 0 in (values.get("lr"), values.get("layer_decay")):
+        raise ConfigError(f"rule {rule!r}: a rate of 0 trains nothing; write frozen instead")
     if "frozen" in values and len(values) > 1:
-        raise ConfigError(f"rule {rule!r}: frozen takes neither lr nor decay nor until; remove one")
+        raise ConfigError(f"rule {rule!r}: frozen takes no other setting; remove one")
     if until and not until[0]:
         raise ConfigError(f"rule {rule!r}: until 0 trains nothing; write frozen instead")
-    return Rule(pattern, values.get("lr", 1.0), values.get("decay"), "frozen" in values, until)
+    return Rule(
+        pattern, values.get("lr", 1.0), values.get("decay"), "frozen" in values, until, values.get("layer_decay", 1.0)
+    )
 
 
 def in_steps(rules: Sequence[str], *, to_steps: Callable) -> tuple[str, ...]:
@@ -94,6 +105,18 @@ def in_steps(rules: Sequence[str], *, to_steps: Callable) -> tuple[str, ...]:
         return f"{pattern}:{re.sub(r'until_[a-z]+ *= *[^, ]+', f'until_steps={max(1, steps)}', settings)}"
 
     return tuple(map(convert, rules))
+
+
+def with_layer_decay(rules: Sequence[str], layer_decay: float) -> tuple[str, ...]:
+    """`rules` with this layer decay in each that trains and has none of its own."""
+
+    def decayed(rule):
+        found = parse(rule)
+        if layer_decay == 1.0 or found.frozen or found.layer_decay != 1.0:
+            return rule
+        return f"{rule}{',' * bool(rule.rpartition(':')[2].strip())} layer_decay={layer_decay:g}"
+
+    return tuple(map(decayed, rules))
 
 
 def _multiplier(text, rule):
@@ -115,11 +138,28 @@ def paths(params) -> list[str]:
 def decay_mask(params):
     """True for the leaves that weight decay acts on by default.
 
-    Vectors, scalars, and leaves named `bias` or `scale` are excluded: an attention layer's biases have two axes.
+    Vectors, scalars, and leaves named `bias` or `scale` are excluded, since an attention layer's biases have two axes,
+    and so are tokens and positions, which stand in for inputs.
     """
-    spared = [path.rsplit("/", 1)[-1] in ("bias", "scale") for path in paths(params)]
+    spared = [path.rsplit("/", 1)[-1] in _NO_MATRICES for path in paths(params)]
     leaves, tree = jax.tree.flatten(params)
     return tree.unflatten([leaf.ndim > 1 and not spare for leaf, spare in zip(leaves, spared, strict=True)])
+
+
+def layers(params) -> list[int]:
+    """The layer of each leaf, in the order of `jax.tree.leaves`: 0 the one at the images.
+
+    The blocks of a network, top-level modules with numbers in their names, are a layer each, in the order of these
+    numbers; what begins with `stem` and what is added to patches is layer 0, and all others are the last one.
+    """
+    tops = [path.partition("/")[0] for path in paths(params)]
+    blocks = {top: tuple(map(int, re.findall(r"\d+", top))) for top in tops if not _IS_STEM.match(top)}
+    # What stands between two stages has the stage's number alone: it belongs to the first block of that stage.
+    places = {
+        top: (*numbers, 1) if "stage" in top and len(numbers) == 1 else numbers for top, numbers in blocks.items()
+    }
+    order = sorted({numbers for numbers in places.values() if numbers})
+    return [0 if top not in places else order.index(places[top]) + 1 if places[top] else len(order) + 1 for top in tops]
 
 
 def assign(rules: Sequence[str], params) -> list[Rule]:
@@ -164,7 +204,11 @@ def _few(names, shown=3):
 
 def lr_multipliers(rules: Sequence[str], params):
     """The learning-rate multiplier of each leaf, a tree of floats; 0 where frozen."""
-    found = [0.0 if rule.frozen else rule.lr for rule in assign(rules, params)]
+    depths = layers(params)
+    found = [
+        0.0 if rule.frozen else rule.lr * rule.layer_decay ** (max(depths) - depth)
+        for rule, depth in zip(assign(rules, params), depths, strict=True)
+    ]
     return jax.tree.structure(params).unflatten(found)
 
 
@@ -185,7 +229,7 @@ def any_frozen(rules: Sequence[str]) -> bool:
 
 def any_lr(rules: Sequence[str]) -> bool:
     """Whether a rule changes a learning rate."""
-    return any(parse(rule).lr != 1.0 for rule in rules) or any_until(rules)
+    return any((rule.lr, rule.layer_decay) != (1.0, 1.0) for rule in map(parse, rules)) or any_until(rules)
 
 
 def any_until(rules: Sequence[str]) -> bool:

@@ -12,7 +12,7 @@ import numpy as np
 from linseed.ranges import Between, Inside, Natural, OneOf
 from linseed.trainer.data import survey
 from linseed.trainer.data.dataset import Source, empty_images
-from linseed.trainer.data.decode import BACKGROUNDS, FITS, Conversion, attempt, decode_image, shown
+from linseed.trainer.data.decode import BACKGROUNDS, FITS, INTERPOLATIONS, Conversion, attempt, decode_image, shown
 from linseed.trainer.data.image_file import quiet
 from linseed.trainer.data.listing import (
     CURE,
@@ -50,6 +50,7 @@ def folder(
     fit: Annotated[str, OneOf(FITS)] = "crop",
     background: Annotated[str, OneOf(BACKGROUNDS)] = "white",
     bits: Annotated[int, Between(8, 16)] = 16,
+    interpolation: Annotated[str, OneOf(INTERPOLATIONS)] = "bilinear",
     test_fraction: Inside = 0.2,
     split_seed: Natural = 0,
     on_bad_image: Annotated[str, OneOf(ON_BAD_IMAGE)] = "error",
@@ -60,8 +61,8 @@ def folder(
     themselves. Without `test/`, `split_seed` carves a stratified test split of `test_fraction` from the list of files,
     before any image is read. With `test/`, both are unused. The sorted names of the class folders give the labels, and
     the sorted file names the order. What is passed over, and what is refused: see `layout`. `image_size` in pixels: see
-    `decode.decode_image`; 0 keeps the size of the images, which must then be equal. `fit`, `background` and `bits`: see
-    `decode.Conversion`.
+    `decode.decode_image`; 0 keeps the size of the images, which must then be equal. `fit`, `background`, `bits` and
+    `interpolation`: see `decode.Conversion`.
 
     An image is bad if it cannot be decoded, or is a link out of `root`. `on_bad_image` "error" raises; "skip" leaves it
     out and lists it in `skipped` (in the test split: logs it at level WARNING). Raises DataError for data that is
@@ -69,7 +70,7 @@ def folder(
     """
     listing = list_folder(root, test_fraction=test_fraction, split_seed=split_seed)
     root, class_names, files = listing.root, listing.class_names, listing.files
-    conversion = Conversion(fit=fit, background=background, bits=bits)
+    conversion = Conversion(fit=fit, background=background, bits=bits, interpolation=interpolation)
 
     def decode(path: str) -> np.ndarray:
         return decode_image(os.path.join(root, path), image_size=image_size, conversion=conversion)

@@ -10,7 +10,7 @@ import numpy as np
 from linseed.ranges import Between, Count, Inside, Natural, OneOf
 from linseed.trainer.data import survey
 from linseed.trainer.data.dataset import Source
-from linseed.trainer.data.decode import BACKGROUNDS, FITS, Conversion
+from linseed.trainer.data.decode import BACKGROUNDS, FITS, INTERPOLATIONS, Conversion
 from linseed.trainer.data.lazy import TRAIN_CROPS, Decoding, LazyImages
 from linseed.trainer.data.listing import ON_BAD_IMAGE, Files, check_headers, fingerprint, list_folder
 from linseed.trainer.data.splits import Split
@@ -24,6 +24,7 @@ def folder_stream(
     fit: Annotated[str, OneOf(FITS)] = "crop",
     background: Annotated[str, OneOf(BACKGROUNDS)] = "white",
     bits: Annotated[int, Between(8, 16)] = 16,
+    interpolation: Annotated[str, OneOf(INTERPOLATIONS)] = "bilinear",
     train_crop: Annotated[str, OneOf(TRAIN_CROPS)] = "random_resized_crop",
     test_fraction: Inside = 0.2,
     split_seed: Natural = 0,
@@ -34,11 +35,11 @@ def folder_stream(
 
     Images are decoded on demand to `image_size` x `image_size` RGB: `fit` makes each a square of `resize` pixels, of
     which the centre is used. Training images are cropped by `train_crop`, a name in `lazy.TRAIN_CROPS`. `fit`,
-    `background` and `bits`: see `decode.Conversion`. `workers`: processes that decode training images, 0 for threads of
-    this one. `on_bad_image`: "error" raises at a bad image, "skip" leaves it out; see `lazy.LazyImages`. Raises
-    DataError for data that is missing or not in this layout.
+    `background`, `bits` and `interpolation`: see `decode.Conversion`. `workers`: processes that decode training images,
+    0 for threads of this one. `on_bad_image`: "error" raises at a bad image, "skip" leaves it out; see
+    `lazy.LazyImages`. Raises DataError for data that is missing or not in this layout.
     """
-    conversion = Conversion(fit=fit, background=background, bits=bits)
+    conversion = Conversion(fit=fit, background=background, bits=bits, interpolation=interpolation)
     decoding = Decoding(image_size, resize, train_crop=train_crop, on_bad_image=on_bad_image, conversion=conversion)
     decoding.check()
     listing = list_folder(root, test_fraction=test_fraction, split_seed=split_seed)

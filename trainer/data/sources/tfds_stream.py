@@ -15,7 +15,7 @@ from linseed.ranges import Between, Count, OneOf
 from linseed.trainer import files
 from linseed.trainer.data import survey
 from linseed.trainer.data.dataset import Source, hashed
-from linseed.trainer.data.decode import BACKGROUNDS, FITS, Conversion
+from linseed.trainer.data.decode import BACKGROUNDS, FITS, INTERPOLATIONS, Conversion
 from linseed.trainer.data.lazy import TRAIN_CROPS, Decoding, LazyImages
 from linseed.trainer.data.listing import ON_BAD_IMAGE
 from linseed.trainer.data.sources.tfds import (
@@ -46,18 +46,19 @@ def tfds_stream(
     fit: Annotated[str, OneOf(FITS)] = "crop",
     background: Annotated[str, OneOf(BACKGROUNDS)] = "white",
     bits: Annotated[int, Between(8, 16)] = 16,
+    interpolation: Annotated[str, OneOf(INTERPOLATIONS)] = "bilinear",
     train_crop: Annotated[str, OneOf(TRAIN_CROPS)] = "random_resized_crop",
     on_bad_image: Annotated[str, OneOf(ON_BAD_IMAGE)] = "error",
     workers: Annotated[int, Between(0, 256)] = 0,
 ) -> Source:
     """Opens `dataset`, found or prepared as for `tfds.tfds`, and decodes no image; images of any size, always RGB.
 
-    `image_size`, `resize`, `fit`, `background`, `bits`, `train_crop`, `on_bad_image` and `workers`: as for
-    `folder_stream.folder_stream`. Labels are inside the records, so the first use reads all of a split. They are then
-    stored next to the data, if that folder is writable. Raises DataError for data that is unavailable or not of this
-    kind.
+    `image_size`, `resize`, `fit`, `background`, `bits`, `interpolation`, `train_crop`, `on_bad_image` and `workers`: as
+    for `folder_stream.folder_stream`. Labels are inside the records, so the first use reads all of a split. They are
+    then stored next to the data, if that folder is writable. Raises DataError for data that is unavailable or not of
+    this kind.
     """
-    conversion = Conversion(fit=fit, background=background, bits=bits)
+    conversion = Conversion(fit=fit, background=background, bits=bits, interpolation=interpolation)
     decoding = Decoding(image_size, resize, train_crop=train_crop, on_bad_image=on_bad_image, conversion=conversion)
     decoding.check()
     builder = prepared(dataset, data_dir=data_dir)

@@ -1,0 +1,146 @@
+"""Weights that others trained, by a name on the hub or a file: their tensors, and the card that goes with them."""
+
+import dataclasses
+import difflib
+import re
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from linseed.models import INPUTS, MODELS
+from linseed.models.layers import Input
+from linseed.trainer.errors import DataError
+from linseed.trainer.weights import hub, pth
+from linseed.trainer.weights.fit import fits
+
+_FORMATS = (".safetensors", ".pth", ".pt", ".bin")
+
+# The methods of Pillow by their name on a card.
+INTERPOLATIONS = ("bilinear", "bicubic", "lanczos")
+
+
+@dataclasses.dataclass(frozen=True)
+class Card:
+    """Where weights come from, and what they expect.
+
+    name: as a config can give it, with the commit where it is one of the hub. sha256: of the file. architecture: a name
+    in MODELS. input: how the images were made that it was trained on. licence: as its publisher says, or "".
+    """
+
+    name: str
+    sha256: str
+    architecture: str
+    input: Input
+    licence: str = ""
+
+    def to_json(self) -> dict[str, Any]:
+        return dataclasses.asdict(self) | {"input": self.input._asdict()}
+
+
+@dataclasses.dataclass(frozen=True)
+class Weights:
+    """tensors: by their names in timm."""
+
+    tensors: Mapping[str, np.ndarray]
+    card: Card
+
+
+def find(name: str, *, architecture: str = "") -> Weights:
+    """The weights called `name`: a file, or `OWNER/NAME` on the hub, perhaps with `@REVISION`.
+
+    architecture: a name in MODELS; "" takes the one that the hub names, or that whose tensors a file holds. Raises
+    DataError, one line, for what is not there, damaged, or of no network here.
+    """
+    path = Path(name).expanduser()
+    if path.is_file():
+        tensors = read(path)
+        architecture = architecture or _architecture(tensors, path)
+        return Weights(tensors, Card(str(path), hub.sha256(path), architecture, INPUTS.get(architecture, Input())))
+    if path.suffix in _FORMATS or not hub.NAME.fullmatch(name):
+        raise DataError(
+            f"no weights at {name}; give a file ({', '.join(_FORMATS)}), or a name on the hub such as "
+            "timm/resnet50.a1_in1k"
+        )
+    fetched = hub.fetch(name)
+    published = fetched.config["architecture"]
+    if published not in MODELS:
+        near = difflib.get_close_matches(published, MODELS, n=3)
+        raise DataError(
+            f"'{name}' is a {published}, which is not among the networks here"
+            + (f"; near: {', '.join(near)}" if near else "; choose another name")
+        )
+    card = Card(
+        f"{name.partition('@')[0]}@{fetched.commit}",
+        hub.sha256(fetched.path),
+        architecture or published,
+        _input(fetched.config.get("pretrained_cfg", {}), INPUTS.get(published, Input())),
+        str(fetched.config.get("pretrained_cfg", {}).get("license", "")),
+    )
+    return Weights(read(fetched.path), card)
+
+
+def read(path: Path) -> dict[str, np.ndarray]:
+    """The tensors of a file of safetensors or of `torch.save`, by name. Raises DataError, one line."""
+    from safetensors import SafetensorError
+    from safetensors.numpy import load
+
+    try:
+        data = path.read_bytes()
+    except OSError as error:
+        raise DataError(f"{path} cannot be read ({error.strerror}); check the path") from None
+    try:
+        if pth.is_torch(data[:2]):
+            return pth.read(data)
+        return load(data)
+    except pth.NotWeights as error:
+        raise DataError(f"{path} {error}; {_conversion(path)}") from None
+    except (SafetensorError, ValueError, KeyError, TypeError) as error:
+        raise DataError(
+            f"{path} is no whole file of safetensors ({type(error).__name__}); fetch it again, or check the path"
+        ) from None
+
+
+def _conversion(path: Path) -> str:
+    """What turns a file of torch into one that is read, where torch is and its reader takes the file."""
+    code = (
+        "import sys, torch, safetensors.torch as s; a, b = sys.argv[1:]; "
+        "s.save_file({k: v.contiguous() for k, v in torch.load(a, weights_only=True).items()}, b)"
+    )
+    return f'or, with torch: python -c "{code}" {path} {path.with_suffix(".safetensors")}'
+
+
+def _input(published: Mapping[str, Any], default: Input) -> Input:
+    """How images are made, as a card of timm says it; `default` where it does not."""
+    try:
+        return Input(
+            size=int(published.get("input_size", (3, default.size, default.size))[-1]),
+            crop=float(published.get("crop_pct", default.crop)),
+            interpolation=_interpolation(published.get("interpolation", default.interpolation)),
+            mean=tuple(map(float, published.get("mean", default.mean))),
+            std=tuple(map(float, published.get("std", default.std))),
+        )
+    except (TypeError, ValueError, IndexError):
+        raise DataError("the card of these weights says no sizes or statistics that can be read") from None
+
+
+def _interpolation(name: str) -> str:
+    return name if name in INTERPOLATIONS else Input().interpolation
+
+
+def _architecture(tensors: Mapping[str, np.ndarray], path: Path) -> str:
+    """The network whose tensors these are: the first that fits, those first whose names are in the file's name."""
+    stem = re.sub(r"[^a-z0-9]+", "_", path.stem.lower())
+    known = [name for name, model in MODELS.items() if getattr(_class(model), "torch_names", ())]
+    known.sort(key=lambda name: difflib.SequenceMatcher(None, name, stem).ratio(), reverse=True)
+    for name in known:
+        if fits(tensors, name):
+            return name
+    raise DataError(f"{path} holds the tensors of no network here, such as {next(iter(tensors))}; give weights of timm")
+
+
+def _class(model):
+    while hasattr(model, "func"):
+        model = model.func
+    return model
