@@ -28,7 +28,7 @@ def get_config():
         batch_size=128,  # of all devices together; 0: all of train in one batch
         augment="",  # a chain of ops, "pad_crop(4)|flip_lr(0.5)"; "": none
         mix=dict(name="none"),  # or "mixup", "cutmix"
-        normalize="channel_mean_std",  # by the statistics of the train images in use
+        normalize="channel_mean_std",  # by the statistics of the train images in use; "pretrained": as weights expect
         mean=(),  # for pixels in 0..1, one a channel, in place of those statistics; () measures them
         std=(),
         placement="auto",  # where the train images wait: "device", "host"; "auto": on the devices where they fit
@@ -37,11 +37,12 @@ def get_config():
     # What is trained. Sizes, activation and so on are the model's own parameters.
     config.model = dict(name="resnet20")
     config.pretrained = ""  # weights to start from: a file, or a name on the hub, "timm/resnet50.a1_in1k"
+    config.head_init = "random"  # of the last layer; "probe": fitted to what the layers before it give
     config.batch_norm = dict(
         running_variance="biased",  # what evaluation divides by; "unbiased", as in PyTorch
         frozen=False,  # whether training too normalises by the running averages, those of pre-trained weights
     )
-    config.data_init = dict(name="none")  # "whiten": the first convolution from the train images; "probe": the head
+    config.data_init = dict(name="none")  # "whiten": the first convolution from the train images
     config.precision = "float32"  # in which the network computes, or "bfloat16"; parameters are float32
     config.loss = dict(name="softmax")
     config.label_smoothing = 0.0

@@ -18,10 +18,10 @@ def load_config(page: str, changes: Mapping[str, Any] | None = None) -> ml_colle
     {"optimizer.name": "adamw", "model.widths": (32, 64)}; another name brings the defaults of its entry. Raises
     ConfigError, one line that names the cure.
     """
-    from linseed.trainer.config.changes import changed
     from linseed.trainer.config.pages import read_page
+    from linseed.trainer.weights.complete import complete
 
-    return validate(changed(read_page(page), changes or {}))
+    return validate(complete(read_page(page), changes or {}))
 
 
 def validate(config: Mapping[str, Any] | ml_collections.ConfigDict) -> ml_collections.ConfigDict:

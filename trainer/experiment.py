@@ -26,6 +26,7 @@ from linseed.trainer.runtime import processes, xla_flags
 from linseed.trainer.runtime.data_parallel import DataParallel
 from linseed.trainer.step import state as state_lib
 from linseed.trainer.step.evaluator import Evaluator
+from linseed.trainer.weights import start
 
 
 class Experiment(NamedTuple):
@@ -46,7 +47,8 @@ class Experiment(NamedTuple):
     schedule: Callable  # step -> learning rate; a `schedules.Plateau` where it follows the loss
     parallel: DataParallel
     hyperparams: dict[str, float]  # what `optim.with_hyperparams` takes
-    state: state_lib.TrainState  # before the first step, host arrays
+    state: state_lib.TrainState  # of a new run with random weights, host arrays: the shape of all its states
+    begin: Callable  # (say) -> the state before the first step; say: shows the user a line
     train_steps: Callable  # (carry, batches, resident, count) -> (carry, step): what the loop calls
     train_step: Callable  # (state, batch) -> (state, metrics)
     probe_step: Callable  # (state, batch) -> measurements of the first step
@@ -106,6 +108,22 @@ def build(config: ml_collections.ConfigDict, workdir: Path, *, shared: Shared) -
     hyperparams = {"lr": plan.lr, "weight_decay": config.optimizer.get("weight_decay", 0.0)}  # lbfgs has none
     state = state_lib.create(programs.init, seed=config.seed, ema=config.ema_decay > 0)
     state = state.replace(opt_state=chain.with_hyperparams(state.opt_state, **hyperparams))
+
+    def begin(say):
+        started = start.begin(
+            config,
+            state,
+            model=programs.model,
+            opt_init=programs.opt_init,
+            features=programs.features,
+            train=data.train,
+            val=data.val,
+            card=workdir / workdir_lib.PRETRAINED,
+            shared=shared,
+            say=say,
+        )
+        return started.replace(opt_state=chain.with_hyperparams(started.opt_state, **hyperparams))
+
     return Experiment(
         train=data.train,
         val=data.val,
@@ -125,6 +143,7 @@ def build(config: ml_collections.ConfigDict, workdir: Path, *, shared: Shared) -
         parallel=parallel,
         hyperparams=hyperparams,
         state=state,
+        begin=begin,
         train_steps=programs.train_steps,
         train_step=programs.train_step,
         probe_step=programs.probe_step,

@@ -33,6 +33,7 @@ from linseed.trainer.step.multi_step import make_train_steps
 from linseed.trainer.step.probe_step import make_probe_step
 from linseed.trainer.step.remat import REMAT
 from linseed.trainer.step.train_step import make_train_step
+from linseed.trainer.weights.features import make_features
 
 DTYPES = {"bfloat16": jnp.bfloat16, "float32": jnp.float32}
 
@@ -51,6 +52,7 @@ NOT_IN_PROGRAMS = (
     "eval.batch_size",
     "eval.every_steps",
     "eval.monitor",
+    "head_init",
     "guard.lr_factor",
     "guard.max_times",
     "guard.watchdog_minutes",
@@ -66,9 +68,12 @@ NOT_IN_PROGRAMS = (
 
 
 class Programs(NamedTuple):
-    """The functions of a config, compiled but for the first two."""
+    """The functions of a config, compiled where nothing else is said."""
 
     init: Callable  # root key -> (params, model_state, opt_state)
+    opt_init: Callable  # params -> opt_state
+    model: Any  # the network
+    features: Callable  # of `make_features`; to be compiled as a part of something
     logits: Callable  # of `make_logits`; to be compiled as a part of something
     train_steps: Callable  # (carry, batches, resident, count) -> (carry, step): what the loop calls
     train_step: Callable  # (state, batch) -> (state, metrics)
@@ -142,6 +147,9 @@ def compile_programs(
     probe_step = make_probe_step(model=model, loss=plain_loss, regularizer=regularizer, normalize=normalize)
     return Programs(
         init=init,
+        opt_init=jax.jit(tx.init),
+        model=model,
+        features=make_features(model=model, normalize=normalize),
         logits=logits,
         train_steps=parallel.compile(train_steps, donate=True, takes=(REPLICATED, SHARDED, REPLICATED, REPLICATED)),
         train_step=parallel.compile(train_step, donate=True),

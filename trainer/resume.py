@@ -68,7 +68,7 @@ def restore(
     devices = experiment.parallel.num_devices
     # A new state comes from the writer, too: the last bits of weights computed from images depend on the processor.
     state, saved = processes.restored_by_writer(
-        lambda new: checkpoints.restore_latest(new) or (new, None), like=experiment.state
+        lambda new: checkpoints.restore_latest(new) or (experiment.begin(writer.say), None), like=experiment.state
     )
     if saved is None:
         progress = Progress(

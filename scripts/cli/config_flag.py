@@ -42,9 +42,10 @@ def load():
     from linseed.trainer.config import changes
     from linseed.trainer.config.pages import read_page
     from linseed.trainer.config.resolve import resolve
+    from linseed.trainer.weights.complete import complete
 
     config = read_page(CONFIG.value)
-    return resolve(changes.changed(config, changes.read(config, _texts)))
+    return resolve(complete(config, changes.read(config, _texts)))
 
 
 def page_name() -> str:

@@ -36,6 +36,7 @@ MostExamples = 2**20  # in one batch
 # Dotted key -> annotation. Durations are listed in steps; a config may give them in any unit.
 FIELDS: dict[str, Any] = {
     "seed": Natural,
+    "head_init": Annotated[str, OneOf("random", "probe")],
     "plugins": tuple[str, ...],
     "pretrained": str,
     "precision": Annotated[str, OneOf("float32", "bfloat16")],
@@ -48,7 +49,7 @@ FIELDS: dict[str, Any] = {
     "data.train_examples": Natural,
     "data.placement": Annotated[str, OneOf(PLACEMENTS)],
     "data.augment": str,
-    "data.normalize": Annotated[str, OneOf(NORMALIZERS)],
+    "data.normalize": Annotated[str, OneOf(NORMALIZERS, "pretrained")],
     "data.mean": Numbers,
     "data.std": Numbers,
     "optimizer.lr": Positive,

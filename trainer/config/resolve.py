@@ -107,7 +107,7 @@ def _check_together(values):
         )
     if bool(values["data.mean"]) != bool(values["data.std"]):
         raise ConfigError("config.data.mean and config.data.std go together; give both, or () for both")
-    if values["data.mean"] and values["data.normalize"] != "channel_mean_std":
+    if values["data.mean"] and values["data.normalize"] not in ("channel_mean_std", "pretrained"):
         raise ConfigError("config.data.mean and config.data.std need config.data.normalize='channel_mean_std'")
     if any(std <= 0 for std in values["data.std"]):
         raise ConfigError(f"config.data.std={values['data.std']!r} should be above 0")

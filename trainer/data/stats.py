@@ -21,6 +21,8 @@ from linseed.trainer.errors import ConfigError
 # Warn if a config's constants differ from the data's own by more than this, on the 0..1 scale.
 TOLERANCE = 0.01
 
+PRETRAINED = "pretrained"  # a name beside those of NORMALIZERS: `mean` and `std` are those of weights
+
 SAMPLE = 10_000
 _IMAGES_PER_READ = 256
 
@@ -107,10 +109,14 @@ def statistics(
 ) -> dict[str, np.ndarray]:
     """`mean` and `std` for `NORMALIZERS[name]`, on the 0..1 scale, computed from `split` or read from `cache`.
 
+    For PRETRAINED they are the given ones, for three channels; images of other channels take their mean.
+
     cache: a JSON file, used if it is for `name` and these images of `split`, otherwise rewritten. Non-empty `mean` and
     `std` of the config replace the computed ones; a warning reports any that are further than `TOLERANCE` from the
     data's own. Raises ConfigError for constants that do not match the channels.
     """
+    if name == PRETRAINED:
+        return _of_weights(mean, std, channels=split.images.shape[-1])
     computed = _cached(split, name, cache)
     if not mean and not std:
         return computed
@@ -127,6 +133,16 @@ def statistics(
                 np.round(computed[key], 4).tolist(),
             )
     return given
+
+
+def _of_weights(mean, std, *, channels):
+    """Those of RGB, given; for other channels their mean."""
+    if not len(mean) == len(std) == 3:
+        raise ConfigError(
+            "config.data.normalize 'pretrained' takes data.mean and data.std from config.pretrained; set it"
+        )
+    given = {"mean": np.array(mean, np.float64), "std": np.array(std, np.float64)}
+    return given if channels == 3 else {key: np.full(channels, values.mean()) for key, values in given.items()}
 
 
 def _cached(split: Split, name: str, cache: Path) -> dict[str, np.ndarray]:

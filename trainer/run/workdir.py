@@ -26,7 +26,8 @@ CHECKPOINTS = "checkpoints"
 REPORT = "report.html"
 LOCK = "lock"
 DAMAGED = "damaged_checkpoints"
-FILES = (CONFIG, RESULT, METRICS, ROLLBACKS, OPENINGS, STATISTICS, CHECKPOINTS, REPORT, LOCK, DAMAGED)
+PRETRAINED = "pretrained.json"  # where the first weights come from
+FILES = (PRETRAINED, CONFIG, RESULT, METRICS, ROLLBACKS, OPENINGS, STATISTICS, CHECKPOINTS, REPORT, LOCK, DAMAGED)
 
 _CURES = {
     CONFIG: "train again with --on_config_change=accept to go on with the given config, or choose another --workdir",

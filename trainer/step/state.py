@@ -1,6 +1,6 @@
 """The training state: arrays only, all of which are checkpointed."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import flax
@@ -63,6 +63,22 @@ def create(init: Callable, *, seed: int, ema: bool) -> TrainState:
         opt_state=opt_state,
         rng=np.asarray(jax.random.key_data(root)),
         ema=average,
+    )
+
+
+def with_weights(state: TrainState, leaves: Mapping[str, np.ndarray], *, opt_init: Callable) -> TrainState:
+    """`state` before the first step with these variables in place of its own: in its average and optimiser too.
+
+    leaves: by '/'-joined path, "params/head/bias" or "batch_stats/stem/norm/mean". opt_init: params -> optimiser state.
+    """
+    old = flax.traverse_util.flatten_dict({"params": state.params, **state.model_state}, sep="/")
+    model_state = flax.traverse_util.unflatten_dict({**old, **leaves}, sep="/")
+    params = model_state.pop("params")
+    return state.replace(
+        params=params,
+        model_state=model_state,
+        opt_state=jax.device_get(opt_init(params)),
+        ema=jax.tree.map(np.array, {"params": params, "model_state": model_state}) if state.ema else {},
     )
 
 

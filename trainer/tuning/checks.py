@@ -41,7 +41,7 @@ def probe(experiment: Experiment) -> dict[str, Any]:
     on purpose: for one step no gradient reaches the layers below, yet these are not dead. `loud_logits` are the least
     and the largest logit if all these weights are a hundred times as large.
     """
-    parallel, state = experiment.parallel, experiment.state
+    parallel, state = experiment.parallel, experiment.begin(lambda line: None)
     batch = parallel.shard(experiment.feed.batch(0))
 
     def measure(params):
