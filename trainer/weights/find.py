@@ -7,6 +7,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+import ml_dtypes
 import numpy as np
 
 from linseed.models import INPUTS, MODELS
@@ -16,6 +17,20 @@ from linseed.trainer.weights import hub, pth
 from linseed.trainer.weights.fit import fits
 
 _FORMATS = (".safetensors", ".pth", ".pt", ".bin")
+
+# The types of safetensors by their names there; its own reader for NumPy knows no bfloat16.
+_TYPES = {
+    "BF16": ml_dtypes.bfloat16,
+    "BOOL": np.bool_,
+    "F16": np.float16,
+    "F32": np.float32,
+    "F64": np.float64,
+    **{
+        f"{sign}{bits}": np.dtype(f"{kind}{bits}")
+        for sign, kind in (("I", "int"), ("U", "uint"))
+        for bits in (8, 16, 32, 64)
+    },
+}
 
 # The methods of Pillow by their name on a card.
 INTERPOLATIONS = ("bilinear", "bicubic", "lanczos")
@@ -83,8 +98,7 @@ def find(name: str, *, architecture: str = "") -> Weights:
 
 def read(path: Path) -> dict[str, np.ndarray]:
     """The tensors of a file of safetensors or of `torch.save`, by name. Raises DataError, one line."""
-    from safetensors import SafetensorError
-    from safetensors.numpy import load
+    from safetensors import SafetensorError, deserialize
 
     try:
         data = path.read_bytes()
@@ -93,13 +107,17 @@ def read(path: Path) -> dict[str, np.ndarray]:
     try:
         if pth.is_torch(data[:2]):
             return pth.read(data)
-        return load(data)
+        return {name: _array(**tensor) for name, tensor in deserialize(data)}
     except pth.NotWeights as error:
         raise DataError(f"{path} {error}; {_conversion(path)}") from None
     except (SafetensorError, ValueError, KeyError, TypeError) as error:
         raise DataError(
             f"{path} is no whole file of safetensors ({type(error).__name__}); fetch it again, or check the path"
         ) from None
+
+
+def _array(*, dtype: str, shape: list[int], data: bytes) -> np.ndarray:
+    return np.frombuffer(data, _TYPES[dtype]).reshape(shape)
 
 
 def _conversion(path: Path) -> str:

@@ -49,7 +49,7 @@ def fetch(name: str) -> Fetched:
         ) from None
     except errors.EntryNotFoundError:
         raise DataError(f"'{repository}' has no config.json with {' or '.join(_FILES)}; choose another name") from None
-    except OSError as error:
+    except Exception as error:  # of the network, of HTTP, of the disk: each library below has its own
         raise DataError(
             f"'{name}' cannot be fetched ({type(error).__name__}: {_line(error)}); mend that, set HF_HOME to a folder "
             "that can be written, or fetch the file elsewhere and give its path"
