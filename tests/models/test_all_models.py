@@ -14,7 +14,7 @@ from jax.sharding import Mesh, PartitionSpec
 from support.numpy_evaluation import evaluate
 
 from linseed import ranges
-from linseed.models import MODELS, efficientnet
+from linseed.models import MODELS, efficientnet, mobilenet
 from linseed.models.inverted_residual import ConvBlock, DepthwiseSeparable, FusedInvertedResidual, InvertedResidual, Row
 from linseed.models.layers import ACTIVATIONS, INITIALIZERS, NORMALIZATIONS, Block, Compute, max_pool_2x2
 from linseed.models.resnet import STEMS, BasicBlock, BottleneckBlock, PlainShortcutBlock
@@ -60,7 +60,7 @@ SMALLER = {
 DEEPER_TWINS = {"resnet32", "resnet34", "resnet44", "resnet56", "resnet101", "resnet110", "resnet152"}
 DEEPER_TWINS |= {"vgg13", "vgg16", "vgg19"}
 # Families with tests of their own, tests/models/test_<family>.py.
-FAMILIES = {*efficientnet.NAMES}
+FAMILIES = {*efficientnet.NAMES, *mobilenet.NAMES}
 NORMALIZED = sorted(set(SMALLER) - {"alexnet", "linear"})
 
 # Shape of the images, classes and parameters, as published or exact from the layer shapes in the papers, of the network
@@ -70,6 +70,7 @@ PUBLISHED = {
     "efficientnet_b0": ((64, 64, 3), 1000, 5_288_548),
     "linear": ((32, 32, 3), 10, 3_072 * 10 + 10),
     "mlp": ((28, 28, 1), 10, 266_610),  # LeNet-300-100, LeCun et al. 1998
+    "mobilenetv3_small_100": ((64, 64, 3), 1000, 2542856),
     "resnet18": ((64, 64, 3), 1000, 11_689_512),
     "resnet34": ((64, 64, 3), 1000, 21_797_672),
     "resnet50": ((64, 64, 3), 1000, 25_557_032),
