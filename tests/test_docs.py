@@ -25,10 +25,10 @@ OF_OTHERS = {"xla_force_host_platform_device_count", "xla_gpu_deterministic_ops"
 
 
 def named(section):
-    """The names in the row of `section` in README.md; `vgg11/13` is `vgg11` and `vgg13`."""
-    (row,) = (line for line in README.splitlines() if line.startswith(f"| `{section}` |"))
+    """The names in the rows of `section` in README.md; `vgg11/13` is `vgg11` and `vgg13`."""
+    rows = [line.split(" | ", 1)[1] for line in README.splitlines() if line.startswith(f"| `{section}` |")]
     found = set()
-    for word in re.findall(r"`([\w/]+)`", row.split(" | ", 1)[1]):
+    for word in re.findall(r"`([\w/]+)`", "".join(rows)):
         first, *more = word.split("/")
         found |= {first, *(first.rstrip("0123456789") + number for number in more)}
     return found

@@ -14,7 +14,8 @@ from jax.sharding import Mesh, PartitionSpec
 from support.numpy_evaluation import evaluate
 
 from linseed import ranges
-from linseed.models import MODELS
+from linseed.models import MODELS, efficientnet, mobilenet
+from linseed.models.inverted_residual import ConvBlock, DepthwiseSeparable, FusedInvertedResidual, InvertedResidual, Row
 from linseed.models.layers import ACTIVATIONS, INITIALIZERS, NORMALIZATIONS, Block, Compute, max_pool_2x2
 from linseed.models.resnet import STEMS, BasicBlock, BottleneckBlock, PlainShortcutBlock
 from linseed.models.wide_resnet import PreActivationBlock
@@ -26,6 +27,7 @@ FLOAT32 = Compute(jnp.float32, axis_name=None, convolution=jax.lax.conv_general_
 ARGUMENTS = {
     "alexnet": dict(stem="cifar"),
     "cnn": dict(widths=(4, 6), dropout=0.5),
+    "efficientnet_b0": dict(stem="cifar", drop_path=0.5),
     "mlp": dict(widths=(8, 6), normalization="batch", dropout=0.5),
     "resnet18": dict(stem="cifar", drop_path=0.5),
     "resnet50": dict(drop_path=0.5),
@@ -33,10 +35,18 @@ ARGUMENTS = {
     "vgg11": dict(stem="cifar", normalization="batch"),
 }
 
+# A stage for each kind of inverted residual block.
+INVERTED_RESIDUALS = (
+    (Row(ConvBlock, 1, 3, 1, 1, 8),),
+    (Row(DepthwiseSeparable, 1, 3, 1, 1, 8, squeeze=True),),
+    (Row(FusedInvertedResidual, 1, 3, 2, 2, 8),),
+    (Row(InvertedResidual, 2, 5, 2, 2, 16, squeeze=True),),
+)
 # What is run is the same network with fewer or thinner layers; None is the network as it is built.
 SMALLER = {
     "alexnet": None,
     "cnn": None,
+    "efficientnet_b0": dict(stages=INVERTED_RESIDUALS, stem_width=8, num_features=24),
     "linear": None,
     "mlp": None,
     "resnet18": dict(stage_sizes=(1, 2), width=4),
@@ -49,14 +59,18 @@ SMALLER = {
 # The same parts as one of those, only more: their shapes and sizes are checked, and they are not run.
 DEEPER_TWINS = {"resnet32", "resnet34", "resnet44", "resnet56", "resnet101", "resnet110", "resnet152"}
 DEEPER_TWINS |= {"vgg13", "vgg16", "vgg19"}
+# Families with tests of their own, tests/models/test_<family>.py.
+FAMILIES = {*efficientnet.NAMES, *mobilenet.NAMES}
 NORMALIZED = sorted(set(SMALLER) - {"alexnet", "linear"})
 
 # Shape of the images, classes and parameters, as published or exact from the layer shapes in the papers, of the network
 # by its defaults; mlp by LENET.
 PUBLISHED = {
     "alexnet": ((224, 224, 3), 1000, 61_100_840),
+    "efficientnet_b0": ((64, 64, 3), 1000, 5_288_548),
     "linear": ((32, 32, 3), 10, 3_072 * 10 + 10),
     "mlp": ((28, 28, 1), 10, 266_610),  # LeNet-300-100, LeCun et al. 1998
+    "mobilenetv3_small_100": ((64, 64, 3), 1000, 2542856),
     "resnet18": ((64, 64, 3), 1000, 11_689_512),
     "resnet34": ((64, 64, 3), 1000, 21_797_672),
     "resnet50": ((64, 64, 3), 1000, 25_557_032),
@@ -139,8 +153,8 @@ def _count(tree):
 
 
 def test_every_model_is_run_or_is_the_deeper_twin_of_one_that_is():
-    assert set(SMALLER) | DEEPER_TWINS == set(MODELS)
-    assert set(PUBLISHED) == set(MODELS) - {"cnn", "speednet"}
+    assert set(SMALLER) | DEEPER_TWINS | FAMILIES == set(MODELS)
+    assert set(PUBLISHED) | FAMILIES == set(MODELS) - {"cnn", "speednet"}
 
 
 @pytest.mark.parametrize("name", sorted(MODELS))
@@ -169,7 +183,7 @@ def test_a_parameter_may_have_the_names_of_its_table(name, parameter, names):
     assert str(error.value).count("'") == 2 * len(names)
 
 
-@pytest.mark.parametrize("name", sorted(MODELS))
+@pytest.mark.parametrize("name", sorted({*SMALLER, *PUBLISHED}))
 def test_logits_and_variables_are_float32_in_bfloat16_computation(name):
     logits, variables = _published(name)
     assert logits.shape == (4, PUBLISHED[name][1] if name in PUBLISHED else 10)

@@ -76,8 +76,16 @@ def _dot(x, y, *, dimension_numbers, **params):
     return np.tensordot(x, y, (contract_x, contract_y))
 
 
-def _convolve(x, kernel, *, window_strides, padding, lhs_dilation, rhs_dilation, dimension_numbers, **params):
-    assert params["feature_group_count"] == params["batch_group_count"] == 1
+def _convolve(x, kernel, *, feature_group_count, batch_group_count, **params):
+    groups, numbers = max(feature_group_count, batch_group_count), params["dimension_numbers"]
+    assert groups == feature_group_count * batch_group_count
+    xs = np.split(x, groups, numbers.lhs_spec[1 if feature_group_count > 1 else 0])
+    kernels = np.split(kernel, groups, numbers.rhs_spec[0])
+    outputs = [_convolve_group(*pair, **params) for pair in zip(xs, kernels, strict=True)]
+    return np.concatenate(outputs, numbers.out_spec[1])
+
+
+def _convolve_group(x, kernel, *, window_strides, padding, lhs_dilation, rhs_dilation, dimension_numbers, **params):
     x, kernel = x.transpose(dimension_numbers.lhs_spec), kernel.transpose(dimension_numbers.rhs_spec)
     around = [(low, high, by - 1) for (low, high), by in zip(padding, lhs_dilation, strict=True)]
     x = _pad(x, 0.0, padding_config=[(0, 0, 0), (0, 0, 0), *around])  # [B, C, H, W]
