@@ -34,6 +34,26 @@ class ResidualBlock(nn.Module, kw_only=True):
     compute: Compute
 
 
+def project(
+    x: jax.Array, features: int, *, stride: int, train: bool, compute: Compute, pooled: bool = False
+) -> jax.Array:
+    """The shortcut of a block: [B, H, W, C] -> [B, ceil(H / stride), ceil(W / stride), features].
+
+    Called in the compact method of the block. It is x where the shape stays, else a 1x1 convolution, with the stride or
+    where `pooled` after the mean over windows ("ResNet-D", He et al. 2019, section 4.2). A window at an odd edge
+    averages what is left.
+    """
+    if stride == 1 and x.shape[-1] == features:
+        return x
+    name = "pooled_shortcut" if pooled else "shortcut"
+    if pooled and stride > 1:
+        padding = [(0, -size % stride) for size in x.shape[1:3]]
+        x = nn.avg_pool(x, (stride, stride), (stride, stride), padding, count_include_pad=False)
+        stride = 1
+    x = conv(features, 1, stride, compute=compute, name=f"{name}_conv")(x)
+    return batch_norm(train=train, compute=compute, name=f"{name}_norm")(x)
+
+
 class ProjectionBlock(ResidualBlock):
     """A residual block whose shortcut is a projection where the shape changes.
 
@@ -43,23 +63,13 @@ class ProjectionBlock(ResidualBlock):
     pooled_shortcut: bool = False
     attention: Callable[..., jax.Array] | None = None
 
-
-def project(x: jax.Array, features: int, *, block: ProjectionBlock, train: bool) -> jax.Array:
-    """The shortcut of a block: [B, H, W, C] -> [B, ceil(H / stride), ceil(W / stride), features].
-
-    Called in the compact method of `block`. It is x where the shape stays, else a 1x1 convolution: with the stride, or
-    after the mean over windows ("ResNet-D", He et al. 2019, section 4.2). A window at an odd edge has what is left.
-    """
-    stride = block.stride
-    if stride == 1 and x.shape[-1] == features:
-        return x
-    name = "pooled_shortcut" if block.pooled_shortcut else "shortcut"
-    if block.pooled_shortcut and stride > 1:
-        padding = [(0, -size % stride) for size in x.shape[1:3]]
-        x = nn.avg_pool(x, (stride, stride), (stride, stride), padding, count_include_pad=False)
-        stride = 1
-    x = conv(features, 1, stride, compute=block.compute, name=f"{name}_conv")(x)
-    return batch_norm(train=train, compute=block.compute, name=f"{name}_norm")(x)
+    def add(self, x: jax.Array, y: jax.Array, *, train: bool) -> jax.Array:
+        """Called in the compact method: the shortcut of x plus the branch y, and ReLU."""
+        if self.attention:
+            y = self.attention(y, compute=self.compute, name="se")
+        features, pooled = y.shape[-1], self.pooled_shortcut
+        x = project(x, features, stride=self.stride, train=train, compute=self.compute, pooled=pooled)
+        return nn.relu(x + stochastic_depth(self.drop_rate, train=train)(y))
 
 
 class BasicBlock(ProjectionBlock):
@@ -72,10 +82,7 @@ class BasicBlock(ProjectionBlock):
         y = nn.relu(norm(name="norm1")(y))
         y = conv(self.width, 3, 1, compute=self.compute, name="conv2")(y)
         y = norm(name="norm2", scale_init=nn.initializers.zeros)(y)
-        if self.attention:
-            y = self.attention(y, compute=self.compute, name="se")
-        x = project(x, self.width, block=self, train=train)
-        return nn.relu(x + stochastic_depth(self.drop_rate, train=train)(y))
+        return self.add(x, y, train=train)
 
 
 class BottleneckBlock(ProjectionBlock):
@@ -98,10 +105,7 @@ class BottleneckBlock(ProjectionBlock):
         y = nn.relu(norm(name="norm2")(y))
         y = conv(4 * self.width, 1, 1, compute=self.compute, name="conv3")(y)
         y = norm(name="norm3", scale_init=nn.initializers.zeros)(y)
-        if self.attention:
-            y = self.attention(y, compute=self.compute, name="se")
-        x = project(x, 4 * self.width, block=self, train=train)
-        return nn.relu(x + stochastic_depth(self.drop_rate, train=train)(y))
+        return self.add(x, y, train=train)
 
 
 class PlainShortcutBlock(ResidualBlock):
