@@ -7,7 +7,7 @@ keys of a config's `model` section.
 from collections.abc import Callable
 from functools import partial
 
-from linseed.models import resnet
+from linseed.models import regnet, resnet
 from linseed.models.alexnet import AlexNet
 from linseed.models.cnn import Cnn
 from linseed.models.layers import Classifier, Input
@@ -29,6 +29,7 @@ MODELS: dict[str, Callable[..., Classifier]] = {
     "resnet56": partial(cifar_resnet, stage_sizes=(9, 9, 9)),
     "resnet110": partial(cifar_resnet, stage_sizes=(18, 18, 18)),
     "speednet": SpeedNet,
+    **regnet.NAMES,
     **resnet.NAMES,
     "vgg11": partial(vgg, stage_sizes=(1, 1, 2, 2, 2)),
     "vgg13": partial(vgg, stage_sizes=(2, 2, 2, 2, 2)),
@@ -38,4 +39,4 @@ MODELS: dict[str, Callable[..., Classifier]] = {
 }
 
 # How the images were made that timm's weights of a name were trained on, where it is not `Input()`.
-INPUTS: dict[str, Input] = {**resnet.INPUTS}
+INPUTS: dict[str, Input] = {**regnet.INPUTS, **resnet.INPUTS}

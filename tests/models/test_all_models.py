@@ -14,7 +14,7 @@ from jax.sharding import Mesh, PartitionSpec
 from support.numpy_evaluation import evaluate
 
 from linseed import ranges
-from linseed.models import MODELS, resnet
+from linseed.models import MODELS, regnet, resnet
 from linseed.models.layers import ACTIVATIONS, INITIALIZERS, NORMALIZATIONS, Block, Compute, max_pool_2x2
 from linseed.models.resnet import STEMS, BasicBlock, BottleneckBlock, PlainShortcutBlock
 from linseed.models.wide_resnet import PreActivationBlock
@@ -47,7 +47,7 @@ SMALLER = {
     "wide_resnet28_10": dict(stage_size=1, widths=(16, 8)),
 }
 # Families with a test of their own for each name.
-ELSEWHERE = set(resnet.NAMES) - {"resnet18", "resnet34", "resnet50", "resnet101", "resnet152"}
+ELSEWHERE = {*resnet.NAMES, *regnet.NAMES} - {"resnet18", "resnet34", "resnet50", "resnet101", "resnet152"}
 # The same parts as one of those, only more: their shapes and sizes are checked, and they are not run.
 DEEPER_TWINS = {"resnet32", "resnet34", "resnet44", "resnet56", "resnet101", "resnet110", "resnet152"}
 DEEPER_TWINS |= {"vgg13", "vgg16", "vgg19"}
