@@ -7,13 +7,13 @@ keys of a config's `model` section.
 from collections.abc import Callable
 from functools import partial
 
-from linseed.models import efficientnet, mobilenet
+from linseed.models import efficientnet, mobilenet, regnet, resnet
 from linseed.models.alexnet import AlexNet
 from linseed.models.cnn import Cnn
 from linseed.models.layers import Classifier, Input
 from linseed.models.linear import Linear
 from linseed.models.mlp import Mlp
-from linseed.models.resnet import BasicBlock, BottleneckBlock, cifar_resnet, imagenet_resnet
+from linseed.models.resnet import cifar_resnet
 from linseed.models.speednet import SpeedNet
 from linseed.models.vgg import vgg
 from linseed.models.wide_resnet import PreActivationBlock, WideResNet
@@ -23,17 +23,14 @@ MODELS: dict[str, Callable[..., Classifier]] = {
     "cnn": Cnn,
     "linear": Linear,
     "mlp": Mlp,
-    "resnet18": partial(imagenet_resnet, block=BasicBlock, stage_sizes=(2, 2, 2, 2)),
     "resnet20": partial(cifar_resnet, stage_sizes=(3, 3, 3)),
     "resnet32": partial(cifar_resnet, stage_sizes=(5, 5, 5)),
-    "resnet34": partial(imagenet_resnet, block=BasicBlock, stage_sizes=(3, 4, 6, 3)),
     "resnet44": partial(cifar_resnet, stage_sizes=(7, 7, 7)),
-    "resnet50": partial(imagenet_resnet, block=BottleneckBlock, stage_sizes=(3, 4, 6, 3)),
     "resnet56": partial(cifar_resnet, stage_sizes=(9, 9, 9)),
-    "resnet101": partial(imagenet_resnet, block=BottleneckBlock, stage_sizes=(3, 4, 23, 3)),
     "resnet110": partial(cifar_resnet, stage_sizes=(18, 18, 18)),
-    "resnet152": partial(imagenet_resnet, block=BottleneckBlock, stage_sizes=(3, 8, 36, 3)),
     "speednet": SpeedNet,
+    **regnet.NAMES,
+    **resnet.NAMES,
     "vgg11": partial(vgg, stage_sizes=(1, 1, 2, 2, 2)),
     "vgg13": partial(vgg, stage_sizes=(2, 2, 2, 2, 2)),
     "vgg16": partial(vgg, stage_sizes=(2, 2, 3, 3, 3)),
@@ -44,4 +41,4 @@ MODELS: dict[str, Callable[..., Classifier]] = {
 }
 
 # How the images were made that timm's weights of a name were trained on, where it is not `Input()`.
-INPUTS: dict[str, Input] = {**efficientnet.INPUTS, **mobilenet.INPUTS}
+INPUTS: dict[str, Input] = {**efficientnet.INPUTS, **mobilenet.INPUTS, **regnet.INPUTS, **resnet.INPUTS}

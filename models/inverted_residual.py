@@ -14,7 +14,7 @@ import jax
 import jax.numpy as jnp
 
 from linseed.models.layers import Classifier, Compute, as_logits, batch_norm
-from linseed.models.resnet import stochastic_depth
+from linseed.models.residual_blocks import stochastic_depth
 from linseed.ranges import BelowOne, OneOf
 
 Function = Callable[[jax.Array], jax.Array]

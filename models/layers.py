@@ -266,10 +266,11 @@ class Block(nn.Module):
         return activation.build("activation")(x)
 
 
-def conv(features: int, size: int, stride: int, *, compute: Compute, name: str) -> nn.Conv:
+def conv(features: int, size: int, stride: int, *, compute: Compute, name: str, groups: int = 1) -> nn.Conv:
     """A convolution without bias, He's variance: [B, H, W, C] -> [B, ceil(H / stride), ceil(W / stride), features].
 
-    Padded alike on both sides at any stride; "SAME" would shift strided maps by half a pixel.
+    Padded alike on both sides at any stride; "SAME" would shift strided maps by half a pixel. groups: as many equal
+    parts of the channels are convolved apart.
     """
     return nn.Conv(
         features,
@@ -277,6 +278,7 @@ def conv(features: int, size: int, stride: int, *, compute: Compute, name: str) 
         stride,
         padding=size // 2,
         use_bias=False,
+        feature_group_count=groups,
         dtype=compute.dtype,
         kernel_init=kaiming,
         conv_general_dilated=compute.convolution,

@@ -15,8 +15,9 @@ Rules = Sequence[tuple[str, str | Callable[[re.Match], str]]]
 # Flax's name of a leaf -> PyTorch's. Parameters of a module's own, such as `cls_token`, have the same name in both.
 _LEAVES = {"kernel": "weight", "scale": "weight", "mean": "running_mean", "var": "running_var"}
 
-# The axes of a kernel: ours in the order in which PyTorch has them. [H, W, I, O] -> [O, I, H, W], [I, O] -> [O, I].
-_AXES = {2: (1, 0), 4: (3, 2, 0, 1)}
+# The axes of a kernel: ours in the order in which PyTorch has them. [I, O] -> [O, I], [W, I, O] -> [O, I, W],
+# [H, W, I, O] -> [O, I, H, W].
+_AXES = {2: (1, 0), 3: (2, 1, 0), 4: (3, 2, 0, 1)}
 
 
 def torch_name(path: str, rules: Rules) -> str:

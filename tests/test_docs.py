@@ -1,5 +1,6 @@
 """What README.md and docs/ name is there: every entry of a table, every flag."""
 
+import fnmatch
 import re
 from pathlib import Path
 
@@ -25,12 +26,13 @@ OF_OTHERS = {"xla_force_host_platform_device_count", "xla_gpu_deterministic_ops"
 
 
 def named(section):
-    """The names in the rows of `section` in README.md; `vgg11/13` is `vgg11` and `vgg13`."""
-    rows = [line.split(" | ", 1)[1] for line in README.splitlines() if line.startswith(f"| `{section}` |")]
+    """The names in the row of `section` in README.md; `vgg11/13` is `vgg11` and `vgg13`, `resnext*` each that fits."""
+    (row,) = (line for line in README.splitlines() if line.startswith(f"| `{section}` |"))
     found = set()
-    for word in re.findall(r"`([\w/]+)`", "".join(rows)):
+    for word in re.findall(r"`([\w/*]+)`", row.split(" | ", 1)[1]):
         first, *more = word.split("/")
-        found |= {first, *(first.rstrip("0123456789") + number for number in more)}
+        for name in (first, *(first.rstrip("0123456789") + number for number in more)):
+            found |= set(fnmatch.filter(TABLES[section], name)) or {name}
     return found
 
 

@@ -14,7 +14,7 @@ from jax.sharding import Mesh, PartitionSpec
 from support.numpy_evaluation import evaluate
 
 from linseed import ranges
-from linseed.models import MODELS, efficientnet, mobilenet
+from linseed.models import MODELS, efficientnet, mobilenet, regnet, resnet
 from linseed.models.inverted_residual import ConvBlock, DepthwiseSeparable, FusedInvertedResidual, InvertedResidual, Row
 from linseed.models.layers import ACTIVATIONS, INITIALIZERS, NORMALIZATIONS, Block, Compute, max_pool_2x2
 from linseed.models.resnet import STEMS, BasicBlock, BottleneckBlock, PlainShortcutBlock
@@ -59,8 +59,6 @@ SMALLER = {
 # The same parts as one of those, only more: their shapes and sizes are checked, and they are not run.
 DEEPER_TWINS = {"resnet32", "resnet34", "resnet44", "resnet56", "resnet101", "resnet110", "resnet152"}
 DEEPER_TWINS |= {"vgg13", "vgg16", "vgg19"}
-# Families with tests of their own, tests/models/test_<family>.py.
-FAMILIES = {*efficientnet.NAMES, *mobilenet.NAMES}
 NORMALIZED = sorted(set(SMALLER) - {"alexnet", "linear"})
 
 # Shape of the images, classes and parameters, as published or exact from the layer shapes in the papers, of the network
@@ -87,6 +85,9 @@ PUBLISHED = {
     "vgg19": ((224, 224, 3), 1000, 143_667_240),
     "wide_resnet28_10": ((32, 32, 3), 10, 36_479_194),
 }
+# The others of the families whose tests are in files of their own, tests/models/test_<family>.py.
+FAMILIES = (efficientnet, mobilenet, regnet, resnet)
+APART = {name for family in FAMILIES for name in family.NAMES} - {*SMALLER, *DEEPER_TWINS}
 LENET = dict(widths=(300, 100))
 # Millions of parameters: He et al. 2015, table 6; Simonyan and Zisserman 2014, table 2; Zagoruyko and Komodakis 2016.
 ROUNDED = {"resnet20": 0.27, "resnet32": 0.46, "resnet44": 0.66, "resnet56": 0.85, "resnet110": 1.7}
@@ -153,8 +154,8 @@ def _count(tree):
 
 
 def test_every_model_is_run_or_is_the_deeper_twin_of_one_that_is():
-    assert set(SMALLER) | DEEPER_TWINS | FAMILIES == set(MODELS)
-    assert set(PUBLISHED) | FAMILIES == set(MODELS) - {"cnn", "speednet"}
+    assert set(SMALLER) | DEEPER_TWINS | APART == set(MODELS)
+    assert set(PUBLISHED) | APART == set(MODELS) - {"cnn", "speednet"}
 
 
 @pytest.mark.parametrize("name", sorted(MODELS))
@@ -183,7 +184,7 @@ def test_a_parameter_may_have_the_names_of_its_table(name, parameter, names):
     assert str(error.value).count("'") == 2 * len(names)
 
 
-@pytest.mark.parametrize("name", sorted({*SMALLER, *PUBLISHED}))
+@pytest.mark.parametrize("name", sorted(set(MODELS) - APART))
 def test_logits_and_variables_are_float32_in_bfloat16_computation(name):
     logits, variables = _published(name)
     assert logits.shape == (4, PUBLISHED[name][1] if name in PUBLISHED else 10)
