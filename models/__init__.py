@@ -7,6 +7,7 @@ keys of a config's `model` section.
 from collections.abc import Callable
 from functools import partial
 
+from linseed.models import convnext
 from linseed.models.alexnet import AlexNet
 from linseed.models.cnn import Cnn
 from linseed.models.layers import Classifier, Input
@@ -38,7 +39,8 @@ MODELS: dict[str, Callable[..., Classifier]] = {
     "vgg16": partial(vgg, stage_sizes=(2, 2, 3, 3, 3)),
     "vgg19": partial(vgg, stage_sizes=(2, 2, 4, 4, 4)),
     "wide_resnet28_10": partial(WideResNet, block=PreActivationBlock, stage_size=4, widths=(160, 320, 640)),
+    **convnext.NAMES,
 }
 
 # How the images were made that timm's weights of a name were trained on, where it is not `Input()`.
-INPUTS: dict[str, Input] = {}
+INPUTS: dict[str, Input] = {**convnext.INPUTS}

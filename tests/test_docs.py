@@ -25,12 +25,13 @@ OF_OTHERS = {"xla_force_host_platform_device_count", "xla_gpu_deterministic_ops"
 
 
 def named(section):
-    """The names in the row of `section` in README.md; `vgg11/13` is `vgg11` and `vgg13`."""
+    """The names in the row of `section`; `vgg11/13` is `vgg11` and `vgg13`, `a_b/c` `a_b` and `a_c`."""
     (row,) = (line for line in README.splitlines() if line.startswith(f"| `{section}` |"))
     found = set()
     for word in re.findall(r"`([\w/]+)`", row.split(" | ", 1)[1]):
         first, *more = word.split("/")
-        found |= {first, *(first.rstrip("0123456789") + number for number in more)}
+        stem, family = first.rstrip("0123456789"), first.partition("_")[0]
+        found |= {first, *(stem + last if last.isdigit() else f"{family}_{last}" for last in more)}
     return found
 
 
