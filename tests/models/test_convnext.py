@@ -130,5 +130,5 @@ def test_rates_act_in_training_alone(rate):
     drawn = [apply(variables, images, train=True, rngs={"dropout": jax.random.key(seed)}) for seed in (0, 0, 1)]
     np.testing.assert_array_equal(drawn[0], drawn[1])
     assert not np.array_equal(drawn[0], drawn[2])
-    without = model.clone(**{rate: 0.0}).apply(variables, images, train=True)
-    np.testing.assert_allclose(apply(variables, images, train=False), without, rtol=1e-4, atol=1e-4)
+    without = jax.jit(partial(model.clone(**{rate: 0.0}).apply, train=True))(variables, images)
+    np.testing.assert_allclose(apply(variables, images, train=False), without, rtol=1e-4, atol=1e-3)
