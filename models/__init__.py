@@ -7,7 +7,7 @@ keys of a config's `model` section.
 from collections.abc import Callable
 from functools import partial
 
-from linseed.models import convnext, densenet
+from linseed.models import convnext, densenet, mixer
 from linseed.models.alexnet import AlexNet
 from linseed.models.cnn import Cnn
 from linseed.models.layers import Classifier, Input
@@ -41,7 +41,8 @@ MODELS: dict[str, Callable[..., Classifier]] = {
     "wide_resnet28_10": partial(WideResNet, block=PreActivationBlock, stage_size=4, widths=(160, 320, 640)),
     **convnext.NAMES,
     **densenet.NAMES,
+    **mixer.NAMES,
 }
 
 # How the images were made that timm's weights of a name were trained on, where it is not `Input()`.
-INPUTS: dict[str, Input] = {**convnext.INPUTS, **densenet.INPUTS}
+INPUTS: dict[str, Input] = {**convnext.INPUTS, **densenet.INPUTS, **mixer.INPUTS}

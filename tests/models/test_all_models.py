@@ -14,7 +14,7 @@ from jax.sharding import Mesh, PartitionSpec
 from support.numpy_evaluation import evaluate
 
 from linseed import ranges
-from linseed.models import MODELS, convnext, densenet
+from linseed.models import MODELS, convnext, densenet, mixer
 from linseed.models.layers import ACTIVATIONS, INITIALIZERS, NORMALIZATIONS, Block, Compute, max_pool_2x2
 from linseed.models.resnet import STEMS, BasicBlock, BottleneckBlock, PlainShortcutBlock
 from linseed.models.wide_resnet import PreActivationBlock
@@ -50,7 +50,7 @@ SMALLER = {
 DEEPER_TWINS = {"resnet32", "resnet34", "resnet44", "resnet56", "resnet101", "resnet110", "resnet152"}
 DEEPER_TWINS |= {"vgg13", "vgg16", "vgg19"}
 # Families whose tests are in files of their own.
-APART = {*convnext.NAMES, *densenet.NAMES}
+APART = {*convnext.NAMES, *densenet.NAMES, *mixer.NAMES}
 NORMALIZED = sorted(set(SMALLER) - {"alexnet", "linear"})
 
 # Shape of the images, classes and parameters, as published or exact from the layer shapes in the papers, of the network
