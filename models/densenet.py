@@ -110,7 +110,7 @@ class Transition(nn.Module, kw_only=True):
 
 
 class DenseNet(Classifier, kw_only=True):
-    """A stem, stages of dense layers with transitions between them, normalisation, ReLU, global mean, dense.
+    """A stem, stages of dense layers, a transition before each but the first, normalisation, ReLU, global mean, dense.
 
     The paper calls a stage a dense block; `block` makes one of its layers. growth_rate: features that a layer adds.
     layer_dropout: of these features (section 4.2; the paper has it after the 1x1 convolutions as well). dropout: before
@@ -127,7 +127,7 @@ class DenseNet(Classifier, kw_only=True):
     torch_names = (
         (r"^stem/(\D+)(\d)", lambda match: f"features/{match[1]}{int(match[2]) - 1}"),
         (r"^stage(\d+)_block(\d+)", r"features/denseblock\1/denselayer\2"),
-        (r"^stage(\d+)_transition", r"features/transition\1"),
+        (r"^stage(\d+)_transition", lambda match: f"features/transition{int(match[1]) - 1}"),
         (r"^norm", "features/norm5"),
         (r"^head", "classifier"),
     )
@@ -139,11 +139,11 @@ class DenseNet(Classifier, kw_only=True):
             size = f"{images.shape[1]}x{images.shape[2]}"
             raise ValueError(f"images of {size} are too small: set stem='cifar' or use larger images")
         for i, size in enumerate(self.stage_sizes, start=1):
+            if i > 1:
+                x = Transition(compute=self.compute, name=f"stage{i}_transition")(x, train=train)
             for j in range(1, size + 1):
                 options = dict(growth_rate=self.growth_rate, dropout=self.layer_dropout, compute=self.compute)
                 x = self.block(name=f"stage{i}_block{j}", **options)(x, train=train)
-            if i < len(self.stage_sizes):
-                x = Transition(compute=self.compute, name=f"stage{i}_transition")(x, train=train)
         x = jnp.mean(_norm_relu(x, train=train, compute=self.compute, name="norm"), axis=(1, 2))
         x = nn.Dropout(self.dropout, deterministic=not train)(x)
         head = nn.Dense(self.num_classes, dtype=self.compute.dtype, kernel_init=_head_init, name="head")

@@ -171,7 +171,7 @@ def test_a_parameter_may_have_the_names_of_its_table(name, parameter, names):
     assert str(error.value).count("'") == 2 * len(names)
 
 
-@pytest.mark.parametrize("name", sorted(MODELS))
+@pytest.mark.parametrize("name", sorted(set(MODELS) - APART))
 def test_logits_and_variables_are_float32_in_bfloat16_computation(name):
     logits, variables = _published(name)
     assert logits.shape == (4, PUBLISHED[name][1] if name in PUBLISHED else 10)

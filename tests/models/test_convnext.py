@@ -58,7 +58,7 @@ def _random_variables(model, images):
     """Every parameter random, so that none hides what it does."""
     shapes = jax.eval_shape(partial(model.init, train=False), jax.random.key(0), images)
     rng = np.random.default_rng(0)
-    return jax.tree.map(lambda leaf: 0.5 * rng.standard_normal(leaf.shape, np.float32), shapes)
+    return jax.tree.map(lambda leaf: 0.5 * rng.standard_normal(leaf.shape).astype(leaf.dtype), shapes)
 
 
 @pytest.mark.parametrize("name", PARAMETERS)
@@ -115,9 +115,10 @@ def test_response_normalisation_is_its_formula_and_has_a_gradient_where_a_channe
 def test_a_bfloat16_network_is_the_float32_one_but_for_rounding(name):
     images = _images()
     exact, rounded = (_small(name).clone(compute=FLOAT32._replace(dtype=d)) for d in (jnp.float32, jnp.bfloat16))
-    variables = _random_variables(exact, images)
+    variables = _random_variables(rounded, images)
+    assert {leaf.dtype for leaf in jax.tree.leaves(variables)} == {jnp.dtype("float32")}
     outputs = [jax.jit(partial(model.apply, train=False))(variables, images) for model in (exact, rounded)]
-    assert outputs[1].dtype == jnp.float32
+    assert outputs[0].dtype == outputs[1].dtype == jnp.float32
     error = np.linalg.norm(outputs[0] - outputs[1]) / np.linalg.norm(outputs[0])
     assert 0.0 < error < 0.05
 

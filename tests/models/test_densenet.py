@@ -39,7 +39,7 @@ def _random_variables(model, images):
     """Every parameter random, so that none hides what it does."""
     shapes = jax.eval_shape(partial(model.init, train=False), jax.random.key(0), images)
     rng = np.random.default_rng(0)
-    return jax.tree.map(lambda leaf: np.abs(rng.standard_normal(leaf.shape, np.float32)), shapes)
+    return jax.tree.map(lambda leaf: np.abs(rng.standard_normal(leaf.shape)).astype(leaf.dtype), shapes)
 
 
 @pytest.mark.parametrize("name", PARAMETERS)
@@ -70,7 +70,7 @@ def test_every_stem_gives_maps_of_its_size_and_layers_append_features(stem, size
     assert shapes == {
         "stem": (size, size, 8),
         "stage1_block1": (size, size, 12),
-        "stage1_transition": (half, half, 6),
+        "stage2_transition": (half, half, 6),
         "stage2_block1": (half, half, 10),
         "stage2_block2": (half, half, 14),
     }
@@ -98,6 +98,17 @@ def test_images_too_small_name_the_cure():
     with pytest.raises(ValueError, match="images of 28x28 are too small: set stem='cifar' or use larger images"):
         _shapes(model, size=28)
     _shapes(model.clone(stem="cifar"), size=8)
+
+
+def test_a_bfloat16_network_is_the_float32_one_but_for_rounding():
+    images = jax.random.normal(jax.random.key(0), (2, 8, 8, 3))
+    model = _small("densenet121", stem="cifar")
+    exact, rounded = (model.clone(compute=FLOAT32._replace(dtype=dtype)) for dtype in (jnp.float32, jnp.bfloat16))
+    variables = _random_variables(rounded, images)
+    assert {leaf.dtype for leaf in jax.tree.leaves(variables)} == {np.dtype("float32")}
+    outputs = [jax.jit(partial(model.apply, train=False))(variables, images) for model in (exact, rounded)]
+    assert outputs[0].dtype == outputs[1].dtype == jnp.float32
+    assert 0.0 < np.linalg.norm(outputs[0] - outputs[1]) / np.linalg.norm(outputs[0]) < 0.05
 
 
 @pytest.mark.parametrize("rate", ["layer_dropout", "dropout"])

@@ -48,7 +48,7 @@ def _shapes(model, images):
 def _random_variables(model, images):
     """Every parameter random, so that none hides what it does."""
     rng = np.random.default_rng(0)
-    params = jax.tree.map(lambda leaf: rng.standard_normal(leaf.shape, np.float32), _shapes(model, images))
+    params = jax.tree.map(lambda leaf: rng.standard_normal(leaf.shape).astype(leaf.dtype), _shapes(model, images))
     return {"params": params}
 
 
@@ -109,14 +109,13 @@ def test_gates_start_open():
 
 @pytest.mark.parametrize("name", KINDS)
 def test_a_bfloat16_network_is_the_float32_one_but_for_rounding(name):
-    images, model = _images(), _small(name)
-    variables = jax.tree.map(lambda leaf: 0.3 * leaf, _random_variables(model, images))
-    exact, rounded = (
-        jax.jit(partial(model.clone(compute=FLOAT32._replace(dtype=dtype)).apply, train=False))(variables, images)
-        for dtype in (jnp.float32, jnp.bfloat16)
-    )
-    assert exact.shape == (2, 5) and exact.dtype == rounded.dtype == jnp.float32
-    assert 0.0 < np.linalg.norm(exact - rounded) / np.linalg.norm(exact) < 0.05
+    images = _images()
+    exact, rounded = (_small(name).clone(compute=FLOAT32._replace(dtype=d)) for d in (jnp.float32, jnp.bfloat16))
+    variables = jax.tree.map(lambda leaf: 0.3 * leaf, _random_variables(rounded, images))
+    assert {leaf.dtype for leaf in jax.tree.leaves(variables)} == {np.dtype("float32")}
+    outputs = [jax.jit(partial(model.apply, train=False))(variables, images) for model in (exact, rounded)]
+    assert outputs[0].shape == (2, 5) and outputs[0].dtype == outputs[1].dtype == jnp.float32
+    assert 0.0 < np.linalg.norm(outputs[0] - outputs[1]) / np.linalg.norm(outputs[0]) < 0.05
 
 
 def test_an_untrained_network_guesses():
