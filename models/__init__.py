@@ -7,7 +7,7 @@ keys of a config's `model` section.
 from collections.abc import Callable
 from functools import partial
 
-from linseed.models import efficientnet, mobilenet, regnet, resnet
+from linseed.models import convnext, densenet, efficientnet, mixer, mobilenet, regnet, resnet
 from linseed.models.alexnet import AlexNet
 from linseed.models.cnn import Cnn
 from linseed.models.layers import Classifier, Input
@@ -38,7 +38,18 @@ MODELS: dict[str, Callable[..., Classifier]] = {
     "wide_resnet28_10": partial(WideResNet, block=PreActivationBlock, stage_size=4, widths=(160, 320, 640)),
     **efficientnet.NAMES,
     **mobilenet.NAMES,
+    **convnext.NAMES,
+    **densenet.NAMES,
+    **mixer.NAMES,
 }
 
 # How the images were made that timm's weights of a name were trained on, where it is not `Input()`.
-INPUTS: dict[str, Input] = {**efficientnet.INPUTS, **mobilenet.INPUTS, **regnet.INPUTS, **resnet.INPUTS}
+INPUTS: dict[str, Input] = {
+    **convnext.INPUTS,
+    **densenet.INPUTS,
+    **efficientnet.INPUTS,
+    **mixer.INPUTS,
+    **mobilenet.INPUTS,
+    **regnet.INPUTS,
+    **resnet.INPUTS,
+}

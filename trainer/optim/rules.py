@@ -30,7 +30,7 @@ from linseed.trainer.optim.schedules import UNITS
 REST = "rest"
 DEFAULT_RULES = (f"{REST}:",)
 
-_NO_MATRICES = ("bias", "scale", "cls_token", "dist_token", "pos_embed", "reg_token")
+_NO_MATRICES = ("alpha", "beta", "bias", "scale", "cls_token", "dist_token", "pos_embed", "reg_token")
 _IS_STEM = re.compile("stem|patch_embed|cls_token|dist_token|pos_embed|reg_token|norm_pre")
 
 
@@ -138,8 +138,8 @@ def paths(params) -> list[str]:
 def decay_mask(params):
     """True for the leaves that weight decay acts on by default.
 
-    Vectors, scalars, and leaves named `bias` or `scale` are excluded, since an attention layer's biases have two axes,
-    and so are tokens and positions, which stand in for inputs.
+    Vectors, scalars, and leaves named `bias` or `scale` are excluded, since an attention layer's biases have two axes
+    and the `alpha` and `beta` of an affine layer three. So are tokens and positions, which stand in for inputs.
     """
     spared = [path.rsplit("/", 1)[-1] in _NO_MATRICES for path in paths(params)]
     leaves, tree = jax.tree.flatten(params)
