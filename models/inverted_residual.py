@@ -5,6 +5,7 @@ convolution is depthwise: each channel has one filter of its own.
 """
 
 import math
+import re
 from collections.abc import Callable
 from functools import partial
 from typing import Annotated, Any, NamedTuple
@@ -252,6 +253,33 @@ class InvertedResidualNet(Classifier, kw_only=True):
         (r"project", "conv_pwl"),
         (r"fused", "conv_exp"),
     )
+
+    @property
+    def other_names(self):
+        """Those of EfficientNet-PyTorch, which pads as TensorFlow does and counts blocks from the first to the last."""
+        if self.style.padding != "SAME":
+            return ()
+        first = [sum(row.blocks for stage in self.stages[:i] for row in stage) for i in range(len(self.stages))]
+
+        def block(match):
+            stage, place = int(match[1]) - 1, int(match[2]) - 1
+            has_expansion = self.stages[stage][0].kind is not DepthwiseSeparable
+            rest = re.sub(r"norm(\d)", lambda norm: f"_bn{int(norm[1]) - has_expansion}", match[3])
+            return f"_blocks/{first[stage] + place}{rest}"
+
+        rules = (
+            (r"^stage(\d+)_block(\d+)(.*)", block),
+            (r"^stem/conv", "_conv_stem"),
+            (r"^stem/norm1", "_bn0"),
+            (r"^features/conv", "_conv_head"),
+            (r"^features/norm1", "_bn1"),
+            (r"^head", "_fc"),
+            (r"squeeze/(reduce|expand)", r"_se_\1"),
+            (r"/expand$", "/_expand_conv"),
+            (r"/depthwise", "/_depthwise_conv"),
+            (r"/(pointwise|project)$", "/_project_conv"),
+        )
+        return (rules,)
 
     @nn.compact
     def __call__(self, images: jax.Array, *, train: bool) -> jax.Array:

@@ -6,7 +6,7 @@ import safetensors.numpy
 from support import torch_files
 from support.pretrained import tensors_of
 
-from linseed.models.layers import Input
+from linseed.models import INPUTS
 from linseed.trainer.errors import DataError
 from linseed.trainer.weights.find import find, read
 
@@ -26,7 +26,7 @@ def write(path, tensors):
 def test_a_file_tells_its_network_and_its_hash(tensors, name, tmp_path):
     found = find(str(write(tmp_path / name, tensors)))
     assert found.card.architecture == "resnet18" and len(found.card.sha256) == 64
-    assert found.card.input == Input() and found.card.name == str(tmp_path / name)
+    assert found.card.input == INPUTS["resnet18"] and found.card.name == str(tmp_path / name)
     assert all(np.array_equal(found.tensors[key], values) for key, values in tensors.items())
 
 

@@ -17,7 +17,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax import lax
 
-from linseed.trainer.runtime import onednn_probe
+from linseed.trainer.runtime import depthwise, onednn_probe
 
 LIBRARY = "__onednn$"  # prefix of all its custom calls
 TARGET = f"{LIBRARY}convolution"
@@ -37,12 +37,15 @@ class Window(NamedTuple):
 
 
 def auto(lhs: jax.Array, rhs: jax.Array, window_strides, padding, *args, **kwargs) -> jax.Array:
-    """`jax.lax.conv_general_dilated`, by oneDNN where that is proven to work: the same arguments, the same values.
+    """`jax.lax.conv_general_dilated`, on CPU by oneDNN where that is proven to work: the same arguments and values.
 
-    oneDNN takes float32 [B, H, W, C] and [h, w, C, F] on CPU, at any stride and kernel dilation; all else silently goes
-    to XLA. First and second gradients work; forward-mode derivatives need `jax.lax`'s own. Each process compiles a
-    program that calls oneDNN itself: JAX's compilation cache cannot hold it.
+    oneDNN takes float32 [B, H, W, C] and [h, w, C, F], at any stride and kernel dilation; depthwise convolutions become
+    sums of shifted maps (`depthwise`); all else silently goes to XLA. First and second gradients work; forward-mode
+    derivatives need `jax.lax`'s own. Each process compiles a program that calls oneDNN itself: JAX's compilation cache
+    cannot hold it.
     """
+    if jax.default_backend() == "cpu" and depthwise.takes(lhs, rhs, window_strides, padding, *args, **kwargs):
+        return depthwise.by_shifts(lhs, rhs, window_strides, padding)
     window = _window(lhs, rhs, window_strides, padding, *args, **kwargs)
     if window is None or not usable():
         return lax.conv_general_dilated(lhs, rhs, window_strides, padding, *args, **kwargs)

@@ -14,7 +14,7 @@ from linseed.models import INPUTS, MODELS
 from linseed.models.layers import Input
 from linseed.trainer.errors import DataError
 from linseed.trainer.weights import hub, pth
-from linseed.trainer.weights.fit import fits
+from linseed.trainer.weights.fit import fits, network
 
 _FORMATS = (".safetensors", ".pth", ".pt", ".bin")
 
@@ -148,14 +148,35 @@ def _interpolation(name: str) -> str:
 
 
 def _architecture(tensors: Mapping[str, np.ndarray], path: Path) -> str:
-    """The network whose tensors these are: the first that fits, those first whose names are in the file's name."""
+    """The network whose tensors these are: of those that fit, the one that the file's name names.
+
+    Raises DataError where none fits, or several that compute differently and the file's name names none.
+    """
     stem = re.sub(r"[^a-z0-9]+", "_", path.stem.lower())
-    known = [name for name, model in MODELS.items() if getattr(_class(model), "torch_names", ())]
-    known.sort(key=lambda name: difflib.SequenceMatcher(None, name, stem).ratio(), reverse=True)
-    for name in known:
-        if fits(tensors, name):
-            return name
-    raise DataError(f"{path} holds the tensors of no network here, such as {next(iter(tensors))}; give weights of timm")
+    known = [name for name, model in MODELS.items() if _class(model).torch_names]
+    named = sorted((name for name in known if name in stem), key=len, reverse=True)
+    others = sorted(set(known) - set(named), key=lambda name: (-_likeness(name, stem), name))
+    found = next((name for name in (*named, *others) if fits(tensors, name)), None)
+    if found is None:
+        raise DataError(
+            f"{path} holds the tensors of no network here, such as {next(iter(tensors))}; give weights of timm"
+        )
+    twins = [name for name in others if _is_variant(name, found) and fits(tensors, name)]
+    twins = [name for name in twins if network(name) != network(found)]
+    if twins and found not in named:
+        names = " and of ".join((found, *twins))
+        raise DataError(f"{path} may be of {names}; say which it is: --config.model.name={found}")
+    return found
+
+
+def _is_variant(name: str, other: str) -> bool:
+    """Whether one name is the other and a word more, as tf_efficientnet_b0 and efficientnet_b0."""
+    words = [set(each.split("_")) for each in (name, other)]
+    return name != other and (words[0] <= words[1] or words[1] <= words[0])
+
+
+def _likeness(name: str, other: str) -> float:
+    return difflib.SequenceMatcher(None, name, other).ratio()
 
 
 def _class(model):

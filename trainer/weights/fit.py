@@ -89,9 +89,14 @@ def _their_names(wanted, tensors, model) -> dict[str, str]:
     return max(found, key=lambda theirs: len(set(theirs.values()) & set(tensors)))
 
 
+def network(name: str):
+    """The network `name` with its own parameters, for 1,000 classes."""
+    return MODELS[name](num_classes=1000, compute=Compute(jnp.float32, None, jax.lax.conv_general_dilated))
+
+
 @functools.cache
 def _shapes(name: str):
-    model = MODELS[name](num_classes=1000, compute=Compute(jnp.float32, None, jax.lax.conv_general_dilated))
+    model = network(name)
     images = jax.ShapeDtypeStruct((1, 224, 224, 3), jnp.float32)
     return jax.eval_shape(functools.partial(model.init, train=False), jax.random.key(0), images), model
 
