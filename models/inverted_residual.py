@@ -13,6 +13,7 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
+from linseed.models.channel_attention import SqueezeExcite
 from linseed.models.layers import Classifier, Compute, as_logits, batch_norm
 from linseed.models.residual_blocks import stochastic_depth
 from linseed.ranges import BelowOne, OneOf
@@ -92,25 +93,6 @@ def _conv(width, kernel=1, stride=1, *, style, compute, name, depthwise=False, u
     )
 
 
-class SqueezeExcite(nn.Module, kw_only=True):
-    """Scales each channel by a gate that sees the means of all channels: [B, H, W, C] -> the same shape.
-
-    Hu et al. 2018, "Squeeze-and-excitation networks". width: between the two layers.
-    """
-
-    width: int
-    activation: Function
-    style: Style
-    compute: Compute
-
-    @nn.compact
-    def __call__(self, x: jax.Array) -> jax.Array:
-        conv = partial(_conv, style=self.style, compute=self.compute, use_bias=True)
-        y = jnp.mean(x, axis=(1, 2), keepdims=True)
-        y = self.activation(conv(self.width, name="reduce")(y))
-        return x * self.style.gate(conv(x.shape[-1], name="expand")(y))
-
-
 class MobileBlock(nn.Module, kw_only=True):
     """[B, H, W, C] -> [B, ceil(H / stride), ceil(W / stride), width], called as `block(x, train=...)`.
 
@@ -151,7 +133,8 @@ class MobileBlock(nn.Module, kw_only=True):
         excite = SqueezeExcite(
             width=self.style.squeeze(inputs, y.shape[-1]),
             activation=self.style.squeeze_activation or activation,
-            style=self.style,
+            gate=self.style.gate,
+            kernel_init=_he_fan_out,
             compute=self.compute,
             name="squeeze",
         )
@@ -246,11 +229,12 @@ class InvertedResidualNet(Classifier, kw_only=True):
         (r"^features/norm1", "bn2"),
         (r"^head", "classifier"),
         (r"norm(\d)", r"bn\1"),
-        (r"squeeze/(reduce|expand)", r"se/conv_\1"),
-        (r"/(expand|pointwise)$", "/conv_pw"),
+        (r"expand|pointwise", "conv_pw"),
         (r"depthwise", "conv_dw"),
         (r"project", "conv_pwl"),
         (r"fused", "conv_exp"),
+        (r"squeeze/fc1", "se/conv_reduce"),
+        (r"squeeze/fc2", "se/conv_expand"),
     )
 
     @nn.compact

@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 
 from linseed.models import INPUTS, MODELS, efficientnet, inverted_residual, names
+from linseed.models.channel_attention import SqueezeExcite
 from linseed.models.inverted_residual import (
     ConvBlock,
     DepthwiseSeparable,
@@ -117,10 +118,10 @@ def test_a_block_of_one_shape_adds_its_input(kind):
 
 def test_squeeze_and_excitation_scales_channels_by_a_gate_of_their_means():
     x = jax.random.normal(jax.random.key(0), (2, 3, 3, 4))
-    layer = inverted_residual.SqueezeExcite(width=2, activation=nn.relu, style=STYLE, compute=FLOAT32)
+    layer = SqueezeExcite(width=2, activation=nn.silu, gate=nn.hard_sigmoid, compute=FLOAT32)
     y, variables = layer.init_with_output(jax.random.key(1), x)
-    reduce, expand = (variables["params"][key]["kernel"][0, 0] for key in ("reduce", "expand"))
-    gate = nn.sigmoid(nn.relu(x.mean(axis=(1, 2)) @ reduce) @ expand)
+    hidden, scale = (variables["params"][key]["kernel"][0, 0] for key in ("fc1", "fc2"))
+    gate = nn.hard_sigmoid(nn.silu(x.mean(axis=(1, 2)) @ hidden) @ scale)
     np.testing.assert_allclose(y, x * gate[:, None, None], rtol=1e-5, atol=1e-6)
 
 
