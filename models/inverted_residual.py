@@ -96,8 +96,8 @@ def _conv(width, kernel=1, stride=1, *, style, compute, name, depthwise=False, u
 class MobileBlock(nn.Module, kw_only=True):
     """[B, H, W, C] -> [B, ceil(H / stride), ceil(W / stride), width], called as `block(x, train=...)`.
 
-    Where the shape stays and `shortcut` is set, x is added to the result, which training drops at `drop_rate`, see
-    `stochastic_depth`. The other fields are those of `Row`.
+    Where neither stride nor width changes the shape, and `shortcut` is set, x is added to the result, which training
+    drops at `drop_rate`, see `stochastic_depth`. The other fields are those of `Row`.
     """
 
     width: int
@@ -116,7 +116,7 @@ class MobileBlock(nn.Module, kw_only=True):
         conv = partial(_conv, style=self.style, compute=self.compute)
         norm = partial(batch_norm, train=train, compute=self.compute, epsilon=self.style.epsilon)
         y = self.branch(x, conv, norm, self.activation or self.style.activation)
-        if not self.shortcut or x.shape != y.shape:
+        if not self.shortcut or self.stride > 1 or x.shape != y.shape:
             return y
         return x + stochastic_depth(self.drop_rate, train=train)(y)
 

@@ -21,6 +21,7 @@ from linseed.models.inverted_residual import (
     Style,
 )
 from linseed.models.layers import Compute
+from linseed.trainer.step.remat import REMAT
 
 FLOAT32 = Compute(jnp.float32, axis_name=None, convolution=jax.lax.conv_general_dilated)
 STYLE = Style(nn.silu)
@@ -111,9 +112,13 @@ def test_a_block_of_one_shape_adds_its_input(kind):
     block = kind(width=8, kernel=3, stride=1, expansion=2.0, squeeze=True, style=STYLE, compute=FLOAT32)
     shapes = jax.eval_shape(partial(block.init, train=False), jax.random.key(0), x)
     variables = jax.tree.map(lambda leaf: jnp.zeros(leaf.shape), shapes)
-    run = partial(block.apply, variables, train=False)
-    np.testing.assert_array_equal(run(x), x)
-    np.testing.assert_array_equal(partial(block.clone(shortcut=False).apply, variables, train=False)(x), 0.0 * x)
+    np.testing.assert_array_equal(block.apply(variables, x, train=False), x)
+    for other in (block.clone(shortcut=False), block.clone(stride=2)):
+        np.testing.assert_array_equal(other.apply(variables, x[:, :1, :1], train=False), 0.0)
+
+
+def test_blocks_can_be_rematerialised():
+    assert _shapes(REMAT["blocks"].model(_small())) == _shapes(_small())
 
 
 def test_squeeze_and_excitation_scales_channels_by_a_gate_of_their_means():
