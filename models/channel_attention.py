@@ -1,6 +1,7 @@
 """Scales of the channels of a feature map, from their means: float [B, H, W, C] -> the same shape and dtype."""
 
 import math
+from collections.abc import Callable
 from functools import partial
 
 import flax.linen as nn
@@ -11,10 +12,13 @@ from linseed.models.layers import Compute, kaiming
 
 
 class SqueezeExcite(nn.Module, kw_only=True):
-    """A hidden layer of `width` with ReLU, and a scale in (0, 1) for each channel (Hu et al. 2018, section 3)."""
+    """A hidden layer of `width`, and a scale in [0, 1], the `gate`, for each channel (Hu et al. 2018, section 3)."""
 
     width: int
     compute: Compute
+    activation: Callable[[jax.Array], jax.Array] = nn.relu
+    gate: Callable[[jax.Array], jax.Array] = nn.sigmoid
+    kernel_init: nn.initializers.Initializer = kaiming
 
     @nn.compact
     def __call__(self, x: jax.Array) -> jax.Array:
@@ -22,12 +26,12 @@ class SqueezeExcite(nn.Module, kw_only=True):
             nn.Conv,
             kernel_size=(1, 1),
             dtype=self.compute.dtype,
-            kernel_init=kaiming,
+            kernel_init=self.kernel_init,
             conv_general_dilated=self.compute.convolution,
         )
         y = jnp.mean(x, axis=(1, 2), keepdims=True)
-        y = nn.relu(conv1x1(self.width, name="fc1")(y))
-        return x * nn.sigmoid(conv1x1(x.shape[-1], name="fc2")(y))
+        y = self.activation(conv1x1(self.width, name="fc1")(y))
+        return x * self.gate(conv1x1(x.shape[-1], name="fc2")(y))
 
 
 class EfficientAttention(nn.Module, kw_only=True):

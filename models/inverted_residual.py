@@ -14,6 +14,7 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
+from linseed.models.channel_attention import SqueezeExcite
 from linseed.models.layers import Classifier, Compute, as_logits, batch_norm
 from linseed.models.residual_blocks import stochastic_depth
 from linseed.ranges import BelowOne, OneOf
@@ -93,30 +94,11 @@ def _conv(width, kernel=1, stride=1, *, style, compute, name, depthwise=False, u
     )
 
 
-class SqueezeExcite(nn.Module, kw_only=True):
-    """Scales each channel by a gate that sees the means of all channels: [B, H, W, C] -> the same shape.
-
-    Hu et al. 2018, "Squeeze-and-excitation networks". width: between the two layers.
-    """
-
-    width: int
-    activation: Function
-    style: Style
-    compute: Compute
-
-    @nn.compact
-    def __call__(self, x: jax.Array) -> jax.Array:
-        conv = partial(_conv, style=self.style, compute=self.compute, use_bias=True)
-        y = jnp.mean(x, axis=(1, 2), keepdims=True)
-        y = self.activation(conv(self.width, name="reduce")(y))
-        return x * self.style.gate(conv(x.shape[-1], name="expand")(y))
-
-
 class MobileBlock(nn.Module, kw_only=True):
     """[B, H, W, C] -> [B, ceil(H / stride), ceil(W / stride), width], called as `block(x, train=...)`.
 
-    Where the shape stays and `shortcut` is set, x is added to the result, which training drops at `drop_rate`, see
-    `stochastic_depth`. The other fields are those of `Row`.
+    Where neither stride nor width changes the shape, and `shortcut` is set, x is added to the result, which training
+    drops at `drop_rate`, see `stochastic_depth`. The other fields are those of `Row`.
     """
 
     width: int
@@ -135,7 +117,7 @@ class MobileBlock(nn.Module, kw_only=True):
         conv = partial(_conv, style=self.style, compute=self.compute)
         norm = partial(batch_norm, train=train, compute=self.compute, epsilon=self.style.epsilon)
         y = self.branch(x, conv, norm, self.activation or self.style.activation)
-        if not self.shortcut or x.shape != y.shape:
+        if not self.shortcut or self.stride > 1 or x.shape != y.shape:
             return y
         return x + stochastic_depth(self.drop_rate, train=train)(y)
 
@@ -152,7 +134,8 @@ class MobileBlock(nn.Module, kw_only=True):
         excite = SqueezeExcite(
             width=self.style.squeeze(inputs, y.shape[-1]),
             activation=self.style.squeeze_activation or activation,
-            style=self.style,
+            gate=self.style.gate,
+            kernel_init=_he_fan_out,
             compute=self.compute,
             name="squeeze",
         )
@@ -247,11 +230,12 @@ class InvertedResidualNet(Classifier, kw_only=True):
         (r"^features/norm1", "bn2"),
         (r"^head", "classifier"),
         (r"norm(\d)", r"bn\1"),
-        (r"squeeze/(reduce|expand)", r"se/conv_\1"),
-        (r"/(expand|pointwise)$", "/conv_pw"),
+        (r"expand|pointwise", "conv_pw"),
         (r"depthwise", "conv_dw"),
         (r"project", "conv_pwl"),
         (r"fused", "conv_exp"),
+        (r"squeeze/fc1", "se/conv_reduce"),
+        (r"squeeze/fc2", "se/conv_expand"),
     )
 
     @property

@@ -59,7 +59,6 @@ SMALLER = {
 # The same parts as one of those, only more: their shapes and sizes are checked, and they are not run.
 DEEPER_TWINS = {"resnet32", "resnet34", "resnet44", "resnet56", "resnet101", "resnet110", "resnet152"}
 DEEPER_TWINS |= {"vgg13", "vgg16", "vgg19"}
-# Families whose tests are in files of their own.
 NORMALIZED = sorted(set(SMALLER) - {"alexnet", "linear"})
 
 # Shape of the images, classes and parameters, as published or exact from the layer shapes in the papers, of the network
@@ -69,7 +68,7 @@ PUBLISHED = {
     "efficientnet_b0": ((64, 64, 3), 1000, 5_288_548),
     "linear": ((32, 32, 3), 10, 3_072 * 10 + 10),
     "mlp": ((28, 28, 1), 10, 266_610),  # LeNet-300-100, LeCun et al. 1998
-    "mobilenetv3_small_100": ((64, 64, 3), 1000, 2542856),
+    "mobilenetv3_small_100": ((64, 64, 3), 1000, 2_542_856),
     "resnet18": ((64, 64, 3), 1000, 11_689_512),
     "resnet34": ((64, 64, 3), 1000, 21_797_672),
     "resnet50": ((64, 64, 3), 1000, 25_557_032),
@@ -185,7 +184,7 @@ def test_a_parameter_may_have_the_names_of_its_table(name, parameter, names):
     assert str(error.value).count("'") == 2 * len(names)
 
 
-@pytest.mark.parametrize("name", sorted(set(MODELS) - APART))
+@pytest.mark.parametrize("name", sorted({*SMALLER, *PUBLISHED}))
 def test_logits_and_variables_are_float32_in_bfloat16_computation(name):
     logits, variables = _published(name)
     assert logits.shape == (4, PUBLISHED[name][1] if name in PUBLISHED else 10)

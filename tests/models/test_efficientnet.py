@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 
 from linseed.models import INPUTS, MODELS, efficientnet, inverted_residual, names
+from linseed.models.channel_attention import SqueezeExcite
 from linseed.models.inverted_residual import (
     ConvBlock,
     DepthwiseSeparable,
@@ -20,6 +21,7 @@ from linseed.models.inverted_residual import (
     Style,
 )
 from linseed.models.layers import Compute
+from linseed.trainer.step.remat import REMAT
 
 FLOAT32 = Compute(jnp.float32, axis_name=None, convolution=jax.lax.conv_general_dilated)
 STYLE = Style(nn.silu)
@@ -110,17 +112,21 @@ def test_a_block_of_one_shape_adds_its_input(kind):
     block = kind(width=8, kernel=3, stride=1, expansion=2.0, squeeze=True, style=STYLE, compute=FLOAT32)
     shapes = jax.eval_shape(partial(block.init, train=False), jax.random.key(0), x)
     variables = jax.tree.map(lambda leaf: jnp.zeros(leaf.shape), shapes)
-    run = partial(block.apply, variables, train=False)
-    np.testing.assert_array_equal(run(x), x)
-    np.testing.assert_array_equal(partial(block.clone(shortcut=False).apply, variables, train=False)(x), 0.0 * x)
+    np.testing.assert_array_equal(block.apply(variables, x, train=False), x)
+    for other in (block.clone(shortcut=False), block.clone(stride=2)):
+        np.testing.assert_array_equal(other.apply(variables, x[:, :1, :1], train=False), 0.0)
+
+
+def test_blocks_can_be_rematerialised():
+    assert _shapes(REMAT["blocks"].model(_small())) == _shapes(_small())
 
 
 def test_squeeze_and_excitation_scales_channels_by_a_gate_of_their_means():
     x = jax.random.normal(jax.random.key(0), (2, 3, 3, 4))
-    layer = inverted_residual.SqueezeExcite(width=2, activation=nn.relu, style=STYLE, compute=FLOAT32)
+    layer = SqueezeExcite(width=2, activation=nn.silu, gate=nn.hard_sigmoid, compute=FLOAT32)
     y, variables = layer.init_with_output(jax.random.key(1), x)
-    reduce, expand = (variables["params"][key]["kernel"][0, 0] for key in ("reduce", "expand"))
-    gate = nn.sigmoid(nn.relu(x.mean(axis=(1, 2)) @ reduce) @ expand)
+    hidden, scale = (variables["params"][key]["kernel"][0, 0] for key in ("fc1", "fc2"))
+    gate = nn.hard_sigmoid(nn.silu(x.mean(axis=(1, 2)) @ hidden) @ scale)
     np.testing.assert_allclose(y, x * gate[:, None, None], rtol=1e-5, atol=1e-6)
 
 

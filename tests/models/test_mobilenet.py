@@ -10,7 +10,8 @@ import numpy as np
 import pytest
 
 from linseed.models import MODELS, mobilenet, names
-from linseed.models.inverted_residual import ConvBlock, DepthwiseSeparable, InvertedResidual, Row, SqueezeExcite
+from linseed.models.channel_attention import SqueezeExcite
+from linseed.models.inverted_residual import ConvBlock, DepthwiseSeparable, InvertedResidual, Row
 from linseed.models.layers import Compute
 
 FLOAT32 = Compute(jnp.float32, axis_name=None, convolution=jax.lax.conv_general_dilated)
