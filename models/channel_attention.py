@@ -57,4 +57,5 @@ def squeeze_excite(x: jax.Array, *, ratio: float, compute: Compute, name: str) -
 
 
 def efficient_attention(x: jax.Array, *, compute: Compute, name: str) -> jax.Array:
+    """`EfficientAttention` of x."""
     return EfficientAttention(compute=compute, name=name)(x)

@@ -148,11 +148,18 @@ NAMES: dict[str, Callable[..., Classifier]] = {
     **{f"regnetx_{size}": _regnet(*numbers) for size, numbers in _X.items()},
     **{f"regnety_{size}": _regnet(*numbers, se_ratio=0.25) for size, numbers in _Y.items()},
 }
+# Torchvision rounds to the group half up, and to no less than nine tenths.
+_ROUNDED = {
+    "regnetx_004": (32, 64, 160, 400),
+    "regnety_008": (64, 144, 320, 784),
+    "regnety_080": (224, 448, 896, 2016),
+}
+NAMES |= {f"{name}_tv": partial(NAMES[name], widths=widths) for name, widths in _ROUNDED.items()}
 
 _INPUTS = {
     Input(crop=0.95): "regnety_032 regnety_040 regnety_064 regnety_080 regnety_120 regnety_160",
     Input(crop=0.965): "regnetx_008 regnetx_016 regnetx_032 regnetx_080 regnetx_160 regnetx_320 regnety_004 "
-    "regnety_016 regnety_320",
+    "regnety_016 regnety_320 regnetx_004_tv regnety_008_tv regnety_080_tv",
     Input(384, crop=1.0): "regnety_640 regnety_1280 regnety_2560",
 }
 INPUTS = {name: made for made, names in _INPUTS.items() for name in names.split()}

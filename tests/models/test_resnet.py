@@ -127,7 +127,7 @@ def test_inputs_are_of_known_names_and_no_default():
 def test_a_pooled_shortcut_is_the_mean_of_each_window_and_a_projection(size):
     x = np.random.default_rng(0).random((2, size, size, 3), np.float32)
     block = BasicBlock(width=6, stride=2, drop_rate=0.0, compute=FLOAT32, pooled_shortcut=True)
-    y, variables = block.init_with_output(jax.random.key(0), jnp.asarray(x), train=False)
+    y, variables = jax.jit(partial(block.init_with_output, train=False))(jax.random.key(0), x)
     # A block starts as its shortcut. The running statistics are zero and one.
     padded = np.pad(x, ((0, 0), (0, size % 2), (0, size % 2), (0, 0)), constant_values=np.nan)
     windows = padded.reshape(2, (size + 1) // 2, 2, (size + 1) // 2, 2, 3)
@@ -146,7 +146,7 @@ def test_groups_of_channels_are_convolved_apart():
 
 def test_squeeze_and_excitation_scales_each_channel_by_its_means():
     x = np.random.default_rng(0).normal(size=(2, 3, 4, 6)).astype(np.float32)
-    y, variables = SqueezeExcite(width=5, compute=FLOAT32).init_with_output(jax.random.key(0), jnp.asarray(x))
+    y, variables = jax.jit(SqueezeExcite(width=5, compute=FLOAT32).init_with_output)(jax.random.key(0), x)
     first, second = (variables["params"][name]["kernel"][0, 0] for name in ("fc1", "fc2"))
     scales = 1 / (1 + np.exp(-np.maximum(x.mean(axis=(1, 2)) @ first, 0) @ second))
     np.testing.assert_allclose(y, x * scales[:, None, None], rtol=1e-5, atol=1e-6)
@@ -166,7 +166,7 @@ def test_the_hidden_width_of_squeeze_and_excitation_is_a_multiple_of_eight(chann
 @pytest.mark.parametrize(("channels", "size"), [(2, 3), (64, 3), (256, 5), (512, 5), (2048, 7)])
 def test_efficient_attention_scales_each_channel_by_the_means_of_its_neighbours(channels, size):
     x = np.random.default_rng(0).normal(size=(2, 2, 2, channels)).astype(np.float32)
-    y, variables = EfficientAttention(compute=FLOAT32).init_with_output(jax.random.key(0), jnp.asarray(x))
+    y, variables = jax.jit(EfficientAttention(compute=FLOAT32).init_with_output)(jax.random.key(0), x)
     kernel = np.asarray(variables["params"]["conv"]["kernel"])[:, 0, 0]
     assert kernel.shape == (size,)
     means = np.pad(x.mean(axis=(1, 2)), ((0, 0), (size // 2, size // 2)))
