@@ -14,7 +14,7 @@ import jax
 import jax.numpy as jnp
 
 from linseed.models.layers import Classifier, Compute, as_logits
-from linseed.models.vit_blocks import ACTIVATIONS, Mlp, dense_layer, layer_norm, token_init
+from linseed.models.vit_blocks import ACTIVATIONS, Mlp, attend, dense_layer, layer_norm, token_init
 from linseed.models.vit_positions import resample
 from linseed.ranges import BelowOne, Count, Natural, NonNegative, OneOf, Positive
 
@@ -84,7 +84,7 @@ class AttentionPool(nn.Module, kw_only=True):
         latent = self.param("latent", nn.initializers.truncated_normal(width**-0.5), (1, 1, width))
         q = jnp.broadcast_to(dense(width, name="q")(latent), (batch, 1, width)).reshape(batch, 1, self.heads, -1)
         k, v = jnp.moveaxis(dense(2 * width, name="kv")(x).reshape(batch, count, 2, self.heads, -1), 2, 0)
-        x = dense(width, name="proj")(jax.nn.dot_product_attention(q, k, v).reshape(batch, width))
+        x = dense(width, name="proj")(attend(q, k, v).reshape(batch, width))
         mlp = Mlp(
             hidden=int(width * self.mlp_ratio),
             activation=self.activation,

@@ -30,8 +30,19 @@ def layer_norm(*, epsilon: float, compute: Compute, name: str) -> nn.LayerNorm:
     return nn.LayerNorm(epsilon=epsilon, dtype=compute.dtype, use_fast_variance=False, name=name)
 
 
+def attend(q: jax.Array, k: jax.Array, v: jax.Array) -> jax.Array:
+    """softmax(q k / sqrt(F)) v: float [B, Q, heads, F] and twice [B, N, heads, F] -> [B, Q, heads, F].
+
+    The softmax is computed in float32 at least.
+    """
+    exact = jnp.promote_types(q.dtype, jnp.float32)
+    products = jnp.einsum("bqhf,bnhf->bhqn", q, k, preferred_element_type=exact)
+    weights = nn.softmax(products * q.shape[-1] ** -0.5).astype(v.dtype)
+    return jnp.einsum("bhqn,bnhf->bqhf", weights, v)
+
+
 class Attention(nn.Module, kw_only=True):
-    """Multi-head self-attention: [B, N, D] -> the same shape. The softmax is computed in float32 at least.
+    """Multi-head self-attention: [B, N, D] -> the same shape.
 
     grid: rows and columns of the patches, which are the last tokens, for rotary positions; None for none.
     Raises ValueError if the heads do not divide the width.
@@ -56,7 +67,7 @@ class Attention(nn.Module, kw_only=True):
             prefix = count - self.grid[0] * self.grid[1]
             angles = rotary(self.grid, features=q.shape[-1], prefix=prefix)
             q, k = rotate(q, angles), rotate(k, angles)
-        x = jax.nn.dot_product_attention(q, k, v).reshape(x.shape)
+        x = attend(q, k, v).reshape(x.shape)
         return dense_layer(width, compute=self.compute, name="proj")(x)
 
 
