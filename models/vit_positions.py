@@ -34,17 +34,17 @@ def rotate(x: jax.Array, angles: np.ndarray) -> jax.Array:
 
 
 def resample(values: np.ndarray, shape: Sequence[int], *, prefix: int) -> np.ndarray:
-    """A table of positions for square images of another size: float [1, N, D] -> [1, M, D] of `shape`, float32.
+    """A table of positions for square images of another size: float [1, N, D] -> [1, M, D], M that of `shape`.
 
     The first `prefix` positions belong to no patch and stay. The others are resized as an image is, bicubic (Keys 1981,
-    a = -1/2), widened to the distance of the new pixels where there are fewer of them.
-    Raises ValueError where the patches of either table are no square.
+    a = -1/2), widened to the distance of the new pixels where there are fewer of them. `values` that are no such table,
+    or not of square images, come back as they are.
     """
+    if values.ndim != len(shape) or min(values.shape[1], shape[1]) <= prefix:
+        return values
     old, new = (math.isqrt(count - prefix) for count in (values.shape[1], shape[1]))
     if (old**2 + prefix, new**2 + prefix) != (values.shape[1], shape[1]):
-        raise ValueError(
-            f"cannot resize {values.shape[1] - prefix} positions to {shape[1] - prefix}: give square images to both"
-        )
+        return values
     table = values[:, prefix:].reshape(1, old, old, -1)
-    table = jax.image.resize(table.astype(np.float32), (1, new, new, shape[2]), "cubic", antialias=True)
+    table = jax.image.resize(table, (1, new, new, table.shape[-1]), "cubic", antialias=True)
     return np.concatenate([values[:, :prefix], np.reshape(table, (1, new**2, -1))], axis=1)

@@ -22,13 +22,10 @@ KINDS = [
     "deit_tiny_distilled_patch16_224",
     "deit3_small_patch16_224",
     "vit_base_patch32_clip_224",
-    "vit_base_patch32_clip_quickgelu_224",
     "vit_base_patch16_siglip_224",
-    "vit_base_patch16_siglip_gap_224",
     "vit_medium_patch16_gap_256",
     "vit_medium_patch16_reg4_gap_256",
     "vit_giant_patch14_dinov2",
-    "vit_small_patch14_reg4_dinov2",
     "vit_small_plus_patch16_dinov3",
     "vit_small_patch16_dinov3_qkvb",
 ]
@@ -48,17 +45,26 @@ def _shapes(model, *, size):
     return flax.traverse_util.flatten_dict(params, sep="/")
 
 
+def _variables(model, images):
+    """Random ones, without compiling the initialisation."""
+    rng = np.random.default_rng(0)
+    shapes = jax.eval_shape(partial(model.init, train=False), jax.random.key(0), images)
+    return jax.tree.map(lambda leaf: rng.standard_normal(leaf.shape).astype(np.float32), shapes)
+
+
 @pytest.mark.parametrize("name", KINDS)
-def test_each_kind_gives_logits_of_every_image_and_sees_all_its_tokens(name):
-    # With layer scales of 1 the tokens of the first block matter.
+def test_each_kind_gives_logits_that_depend_on_all_its_parameters(name):
     model, images = _small(name), _images()
-    model = model.clone(layer_scale=min(1.0, model.layer_scale * 1e9))
-    logits, variables = model.init_with_output(jax.random.key(0), images, train=False)
+
+    @partial(jax.grad, has_aux=True)
+    def gradient(variables):
+        logits = model.apply(variables, images, train=False)
+        return logits[0, 0], logits
+
+    found, logits = jax.jit(gradient)(_variables(model, images))
     assert logits.shape == (2, 5) and logits.dtype == jnp.float32
-    gradient = jax.grad(lambda params: model.apply({"params": params}, images, train=False)[0, 0])(variables["params"])
-    flat = flax.traverse_util.flatten_dict(gradient, sep="/")
-    unused = {path for path, leaf in flat.items() if not np.any(leaf)}
-    assert unused == set()
+    flat = flax.traverse_util.flatten_dict(found["params"], sep="/")
+    assert [path for path, leaf in flat.items() if not np.any(leaf)] == []
 
 
 # Parameters as timm 1.0.31 counts them, with a head of 1000 classes.
@@ -212,11 +218,11 @@ def test_positions_are_resized_as_by_pytorch(old, new):
     np.testing.assert_allclose(resized[0, :, 0], list(map(float, RESAMPLED[old, new].split())), atol=2e-6)
 
 
-def test_positions_of_the_same_size_stay_and_those_of_no_square_are_refused():
+def test_positions_of_the_same_size_or_of_no_square_stay():
     table = np.random.default_rng(0).standard_normal((1, 9, 2)).astype(np.float32)
     np.testing.assert_allclose(resample(table, (1, 9, 2), prefix=0), table, atol=1e-6)
-    with pytest.raises(ValueError, match="give square images"):
-        resample(table, (1, 16, 2), prefix=1)
+    for shape, prefix in [((1, 16, 2), 1), ((1, 15, 2), 0), ((16,), 0), ((1, 4, 2), 9)]:
+        assert resample(table, shape, prefix=prefix) is table
 
 
 @pytest.mark.parametrize(
@@ -260,11 +266,18 @@ def test_what_cannot_be_built_says_so(changes, message):
 @pytest.mark.parametrize("rate", ["dropout", "block_dropout", "drop_path"])
 def test_what_is_drawn_is_drawn_in_training_alone(rate):
     model, images = _small("vit", **{rate: 0.5}), _images(count=8)
-    variables = model.init(jax.random.key(0), images, train=False)
-    run = partial(model.apply, variables, images)
-    first, second = (run(train=True, rngs={"dropout": jax.random.key(seed)}) for seed in (1, 2))
-    assert not np.array_equal(first, second)
-    np.testing.assert_array_equal(run(train=False), model.clone(**{rate: 0.0}).apply(variables, images, train=True))
+    variables = _variables(model, images)
+
+    @jax.jit
+    def train(seed):
+        return model.apply(variables, images, train=True, rngs={"dropout": jax.random.key(seed)})
+
+    assert not np.array_equal(train(1), train(2))
+    evaluated, without = (
+        jax.jit(partial(each.apply, train=mode))(variables, images)
+        for each, mode in [(model, False), (model.clone(**{rate: 0.0}), True)]
+    )
+    np.testing.assert_array_equal(evaluated, without)
 
 
 def test_blocks_are_dropped_at_rates_that_rise_to_that_of_the_last():
@@ -277,9 +290,7 @@ def test_blocks_are_dropped_at_rates_that_rise_to_that_of_the_last():
 
 def test_the_logits_of_a_distilled_network_are_the_mean_of_two_heads():
     model, images = _small("deit_tiny_distilled_patch16_224"), _images()
-    variables = model.init(jax.random.key(0), images, train=False)
-    params = variables["params"]
-    silent = {**params, "head_dist": jax.tree.map(jnp.zeros_like, params["head_dist"])}
-    other = {**params, "head": jax.tree.map(jnp.zeros_like, params["head"])}
-    apart = [model.apply({"params": each}, images, train=False) for each in (silent, other)]
-    np.testing.assert_allclose(sum(apart), model.apply(variables, images, train=False), rtol=1e-5, atol=1e-7)
+    params = _variables(model, images)["params"]
+    logits = jax.jit(lambda params: model.apply({"params": params}, images, train=False))
+    apart = [logits(params | {head: jax.tree.map(np.zeros_like, params[head])}) for head in ("head", "head_dist")]
+    np.testing.assert_allclose(sum(apart), logits(params), rtol=1e-4, atol=1e-5)
