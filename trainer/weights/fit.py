@@ -9,8 +9,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from linseed.models import MODELS
-from linseed.models.layers import Compute
+from linseed.models import INPUTS, MODELS
+from linseed.models.layers import Compute, Input
 from linseed.models.names import from_torch, torch_name
 from linseed.trainer.errors import DataError
 
@@ -98,7 +98,8 @@ def network(name: str):
 @functools.cache
 def _shapes(name: str):
     model = network(name)
-    images = jax.ShapeDtypeStruct((1, 224, 224, 3), jnp.float32)
+    size = INPUTS.get(name, Input()).size  # a table of positions has the shape that images of this size give it
+    images = jax.ShapeDtypeStruct((1, size, size, 3), jnp.float32)
     return jax.eval_shape(functools.partial(model.init, train=False), jax.random.key(0), images), model
 
 
