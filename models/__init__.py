@@ -7,7 +7,7 @@ keys of a config's `model` section.
 from collections.abc import Callable
 from functools import partial
 
-from linseed.models import convnext, densenet, efficientnet, mixer, mobilenet, regnet, resnet
+from linseed.models import convnext, densenet, efficientnet, mixer, mobilenet, regnet, resnet, vit_names
 from linseed.models.alexnet import AlexNet
 from linseed.models.cnn import Cnn
 from linseed.models.layers import Classifier, Input
@@ -16,6 +16,8 @@ from linseed.models.mlp import Mlp
 from linseed.models.resnet import cifar_resnet
 from linseed.models.speednet import SpeedNet
 from linseed.models.vgg import vgg
+from linseed.models.vit import VisionTransformer
+from linseed.models.vit_blocks import Block
 from linseed.models.wide_resnet import PreActivationBlock, WideResNet
 
 MODELS: dict[str, Callable[..., Classifier]] = {
@@ -35,12 +37,14 @@ MODELS: dict[str, Callable[..., Classifier]] = {
     "vgg13": partial(vgg, stage_sizes=(2, 2, 2, 2, 2)),
     "vgg16": partial(vgg, stage_sizes=(2, 2, 3, 3, 3)),
     "vgg19": partial(vgg, stage_sizes=(2, 2, 4, 4, 4)),
+    "vit": partial(VisionTransformer, block=Block),
     "wide_resnet28_10": partial(WideResNet, block=PreActivationBlock, stage_size=4, widths=(160, 320, 640)),
     **efficientnet.NAMES,
     **mobilenet.NAMES,
     **convnext.NAMES,
     **densenet.NAMES,
     **mixer.NAMES,
+    **vit_names.NAMES,
 }
 
 # How the images were made that timm's weights of a name were trained on, where it is not `Input()`.
@@ -52,4 +56,5 @@ INPUTS: dict[str, Input] = {
     **mobilenet.INPUTS,
     **regnet.INPUTS,
     **resnet.INPUTS,
+    **vit_names.INPUTS,
 }

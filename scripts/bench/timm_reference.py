@@ -7,6 +7,7 @@ parameters, and for "gradient" that of sum(logits * signs) in training mode, flo
 """
 
 import sys
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -15,8 +16,11 @@ import torch
 
 
 def randomize(model: torch.nn.Module, generator: torch.Generator):
-    """Vectors that start at 0 or 1 would hide what they do; matrices keep what the network draws for them."""
-    for name, tensor in [*model.named_parameters(), *model.named_buffers()]:
+    """Vectors that start at 0 or 1 would hide what they do; matrices keep what the network draws for them.
+
+    Buffers that no file of weights holds, such as the periods of rotary positions, are no weights and stay.
+    """
+    for name, tensor in model.state_dict(keep_vars=True).items():
         if not tensor.is_floating_point() or (tensor.ndim > 1 and tensor.std() > 1e-3):
             continue
         around = 1.0 if name.endswith(("weight", "running_var")) and tensor.ndim == 1 else 0.0
@@ -28,10 +32,11 @@ def reference(name: str, *, gradient: bool, size: int) -> dict[str, np.ndarray]:
     """The arrays of one network. size: of the images in pixels, 0 for the network's own."""
     generator = torch.Generator().manual_seed(0)
     torch.manual_seed(0)
+    create = partial(timm.create_model, name, pretrained=False, num_classes=1000)  # some have no head by default
     try:
-        model = timm.create_model(name, pretrained=False, **({"img_size": size} if size else {}))
+        model = create(**({"img_size": size} if size else {}))
     except TypeError:  # a network for images of any size
-        model = timm.create_model(name, pretrained=False)
+        model = create()
     randomize(model, generator)
     size = size or model.pretrained_cfg["input_size"][-1]
     images = torch.randn(2, 3, size, size, generator=generator)

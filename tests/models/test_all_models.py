@@ -14,7 +14,7 @@ from jax.sharding import Mesh, PartitionSpec
 from support.numpy_evaluation import evaluate
 
 from linseed import ranges
-from linseed.models import MODELS, convnext, densenet, efficientnet, mixer, mobilenet, regnet, resnet
+from linseed.models import MODELS, convnext, densenet, efficientnet, mixer, mobilenet, regnet, resnet, vit_names
 from linseed.models.inverted_residual import ConvBlock, DepthwiseSeparable, FusedInvertedResidual, InvertedResidual, Row
 from linseed.models.layers import ACTIVATIONS, INITIALIZERS, NORMALIZATIONS, Block, Compute, max_pool_2x2
 from linseed.models.resnet import STEMS, BasicBlock, BottleneckBlock, PlainShortcutBlock
@@ -33,6 +33,7 @@ ARGUMENTS = {
     "resnet50": dict(drop_path=0.5),
     "speednet": dict(stem_width=4, widths=(4, 6, 8), norm_eps=1e-5, logit_scale=0.1),
     "vgg11": dict(stem="cifar", normalization="batch"),
+    "vit": dict(patch_size=4, drop_path=0.5),
 }
 
 # A stage for each kind of inverted residual block.
@@ -54,12 +55,14 @@ SMALLER = {
     "resnet50": dict(stage_sizes=(1, 2), width=2),
     "speednet": None,
     "vgg11": dict(stage_sizes=(1, 2), widths=(4, 6)),
+    "vit": dict(depth=2, width=12),
     "wide_resnet28_10": dict(stage_size=1, widths=(16, 8)),
 }
 # The same parts as one of those, only more: their shapes and sizes are checked, and they are not run.
 DEEPER_TWINS = {"resnet32", "resnet34", "resnet44", "resnet56", "resnet101", "resnet110", "resnet152"}
 DEEPER_TWINS |= {"vgg13", "vgg16", "vgg19"}
-NORMALIZED = sorted(set(SMALLER) - {"alexnet", "linear"})
+# Families whose tests are in files of their own.
+NORMALIZED = sorted(set(SMALLER) - {"alexnet", "linear", "vit"})
 
 # Shape of the images, classes and parameters, as published or exact from the layer shapes in the papers, of the network
 # by its defaults; mlp by LENET.
@@ -83,10 +86,11 @@ PUBLISHED = {
     "vgg13": ((224, 224, 3), 1000, 133_047_848),
     "vgg16": ((224, 224, 3), 1000, 138_357_544),
     "vgg19": ((224, 224, 3), 1000, 143_667_240),
+    "vit": ((224, 224, 3), 1000, 5_717_416),  # Touvron et al. 2021, DeiT-Ti: 5.7 million
     "wide_resnet28_10": ((32, 32, 3), 10, 36_479_194),
 }
 # The others of the families whose tests are in files of their own, tests/models/test_<family>.py.
-FAMILIES = (convnext, densenet, efficientnet, mixer, mobilenet, regnet, resnet)
+FAMILIES = (convnext, densenet, efficientnet, mixer, mobilenet, regnet, resnet, vit_names)
 APART = {name for family in FAMILIES for name in family.NAMES} - {*SMALLER, *DEEPER_TWINS}
 LENET = dict(widths=(300, 100))
 # Millions of parameters: He et al. 2015, table 6; Simonyan and Zisserman 2014, table 2; Zagoruyko and Komodakis 2016.

@@ -72,8 +72,11 @@ def _slice(x, *, start_indices, limit_indices, strides):
 
 def _dot(x, y, *, dimension_numbers, **params):
     (contract_x, contract_y), (batch_x, batch_y) = dimension_numbers
-    assert not batch_x and not batch_y
-    return np.tensordot(x, y, (contract_x, contract_y))
+    axes_x, axes_y = list(range(x.ndim)), list(range(x.ndim, x.ndim + y.ndim))
+    for i, j in zip((*contract_x, *batch_x), (*contract_y, *batch_y), strict=True):
+        axes_y[j] = i
+    kept = [*batch_x, *(axis for axis in axes_x if axis not in (*contract_x, *batch_x))]
+    return np.einsum(x, axes_x, y, axes_y, [*kept, *(axis for axis in axes_y if axis >= x.ndim)], optimize=True)
 
 
 def _convolve(x, kernel, *, feature_group_count, batch_group_count, **params):

@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 from support.pretrained import COMPUTE, tensors_of
 
-from linseed.models import MODELS
+from linseed.models import MODELS, names
 from linseed.trainer.errors import DataError
 from linseed.trainer.weights.fit import fit, fits
 
@@ -56,6 +56,29 @@ def test_other_channels_get_the_same_answer_from_equal_ones(tensors, channels):
     assert kernel.shape == (7, 7, channels, 64) and "adapted from 3 channels" in found.notes[0]
     if channels in (1, 6):
         np.testing.assert_allclose(kernel.sum(axis=2), rgb.sum(axis=2), rtol=1e-5, atol=1e-5)
+
+
+def distilled(*, classes, size):
+    model = MODELS["deit_tiny_distilled_patch16_224"](num_classes=classes, compute=COMPUTE)
+    model = model.clone(patch_size=4, width=8, depth=1, heads=2)
+    images = jax.ShapeDtypeStruct((1, size, size, 3), jnp.float32)
+    return model, jax.eval_shape(lambda images: model.init(jax.random.key(0), images, train=False), images)
+
+
+def test_a_distilled_network_gets_two_new_heads_and_positions_for_other_images():
+    model, shapes = distilled(classes=10, size=8)
+    given = {
+        names.torch_name(path.partition("/")[2], model.torch_names): names.to_torch(
+            path, np.ones(leaf.shape, np.float32)
+        )
+        for path, leaf in flax.traverse_util.flatten_dict(shapes, sep="/").items()
+    }
+    model, shapes = distilled(classes=3, size=16)
+    found = fit(given, shapes, model=model, name="W")
+    missing = flax.traverse_util.flatten_dict(shapes, sep="/").keys() - found.leaves.keys()
+    assert missing == {f"params/{head}/{leaf}" for head in ("head", "head_dist") for leaf in ("kernel", "bias")}
+    assert found.leaves["params/stem/pos_embed"].shape == (1, 2 + 16, 8)
+    assert [note.split(" ")[0] for note in found.notes] == ["pos_embed", "W"]
 
 
 def test_what_differs_is_named(tensors):

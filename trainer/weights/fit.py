@@ -9,12 +9,13 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from linseed.models import MODELS
-from linseed.models.layers import Compute
+from linseed.models import INPUTS, MODELS
+from linseed.models.layers import Compute, Input
 from linseed.models.names import from_torch, torch_name
 from linseed.trainer.errors import DataError
 
 HEAD = "params/head/"  # the paths of the last layer begin so
+_HEADS = (HEAD, "params/head_dist/")  # a distilled network has a second one
 _COUNTER = "num_batches_tracked"  # of PyTorch's BatchNorm, which nothing reads
 _SHOWN = 3
 
@@ -35,7 +36,7 @@ def fit(tensors: Mapping[str, np.ndarray], shapes: Any, *, model, name: str) -> 
     """
     wanted = flax.traverse_util.flatten_dict(shapes, sep="/")
     theirs = _their_names(wanted, tensors, model)
-    head = {path for path in wanted if path.startswith(HEAD)}
+    head = {path for path in wanted if path.startswith(_HEADS)}
     given = {key: values for key, values in tensors.items() if not key.endswith(_COUNTER)}
     without_head = not any(theirs[path] in given for path in head)
     missing = [theirs[path] for path in wanted if theirs[path] not in given and not (without_head and path in head)]
@@ -77,7 +78,7 @@ def fits(tensors: Mapping[str, np.ndarray], name: str) -> bool:
     if {key for key in tensors if not key.endswith(_COUNTER)} != set(theirs.values()):
         return False
     return all(
-        from_torch(path, tensors[key]).shape == wanted[path].shape or path.startswith(HEAD)
+        from_torch(path, tensors[key]).shape == wanted[path].shape or path.startswith(_HEADS)
         for path, key in theirs.items()
     )
 
@@ -97,7 +98,8 @@ def network(name: str):
 @functools.cache
 def _shapes(name: str):
     model = network(name)
-    images = jax.ShapeDtypeStruct((1, 224, 224, 3), jnp.float32)
+    size = INPUTS.get(name, Input()).size  # a table of positions has the shape that images of this size give it
+    images = jax.ShapeDtypeStruct((1, size, size, 3), jnp.float32)
     return jax.eval_shape(functools.partial(model.init, train=False), jax.random.key(0), images), model
 
 
