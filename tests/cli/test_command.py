@@ -5,6 +5,7 @@ import subprocess
 import sys
 
 import pytest
+from support import forked
 
 from linseed.__main__ import COMMANDS
 
@@ -63,7 +64,7 @@ def test_print_config_shows_every_key_and_needs_no_workdir(tmp_path):
     ],
 )
 def test_a_wrong_flag_is_one_line(tmp_path, flags, says):
-    done = linseed("train", *flags, cwd=tmp_path)
+    done = forked.run(["-m", "linseed", "train", *flags], cwd=tmp_path)
     assert done.returncode == 2 and says in done.stderr and done.stderr.count("\n") == 1, done.stderr
     assert not os.listdir(tmp_path)
 
