@@ -14,8 +14,8 @@ from linseed.scripts.cli.compile_cache import NAME, _unusable, prune
 ROOT = Path(__file__).parents[2]
 TINY = [
     "--config=configs/digits.py:quick",
-    "--config.convolution=xla",
-    "--config.model.widths=(4,)",
+    "--config.model.name=linear",
+    "--config.data.augment=",
     "--config.horizon.epochs=0.5",
     "--config.schedule.warmup_epochs=0.1",
     "--config.eval.every_epochs=0.25",
@@ -68,8 +68,9 @@ def test_the_second_run_loads_every_program_and_ends_with_the_same_bits(tmp_path
 
 def test_a_program_that_cannot_be_kept_is_compiled_again_without_a_word(tmp_path):
     """Where convolutions are oneDNN's, JAX fails to write those programs; all others are found."""
-    train(tmp_path / "cold", "--config.convolution=auto")
-    _, asked, found, said = train(tmp_path / "warm", "--config.convolution=auto")
+    convolves = ["--config.model.name=cnn", "--config.model.widths=(4,)"]
+    train(tmp_path / "cold", *convolves)
+    _, asked, found, said = train(tmp_path / "warm", *convolves)
     assert 0 < found <= asked and said == ""
 
 
