@@ -146,7 +146,7 @@ def test_a_run_whose_output_nobody_reads_is_finished(tmp_path):
     reading, writing = os.pipe()
     os.close(reading)
     process = subprocess.Popen(
-        [*command, "--config.model.widths=(4,)"], cwd=ROOT, stdout=writing, stderr=subprocess.PIPE, text=True
+        [*command, "--config.model.name=linear"], cwd=ROOT, stdout=writing, stderr=subprocess.PIPE, text=True
     )
     os.close(writing)
     assert (process.communicate(timeout=120)[1], process.returncode) == ("", 0)
@@ -446,7 +446,7 @@ def test_a_model_that_does_not_fit_the_images_is_one_line(tmp_path):
 
 def constant_rate(**changes):
     """A run whose length, rate and decay are values, not parts of a compiled step."""
-    config = tiny(**{"log_every_steps": 4, **changes})
+    config = tiny(**{"data.augment": "flip_lr(0.5)", "log_every_steps": 4, **changes})
     with config.unlocked():
         config.schedule = dict(name="constant", warmup_steps=0)
     return config

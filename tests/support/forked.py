@@ -47,7 +47,8 @@ class Process:
         for path in self._outputs:
             path.touch()
         self._process = _context.Process(
-            target=_run, args=(self.args, str(cwd), dict(env or os.environ), self._outputs[0], self._outputs[-1])
+            target=_run,
+            args=(self.args, str(cwd), dict(os.environ if env is None else env), self._outputs[0], self._outputs[-1]),
         )
         self._process.start()
 
