@@ -19,7 +19,7 @@ test: .venv/installed
 	.venv/bin/ruff check .
 	.venv/bin/ruff format --check .
 	.venv/bin/mypy -m linseed -m linseed.api -m linseed.ranges -m linseed.__main__
-	.venv/bin/python -m pytest --numprocesses=auto --dist=loadfile
+	.venv/bin/python -m pytest --numprocesses=auto --dist=worksteal
 
 quick: .venv/installed
 	.venv/bin/ruff check .

@@ -13,7 +13,7 @@ import time
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from support.runs import ROOT, Killer, Stop, records, run, tiny
+from support.runs import ROOT, SHARED, Killer, Stop, records, run, tiny
 
 from linseed.trainer import evaluation, train
 from linseed.trainer.data import batching, sources
@@ -66,7 +66,7 @@ def test_the_compilation_of_an_evaluation_is_no_training_time(tmp_path, monkeypa
 
     monkeypatch.setattr(Evaluator, "start", compiles)
     monkeypatch.setattr(train.time, "monotonic", lambda: time.perf_counter() + late[0])
-    run(tiny(**{"horizon.epochs": 2.0}), tmp_path)
+    run(tiny(), tmp_path, shared=SHARED)
     found = {record["step"]: record for record in read_records(tmp_path / "metrics.jsonl")}
     assert "val_accuracy" in found[4] and min(found[step]["images_per_second"] for step in (4, 6)) > 1
 
@@ -122,6 +122,7 @@ def test_kill_9_and_the_same_command(tmp_path):
     """Through the real process: SIGKILL once the first checkpoint is there, then the same command again."""
     command = [sys.executable, "-m", "scripts.train", "--config=configs/digits.py:quick"]
     overrides = ["--config.model.widths=(4,)", "--config.horizon.epochs=4.0", "--config.log_every_steps=1"]
+    overrides += ["--config.convolution=xla"]
     straight, killed = tmp_path / "straight", tmp_path / "killed"
     subprocess.run([*command, f"--workdir={straight}", *overrides], cwd=ROOT, check=True, capture_output=True)
     process = subprocess.Popen([*command, f"--workdir={killed}", *overrides], cwd=ROOT, stdout=subprocess.DEVNULL)
@@ -145,7 +146,7 @@ def test_a_run_whose_output_nobody_reads_is_finished(tmp_path):
     reading, writing = os.pipe()
     os.close(reading)
     process = subprocess.Popen(
-        [*command, "--config.model.widths=(4,)"], cwd=ROOT, stdout=writing, stderr=subprocess.PIPE, text=True
+        [*command, "--config.model.name=linear"], cwd=ROOT, stdout=writing, stderr=subprocess.PIPE, text=True
     )
     os.close(writing)
     assert (process.communicate(timeout=120)[1], process.returncode) == ("", 0)
@@ -184,7 +185,7 @@ def test_records_are_on_the_disk_before_the_checkpoint_that_stands_on_them(tmp_p
 
     monkeypatch.setattr(MetricsLog, "sync", synced)
     monkeypatch.setattr(Checkpoints, "save", saved)
-    run(tiny(), tmp_path)
+    run(tiny(), tmp_path, shared=SHARED)
     assert events == [(what, step) for step in range(4, 25, 4) for what in ("synced", "saved")]
 
 
@@ -266,7 +267,7 @@ def test_a_change_that_cannot_be_accepted_leaves_the_run_as_it_was(straight, tmp
 
 def test_data_that_changed_under_a_run_is_refused(tmp_path, monkeypatch):
     with pytest.raises(Stop):
-        run(tiny(), tmp_path, writer=Killer(9))
+        run(tiny(), tmp_path, writer=Killer(9), shared=SHARED)
     load = sources.load
 
     def changed(**kwargs):
@@ -288,13 +289,13 @@ def test_a_kill_between_the_last_step_and_the_result_loses_nothing(straight, tmp
     with monkeypatch.context() as patched:
         patched.setattr(evaluation.result_lib, "assemble", kill)
         with pytest.raises(Stop):
-            run(tiny(), tmp_path)
+            run(tiny(), tmp_path, shared=SHARED)
     with monkeypatch.context() as patched:
         patched.setattr(evaluation.result_lib.report, "write", kill)
         with pytest.raises(Stop):
-            run(tiny(), tmp_path)
+            run(tiny(), tmp_path, shared=SHARED)
     assert not (tmp_path / "report.html").exists()
-    result = run(tiny(), tmp_path)
+    result = run(tiny(), tmp_path, shared=SHARED)
     assert result["params_sha256"] == straight[0]["params_sha256"] and result["test"] == straight[0]["test"]
     assert result["test_openings"] == 2  # the truth: it was opened for the attempt that died, too
     assert (tmp_path / "report.html").exists()
@@ -333,6 +334,11 @@ def test_validation_and_test_are_measured_without_label_smoothing(tmp_path, monk
     assert seen == [{"label_smoothing": 0.1}, {"label_smoothing": 0.0}]
 
 
+@pytest.fixture(scope="module")
+def poisoned():
+    return Shared()
+
+
 @pytest.mark.parametrize(
     ("bad_step", "window", "kept"),
     [
@@ -342,7 +348,7 @@ def test_validation_and_test_are_measured_without_label_smoothing(tmp_path, monk
         (9, "steps 9 to 9", "the checkpoint of step 8 is good"),
     ],
 )
-def test_a_non_finite_loss_stops_the_run_and_names_the_window(tmp_path, monkeypatch, bad_step, window, kept):
+def test_a_non_finite_loss_stops_the_run_and_names_the_window(tmp_path, monkeypatch, poisoned, bad_step, window, kept):
     """Places that no example has stand for whatever makes a loss NaN."""
     places, make_loss = batching.places, losses.make_loss
 
@@ -357,7 +363,7 @@ def test_a_non_finite_loss_stops_the_run_and_names_the_window(tmp_path, monkeypa
     monkeypatch.setattr(batching, "places", poisoned_places)
     monkeypatch.setattr(losses, "make_loss", poisoned_loss)
     with pytest.raises(NonFiniteError, match=f"of step {bad_step} is not finite .logged window: {window}.; {kept}"):
-        run(tiny(), tmp_path)
+        run(tiny(), tmp_path, shared=poisoned)
     assert not (tmp_path / "result.json").exists()
     assert max([record["step"] for record in records(tmp_path)], default=0) < bad_step
     saved = [int(path.name) for path in (tmp_path / "checkpoints").iterdir() if path.name.isdigit()]
@@ -425,7 +431,7 @@ def test_a_batch_that_the_devices_do_not_divide_is_refused(tmp_path, key):
 
 def test_going_on_with_another_number_of_devices_is_said(tmp_path, monkeypatch):
     with pytest.raises(Stop):
-        run(tiny(), tmp_path, writer=Killer(9))
+        run(tiny(), tmp_path, writer=Killer(9), shared=SHARED)
     devices = train.jax.devices
     monkeypatch.setattr(train.jax, "devices", lambda: devices()[:2])
     killer = Killer(-1)
@@ -440,7 +446,7 @@ def test_a_model_that_does_not_fit_the_images_is_one_line(tmp_path):
 
 def constant_rate(**changes):
     """A run whose length, rate and decay are values, not parts of a compiled step."""
-    config = tiny(**{"log_every_steps": 4, **changes})
+    config = tiny(**{"data.augment": "flip_lr(0.5)", "log_every_steps": 4, **changes})
     with config.unlocked():
         config.schedule = dict(name="constant", warmup_steps=0)
     return config

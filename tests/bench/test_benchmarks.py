@@ -2,13 +2,11 @@
 
 import json
 import os
-import subprocess
-import sys
 import types
-from pathlib import Path
 
 import numpy as np
 import pytest
+from support import forked
 
 from linseed.configs import cifar10_speedrun, imagenet_resnet50
 from linseed.scripts.bench import (
@@ -27,8 +25,6 @@ from linseed.scripts.bench import (
 from linseed.trainer.config.resolve import resolve
 from linseed.trainer.data import sources, splits
 from linseed.trainer.errors import LinseedError
-
-ROOT = Path(__file__).parents[2]
 
 
 @pytest.fixture
@@ -184,8 +180,7 @@ runpy.run_module("scripts.bench", run_name="__main__", alter_sys=True)
 
 
 def accelerator(*arguments):
-    code = [sys.executable, "-c", BENCH, "accelerator", *arguments]
-    return subprocess.run(code, cwd=ROOT, capture_output=True, text=True)
+    return forked.run(["-c", BENCH, "accelerator", *arguments])
 
 
 def test_an_accelerator_gets_four_benchmarks_in_nine_minutes():

@@ -7,22 +7,24 @@ import sys
 from pathlib import Path
 
 import pytest
+from support import forked
 
 from linseed.scripts.cli.compile_cache import NAME, _unusable, prune
 
 ROOT = Path(__file__).parents[2]
 TINY = [
     "--config=configs/digits.py:quick",
-    "--config.convolution=xla",
-    "--config.model.widths=(4,)",
+    "--config.model.name=linear",
+    "--config.data.augment=",
     "--config.horizon.epochs=0.5",
     "--config.schedule.warmup_epochs=0.1",
     "--config.eval.every_epochs=0.25",
 ]
-# The command, and then how many programs it asked the cache for and how many of them it found.
+# The command without the cache of these tests, and then how many programs it asked for and how many it found.
 COUNTED = """
 import collections, json, runpy, sys
 import jax
+jax.config.update("jax_compilation_cache_dir", None)
 asked = collections.Counter()
 jax.monitoring.register_event_listener(lambda name, **_: asked.update([name.rpartition("/")[2]]))
 sys.argv[0] = "train"
@@ -34,15 +36,8 @@ finally:
 
 
 def train(workdir, *arguments):
-    """(result.json, programs asked for, programs found, stderr) of the command, without the cache of these tests."""
-    environment = {name: value for name, value in os.environ.items() if name != "JAX_COMPILATION_CACHE_DIR"}
-    done = subprocess.run(
-        [sys.executable, "-c", COUNTED, *TINY, f"--workdir={workdir}", *arguments],
-        cwd=ROOT,
-        env=environment,
-        capture_output=True,
-        text=True,
-    )
+    """(result.json, programs asked for, programs found, stderr) of the command."""
+    done = forked.run(["-c", COUNTED, *TINY, f"--workdir={workdir}", *arguments])
     assert done.returncode == 0, done.stderr
     asked, found = json.loads(done.stdout.splitlines()[-1])
     return json.loads((workdir / "result.json").read_text()), asked, found, done.stderr
@@ -73,8 +68,9 @@ def test_the_second_run_loads_every_program_and_ends_with_the_same_bits(tmp_path
 
 def test_a_program_that_cannot_be_kept_is_compiled_again_without_a_word(tmp_path):
     """Where convolutions are oneDNN's, JAX fails to write those programs; all others are found."""
-    train(tmp_path / "cold", "--config.convolution=auto")
-    _, asked, found, said = train(tmp_path / "warm", "--config.convolution=auto")
+    convolves = ["--config.model.name=cnn", "--config.model.widths=(4,)"]
+    train(tmp_path / "cold", *convolves)
+    _, asked, found, said = train(tmp_path / "warm", *convolves)
     assert 0 < found <= asked and said == ""
 
 

@@ -1,11 +1,10 @@
 """Runs that are ended from outside: where the moments lie, and what the command that uses them says."""
 
 import json
-import subprocess
-import sys
 
 import numpy as np
-from support.commands import ROOT, command, refusal
+from support import forked
+from support.commands import command, refusal
 
 from linseed.scripts.cli.moments import STAGES, Run, Timeline, draw
 from linseed.trainer.run.compare import differences
@@ -21,7 +20,7 @@ def test_moments_are_spread_evenly_over_all_stages_and_lie_within_the_run():
 
 
 def test_a_killed_run_of_a_users_config_is_proven_equal(tmp_path):
-    arguments = ["--kills=1", "--steps=8", "--config.model.widths=(4,)", f"--workdir={tmp_path / 'kept'}"]
+    arguments = ["--kills=1", "--steps=8", "--config.model.name=linear", f"--workdir={tmp_path / 'kept'}"]
     done = command("verify_resume", "--config=configs/digits.py", *arguments)
     assert done.returncode == 0, done.stdout + done.stderr
     assert "equal: 8 steps, 1 of 1 kills in time" in done.stdout and "by itself, status 0" in done.stdout
@@ -50,9 +49,7 @@ runpy.run_module("scripts.verify_resume", run_name="__main__", alter_sys=True)
 
 
 def test_without_a_kill_in_time_nothing_is_called_proven():
-    done = subprocess.run(
-        [sys.executable, "-c", TOO_LATE, "--config=configs/digits.py"], cwd=ROOT, capture_output=True, text=True
-    )
+    done = forked.run(["-c", TOO_LATE, "--config=configs/digits.py"])
     assert done.returncode == 2 and "equal" not in done.stdout
     assert done.stderr.startswith("error: none of the 3 kills came before") and "raise --steps" in done.stderr
 

@@ -79,6 +79,7 @@ def test_bad_data_is_one_line_and_can_be_mended_in_the_same_workdir(tmp_path):
         "--config.model.stem_width=4",
         "--config.data.batch_size=8",
         "--config.eval.batch_size=8",
+        "--config.convolution=xla",
     ]
     said = refusal("train", *arguments)
     assert "1 of" in said and "7.jpg" in said and "config.data.source.on_bad_image=skip" in said

@@ -1,11 +1,11 @@
 """Parts of one's own by --plugin: used like ours, remembered by the run, and never imported from a run's folder."""
 
 import json
-import os
 import subprocess
 import sys
 
 import pytest
+from support import forked
 
 from linseed.trainer.config import plugins, sections
 from linseed.trainer.config.resolve import resolve
@@ -53,8 +53,7 @@ TRAIN = [
 
 
 def linseed(*arguments, cwd):
-    command = [sys.executable, "-P", "-m", "linseed", *map(str, arguments)]
-    return subprocess.run(command, cwd=cwd, env=os.environ, capture_output=True, text=True)
+    return forked.run(["-P", "-m", "linseed", *arguments], cwd=cwd)
 
 
 def test_a_run_with_a_model_an_optimizer_and_an_op_of_ones_own(tmp_path):
@@ -66,7 +65,8 @@ def test_a_run_with_a_model_an_optimizer_and_an_op_of_ones_own(tmp_path):
     run = ("--workdir=run", *TRAIN)
     missing = linseed("train", *run, cwd=tmp_path)
     assert missing.returncode == 2 and "unknown config.model.name 'tiny'" in missing.stderr
-    done = linseed("train", "--plugin=mine.py", *run, cwd=tmp_path)
+    command = [sys.executable, "-P", "-m", "linseed", "train", "--plugin=mine.py", *run]
+    done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
     config = json.loads((tmp_path / "run/config.json").read_text())
     assert config["plugins"] == ["mine"] and config["model"]["width"] == 8

@@ -22,6 +22,7 @@ def get_config():
     config.data.batch_size = 8
     config.data.augment = ""
     config.model.widths = (4,)
+    config.convolution = "xla"
     config.horizon.epochs = 100_000.0
     config.eval.every_epochs = 1000.0
     config.log_every_steps = 1

@@ -1,5 +1,6 @@
 """What is not finite is skipped, rolled back from, or said; and in each case a resumed run does the same."""
 
+import collections
 import faulthandler
 import json
 import subprocess
@@ -25,9 +26,18 @@ def guarded(on_non_finite, **changes):
     return tiny(**{"guard.on_non_finite": on_non_finite, **changes})
 
 
+@pytest.fixture(scope="module")
+def spoiled():
+    """What runs share whose steps are spoilt alike."""
+    return collections.defaultdict(Shared)
+
+
 @pytest.fixture
-def spoil(monkeypatch):
-    """spoil(steps, above=rate): these steps come to NaN, in loss and parameters, where the rate is above `above`."""
+def spoil(monkeypatch, spoiled):
+    """spoil(steps, above=rate): these steps come to NaN, in loss and parameters, where the rate is above `above`.
+
+    Returns what to share between runs of these steps.
+    """
     make = programs.make_train_step
 
     def spoil(steps, *, above=0.0):
@@ -44,6 +54,7 @@ def spoil(monkeypatch):
             return train_step
 
         monkeypatch.setattr(programs, "make_train_step", make_spoiled)
+        return spoiled[tuple(steps), above]
 
     return spoil
 
@@ -74,8 +85,7 @@ def test_where_all_is_finite_skip_changes_nothing(tmp_path):
 
 @pytest.mark.parametrize("polls", [(12,), (6, 3), (11, 1, 5)])
 def test_skipped_steps_are_counted_and_left_out_whatever_stops_the_run(tmp_path, spoil, polls):
-    spoil([5, 10, 11, 22])
-    config, shared = guarded("skip"), Shared()
+    config, shared = guarded("skip"), spoil([5, 10, 11, 22])
     whole = run(config, tmp_path / "whole", shared=shared)
     for poll in polls:
         with pytest.raises(signals.Stopped):
@@ -90,8 +100,7 @@ def test_skipped_steps_are_counted_and_left_out_whatever_stops_the_run(tmp_path,
 
 @pytest.mark.parametrize("polls", [(), (7,), (6, 2)])
 def test_too_many_skipped_in_a_row_end_the_run_across_windows_and_stops(tmp_path, spoil, polls):
-    spoil([5, 6, 7, 8])
-    config, shared = guarded("skip"), Shared()  # 3 may be
+    config, shared = guarded("skip"), spoil([5, 6, 7, 8])  # 3 may be
     for poll in polls:
         with pytest.raises(signals.Stopped):
             run(config, tmp_path, stop=Trip(poll), shared=shared)
@@ -107,8 +116,7 @@ def noted(path):
 # Step 7 is bad at a rate of about 0.02 and 0.01, and no longer at 0.005.
 @pytest.fixture
 def twice(tmp_path, spoil):
-    spoil([7], above=0.006)
-    config, shared = guarded("rollback"), Shared()
+    config, shared = guarded("rollback"), spoil([7], above=0.006)
     killer = Killer(-1)
     return config, shared, run(config, tmp_path / "whole", writer=killer, shared=shared), killer.said
 
@@ -151,18 +159,18 @@ def test_a_rollback_is_the_same_whatever_stops_or_kills_the_run(tmp_path, twice)
 
 
 def test_rollbacks_are_limited_and_a_run_may_go_back_to_its_beginning(tmp_path, spoil):
-    spoil([2])
+    shared = spoil([2])
     config = guarded("rollback", **{"guard.max_times": 2})
     with pytest.raises(NonFiniteError, match="after 2 rollbacks the loss of step 2 is not finite.*no checkpoint yet"):
-        run(config, tmp_path)
+        run(config, tmp_path, shared=shared)
     assert noted(tmp_path / "rollbacks.jsonl") == [(2, 0), (2, 0)]
 
 
 def test_another_config_in_a_workdir_without_a_checkpoint_forgets_the_rollbacks(tmp_path, spoil):
-    spoil([2], above=0.003)
+    shared = spoil([2], above=0.003)
     with pytest.raises(NonFiniteError, match="after 3 rollbacks"):
-        run(guarded("rollback", **{"guard.lr_factor": 1.0}), tmp_path)
-    run(guarded("rollback", **{"guard.lr_factor": 0.5, "optimizer.lr": 0.005}), tmp_path)
+        run(guarded("rollback", **{"guard.lr_factor": 1.0}), tmp_path, shared=shared)
+    run(guarded("rollback", **{"guard.lr_factor": 0.5, "optimizer.lr": 0.005}), tmp_path, shared=shared)
     assert not (tmp_path / "rollbacks.jsonl").exists()
 
 
@@ -189,10 +197,10 @@ def rolled_back(path, *pairs):
 
 def test_the_clock_counts_no_time_twice_after_a_rollback(tmp_path, spoil):
     """The parts of a run are timed one after the other, and all lie within it."""
-    spoil([7], above=0.006)
+    shared = spoil([7], above=0.006)
     config = guarded("rollback", **{"guard.lr_factor": 0.25})
     began = time.monotonic()
-    seconds = run(config, tmp_path)["seconds"]
+    seconds = run(config, tmp_path, shared=shared)["seconds"]
     assert noted(tmp_path / "rollbacks.jsonl") == [(7, 4)]
     assert 0 < seconds < time.monotonic() - began
 

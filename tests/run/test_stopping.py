@@ -197,6 +197,7 @@ def test_sigterm_and_the_same_command(tmp_path):
     """Through the real process, asked at its first logged step: a line, status 143, and the run goes on."""
     command = [sys.executable, "-m", "scripts.train", "--config=configs/digits.py:quick", f"--workdir={tmp_path}"]
     command += ["--config.model.widths=(4,)", "--config.log_every_steps=1", "--config.horizon.epochs=40.0"]
+    command += ["--config.convolution=xla"]
     process = subprocess.Popen(
         command, cwd=ROOT, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True, env=os.environ
     )

@@ -71,9 +71,8 @@ command.run(main, argument="NAME")
 
 
 @pytest.mark.parametrize(("name", "status"), [("LostError", 75), ("DistributedError", 2), ("ConfigError", 2)])
-def test_a_command_ends_with_the_status_of_its_error(tmp_path, name, status):
-    (tmp_path / "ending.py").write_text(ENDING)
-    (found,) = ended([started([tmp_path / "ending.py", name], devices=1)])
+def test_a_command_ends_with_the_status_of_its_error(name, status):
+    (found,) = ended([started(["-c", ENDING, name], devices=1)])
     assert found == (status, "error: what happened\n")
 
 

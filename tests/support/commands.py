@@ -1,16 +1,10 @@
 """Commands as a user calls them in a clone."""
 
-import subprocess
-import sys
-from pathlib import Path
-
-ROOT = Path(__file__).parents[2]
+from support import forked
 
 
 def command(module, *arguments):
-    return subprocess.run(
-        [sys.executable, "-m", f"scripts.{module}", *arguments], cwd=ROOT, capture_output=True, text=True
-    )
+    return forked.run(["-m", f"scripts.{module}", *arguments])
 
 
 def refusal(module, *arguments):

@@ -2,11 +2,9 @@
 
 import os
 import socket
-import subprocess
-import sys
-from pathlib import Path
 
-ROOT = Path(__file__).parents[2]
+from support import forked
+
 WAIT = 120  # seconds, for what should take a few
 
 
@@ -18,14 +16,7 @@ def free_port():
 
 def started(arguments, *, devices):
     flags = f"--xla_backend_optimization_level=0 --xla_force_host_platform_device_count={devices}"
-    return subprocess.Popen(
-        [sys.executable, *arguments],
-        cwd=ROOT,
-        env={**os.environ, "XLA_FLAGS": flags, "PYTHONPATH": str(ROOT)},
-        stdout=subprocess.PIPE,
-        stderr=subprocess.STDOUT,
-        text=True,
-    )
+    return forked.Process(arguments, env={**os.environ, "XLA_FLAGS": flags}, merged=True)
 
 
 def ended(processes):

@@ -8,6 +8,7 @@ import shutil
 import ml_collections
 import optuna
 import pytest
+from support.runs import SHARED
 
 from linseed.configs import digits
 from linseed.scripts.faults import studies
@@ -49,7 +50,8 @@ class Lines(Quiet):
 
 
 def run(workdir, *, config=None, step="all", spend=BUDGET, **options):
-    keys = dict(storage="", study="study", sampler="tpe", rates=(), decays=(), name="tiny", writer=Quiet()) | options
+    keys = dict(storage="", study="study", sampler="tpe", rates=(), decays=(), name="tiny", writer=Quiet())
+    keys |= dict(shared=SHARED) | options
     limit = budget.parse(spend) if spend else budget.UNLIMITED
     return tune.tune(config or tiny(), workdir, step=step, budget=limit, **keys)
 
