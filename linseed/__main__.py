@@ -11,6 +11,7 @@ COMMANDS = {
     "train": ("train", "train a config into a folder; the same command again goes on where it was"),
     "evaluate": ("evaluate", "judge a run's checkpoint, or an ensemble of runs, on validation or test"),
     "tune": ("tune", "find better hyperparameters for a config, in the lecture's seven steps"),
+    "export": ("export", "write a run's weights, or the mean of several runs', to a file for timm and for other runs"),
     "doctor": ("doctor", "what a run will cost before it is run: parameters, memory, time, disk"),
     "verify-resume": ("verify_resume", "prove that a killed and resumed run equals one that was never stopped"),
     "gallery": ("gallery.__main__", "draw what the lecture shows: optimisers, schedules, activations, augmentation"),

@@ -38,6 +38,9 @@ class Experiment(NamedTuple):
     leaked: float  # the share of val that is also in train
     judged_by: str  # the settings of evaluations, see `programs.judged_by`
     num_classes: int
+    class_names: tuple[str, ...]
+    statistics: dict[str, np.ndarray]  # by which images are normalised, see `stats.make_normalize`
+    model: Any  # the network, a `Classifier`
     test: splits.SealedTest
     feed: placement.Feed  # of train batches
     batch_size: int  # examples a step
@@ -131,6 +134,9 @@ def build(config: ml_collections.ConfigDict, workdir: Path, *, shared: Shared) -
         leaked=data.leaked,
         judged_by=programs_lib.judged_by(config),
         num_classes=len(data.source.class_names),
+        class_names=data.source.class_names,
+        statistics=data.statistics,
+        model=programs.model,
         test=splits.SealedTest(
             data.source.open_test, record=workdir / workdir_lib.OPENINGS, fingerprint=data.source.test_fingerprint
         ),

@@ -2,6 +2,7 @@
 
 import dataclasses
 import difflib
+import json
 import re
 from collections.abc import Mapping
 from pathlib import Path
@@ -9,6 +10,7 @@ from typing import Any
 
 import ml_dtypes
 import numpy as np
+from safetensors import SafetensorError, deserialize, safe_open
 
 from linseed.models import INPUTS, MODELS
 from linseed.models.layers import Input
@@ -31,6 +33,9 @@ _TYPES = {
         for bits in (8, 16, 32, 64)
     },
 }
+
+# In the metadata of a file of safetensors: the card of what `linseed export` wrote, as timm's config.json has it.
+CARD_KEY = "linseed"
 
 # The methods of Pillow by their name on a card.
 INTERPOLATIONS = ("bilinear", "bicubic", "lanczos")
@@ -70,9 +75,10 @@ def find(name: str, *, architecture: str = "") -> Weights:
     """
     path = Path(name).expanduser()
     if path.is_file():
-        tensors = read(path)
-        architecture = architecture or _architecture(tensors, path)
-        return Weights(tensors, Card(str(path), hub.sha256(path), architecture, INPUTS.get(architecture, Input())))
+        tensors, own = read(path), _own_card(path)
+        architecture = architecture or own.get("architecture") or _architecture(tensors, path)
+        given = _input(own.get("pretrained_cfg", {}), INPUTS.get(architecture, Input()))
+        return Weights(tensors, Card(str(path), hub.sha256(path), architecture, given))
     if path.suffix in _FORMATS or not hub.NAME.fullmatch(name):
         raise DataError(
             f"no weights at {name}; give a file ({', '.join(_FORMATS)}), or a name on the hub such as "
@@ -98,8 +104,6 @@ def find(name: str, *, architecture: str = "") -> Weights:
 
 def read(path: Path) -> dict[str, np.ndarray]:
     """The tensors of a file of safetensors or of `torch.save`, by name. Raises DataError, one line."""
-    from safetensors import SafetensorError, deserialize
-
     try:
         data = path.read_bytes()
     except OSError as error:
@@ -114,6 +118,16 @@ def read(path: Path) -> dict[str, np.ndarray]:
         raise DataError(
             f"{path} is no whole file of safetensors ({type(error).__name__}); fetch it again, or check the path"
         ) from None
+
+
+def _own_card(path: Path) -> dict[str, Any]:
+    """What `linseed export` wrote into the file, {} for files of others."""
+    try:
+        with safe_open(path, framework="numpy") as file:
+            card = json.loads((file.metadata() or {}).get(CARD_KEY, "{}"))
+    except (SafetensorError, ValueError):
+        return {}
+    return card if isinstance(card, dict) and card.get("architecture") in MODELS else {}
 
 
 def _array(*, dtype: str, shape: list[int], data: bytes) -> np.ndarray:

@@ -15,7 +15,7 @@ from linseed.trainer.weights.features import Features
 
 # Of the mean cross-entropy, on features of unit variance. Kornblith et al. 2019, "Do better ImageNet models transfer
 # better?", section 3: L-BFGS, and a grid of decays that validation chooses from.
-DECAYS = tuple(float(f"{10.0**power:.3g}") for power in np.arange(-6, 1.25, 0.5))
+DECAYS = tuple(float(f"{10.0**power:.3g}") for power in np.arange(-5, 2.25, 0.5))
 
 _MOST_STEPS = 500
 _TOLERANCE = 1e-4  # of the gradient's largest number

@@ -1,0 +1,48 @@
+"""A run's weights as a file of safetensors that `config.pretrained` reads, and timm where it has the network."""
+
+import json
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import flax
+import ml_collections
+import numpy as np
+import safetensors.numpy
+
+from linseed.models.names import to_torch, torch_name
+from linseed.trainer import files
+from linseed.trainer.weights.find import CARD_KEY
+
+
+def write(
+    weights: Mapping[str, Any],
+    path: Path,
+    *,
+    model,
+    config: ml_collections.ConfigDict,
+    statistics: Mapping[str, np.ndarray],
+    class_names: tuple[str, ...],
+):
+    """Writes `weights`, {"params", "model_state"} as host arrays, to `path`, under timm's names and in its axes.
+
+    model: their network. statistics: by which images were normalised, on the 0..1 scale. The file's metadata say the
+    network, how images are made, and the classes.
+    """
+    flat = flax.traverse_util.flatten_dict({"params": weights["params"], **weights["model_state"]}, sep="/")
+    tensors = {
+        torch_name(key.partition("/")[2], model.torch_names): np.ascontiguousarray(to_torch(key, np.asarray(values)))
+        for key, values in flat.items()
+    }
+    source, mean, std = config.data.source, *(np.ravel(statistics[key]).tolist() for key in ("mean", "std"))
+    made = {"mean": mean, "std": std} if len(mean) == 3 else {}  # a mean image has no place in timm's card
+    if size := source.get("image_size"):
+        made |= {"input_size": [3, size, size], "crop_pct": size / source.get("resize", size)}
+        made |= {"interpolation": source.get("interpolation", "bilinear")}
+    card = {
+        "architecture": config.model.name,
+        "num_classes": len(class_names),
+        "label_names": class_names,
+        "pretrained_cfg": made,
+    }
+    files.write(path, safetensors.numpy.save(tensors, metadata={"format": "pt", CARD_KEY: json.dumps(card)}))
