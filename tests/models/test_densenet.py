@@ -15,7 +15,7 @@ FLOAT32 = Compute(jnp.float32, axis_name=None, convolution=jax.lax.conv_general_
 SMALL = dict(stage_sizes=(1, 2), growth_rate=4)
 
 # Parameters with 1000 classes, as timm counts them.
-PARAMETERS = {"densenet121": 7_978_856, "densenet161": 28_681_000, "densenet264d": 72_736_216}
+PARAMETERS = {"densenet121": 7_978_856, "densenetblur121d": 7_998_088}
 
 # timm's names of the layers of a network with one dense layer in its first stage and two in its second.
 CONVS = ["conv0", "transition1.conv"]
