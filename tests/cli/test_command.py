@@ -70,6 +70,6 @@ def test_a_wrong_flag_is_one_line(tmp_path, flags, says):
 
 
 def test_the_home_folder_is_expanded_in_paths(tmp_path):
-    flags = ["--config=digits", "--config.model.name=linear", "--out=~/out", "--steps=1"]
+    flags = ["--config=digits", "--config.model.name=linear", "--config.data.augment=", "--out=~/out", "--steps=1"]
     done = linseed("doctor", *flags, env=os.environ | {"HOME": str(tmp_path)})
     assert done.returncode == 0 and (tmp_path / "out" / "schedule.svg").exists(), done.stderr

@@ -99,15 +99,23 @@ def _run(arguments, cwd, environment, stdout, stderr):
         arguments = arguments[1:]
     else:
         sys.path.insert(0, cwd)
-    option, what, *rest = arguments
-    sys.argv = [option, *rest]
     try:
-        if option == "-m":
-            runpy.run_module(what, run_name="__main__", alter_sys=True)
-        else:
-            sys.modules["__main__"] = types.ModuleType("__main__")
-            exec(compile(what, "<string>", "exec"), vars(sys.modules["__main__"]))
-    finally:
+        _as_main(*arguments)
+    except SystemExit:
+        raise
+    except BaseException:
+        sys.excepthook(*sys.exc_info())
+        sys.exit(1)
+    finally:  # which a process of multiprocessing leaves out
         threading._shutdown()
-        atexit._run_exitfuncs()  # which a process of multiprocessing leaves out
+        atexit._run_exitfuncs()
         sys.stdout.flush()
+
+
+def _as_main(option, what, *rest):
+    sys.argv = [option, *rest]
+    if option == "-m":
+        runpy.run_module(what, run_name="__main__", alter_sys=True)
+    else:
+        sys.modules["__main__"] = types.ModuleType("__main__")
+        exec(compile(what, "<string>", "exec"), vars(sys.modules["__main__"]))
