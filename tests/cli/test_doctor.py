@@ -53,8 +53,7 @@ def test_a_forecast_reads_when_piped_and_draws_the_schedule(tmp_path):
 
 
 def test_the_largest_batch_for_so_much_memory_divides_over_the_devices_and_fits():
-    linear = ["--config=configs/digits.py:quick", "--config.model.name=linear", "--config.data.augment=", "--steps=2"]
-    done = command("doctor", *linear, "--memory=1MiB")
+    done = command("doctor", *TINY, "--config.convolution=auto", "--memory=1MiB")
     assert done.returncode == 0, done.stderr
     found = {cell[0]: cell[1:] for cell in rows(done.stdout) if len(cell) == 3}
     batch, per_device = int(found["largest batch"][0].replace(",", "")), int(found["largest batch"][1].split()[0])
