@@ -20,6 +20,7 @@ import numpy as np
 
 from linseed.models import MODELS, names
 from linseed.models.layers import Compute
+from linseed.trainer.runtime.onednn import CONVOLUTIONS
 
 IGNORED = ("num_batches_tracked",)  # tensors of PyTorch that hold no weights
 
@@ -55,7 +56,7 @@ def compare(name: str, arrays: Mapping[str, np.ndarray]) -> dict[str, Any]:
 
 
 def _model(name, dtype, *, classes):
-    compute = Compute(dtype, axis_name=None, convolution=jax.lax.conv_general_dilated)
+    compute = Compute(dtype, axis_name=None, convolution=CONVOLUTIONS["auto"])
     return MODELS[name](num_classes=classes, compute=compute)
 
 
