@@ -4,6 +4,8 @@ Measured on two cores, 8 images of 112x112x32, 3x3: 7 ms where XLA's takes 140 m
 it takes 710 ms. The values are the same bit for bit.
 """
 
+import functools
+
 import jax
 import jax.numpy as jnp
 from jax import lax
@@ -41,7 +43,44 @@ def by_shifts(x: jax.Array, kernel: jax.Array, strides, padding) -> jax.Array:
     """[B, H, W, C], [h, w, 1, C] -> [B, H', W', C]. padding: "SAME", "VALID" or zeros before and after each axis."""
     if isinstance(padding, str):
         padding = lax.padtype_to_pads(x.shape[1:3], kernel.shape[:2], strides, padding)
-    x = lax.pad(x, jnp.zeros((), x.dtype), ((0, 0, 0), *((low, high, 0) for low, high in padding), (0, 0, 0)))
+    # Under shard_map both have to vary over the same devices, as the gradients do.
+    varying = [jax.typeof(a).manual_axis_type.varying for a in (x, kernel)]
+    x, kernel = (
+        lax.pcast(a, tuple(other - own), to="varying") if other - own else a
+        for a, own, other in zip((x, kernel), varying, varying[::-1], strict=True)
+    )
+    return _shifted(tuple(strides), tuple((int(low), int(high)) for low, high in padding), x, kernel)
+
+
+@functools.partial(jax.custom_vjp, nondiff_argnums=(0, 1))
+def _shifted(strides, padding, x, kernel):
+    return _sum_of_taps(_padded(x, padding), kernel, strides)
+
+
+def _forward(strides, padding, x, kernel):
+    return _shifted(strides, padding, x, kernel), (x, kernel)
+
+
+def _backward(strides, padding, saved, g):
+    """Both gradients as sums over shifts, too: differentiating the sum would make programs that compile for minutes."""
+    x, kernel = saved
+    edges = []
+    for i in range(2):
+        size, taps, low = x.shape[1 + i], kernel.shape[i], padding[i][0]
+        span = (g.shape[1 + i] - 1) * strides[i] + 1
+        edges.append((taps - 1 - low, size + low - span, strides[i] - 1))
+    spread = lax.pad(g, jnp.zeros((), g.dtype), ((0, 0, 0), *edges, (0, 0, 0)))
+    return _sum_of_taps(spread, kernel[::-1, ::-1], (1, 1)), _kernel_gradient(_padded(x, padding), g, kernel, strides)
+
+
+_shifted.defvjp(_forward, _backward)
+
+
+def _padded(x, padding):
+    return lax.pad(x, jnp.zeros((), x.dtype), ((0, 0, 0), *((low, high, 0) for low, high in padding), (0, 0, 0)))
+
+
+def _sum_of_taps(x, kernel, strides):
     height, width = ((x.shape[1 + i] - kernel.shape[i]) // strides[i] * strides[i] + 1 for i in range(2))
     taps = [
         x[:, i : i + height : strides[0], j : j + width : strides[1]] * kernel[i, j, 0]
@@ -49,3 +88,14 @@ def by_shifts(x: jax.Array, kernel: jax.Array, strides, padding) -> jax.Array:
         for j in range(kernel.shape[1])
     ]
     return sum(taps[1:], start=taps[0])
+
+
+def _kernel_gradient(x, g, kernel, strides):
+    """The sum over examples and places of g times the map that each tap sees."""
+    height, width = ((g.shape[1 + i] - 1) * strides[i] + 1 for i in range(2))
+    taps = [
+        jnp.sum(x[:, i : i + height : strides[0], j : j + width : strides[1]] * g, axis=(0, 1, 2))
+        for i in range(kernel.shape[0])
+        for j in range(kernel.shape[1])
+    ]
+    return jnp.stack(taps).reshape(kernel.shape)
