@@ -77,6 +77,7 @@ def measure(model, *, loss="softmax", regularizer="none", normalize=lambda image
     experiment = types.SimpleNamespace(
         parallel=parallel,
         state=jax.device_get(state),
+        begin=lambda tell: jax.device_get(state),
         feed=types.SimpleNamespace(batch=lambda step: batch),
         probe_step=parallel.compile(probe, donate=False),
     )
