@@ -196,6 +196,17 @@ def load_data(config: ml_collections.ConfigDict, workdir: Path, *, shared: Share
     return Data(source, train, val, fingerprint, leaked, statistics)
 
 
+def load_left_out(config: ml_collections.ConfigDict, *, most: int, shared: Shared) -> splits.Split | None:
+    """At most `most` of the train images that config.data.train_examples leaves out; None if it leaves out none."""
+    section = config.data
+    if not section.train_examples:
+        return None
+    source = shared.once("source", [section.source.to_dict()], lambda: sources.load(**section.source))
+    train, _ = splits.carve_validation(source, fraction=section.val_fraction, seed=section.split_seed)
+    found = splits.left_out(train, examples=section.train_examples, seed=section.split_seed, most=most)
+    return found if len(found.labels) else None
+
+
 def _facts(read):
     """What all processes must have read alike."""
     source, train, val, *_ = read

@@ -15,7 +15,7 @@ from linseed.trainer.config.resolve import resolve
 
 DATA = {
     "digits": dict(name="digits", test_fraction=0.2, split_seed=0),
-    "patterns": dict(name="synthetic", num_examples=1200, num_classes=10, image_size=6, channels=1, seed=0),
+    "patterns": dict(name="synthetic", num_examples=2400, num_classes=10, image_size=6, channels=1, seed=0),
 }
 ADAMW = dict(name="adamw", lr=1e-2, b1=0.9, b2=0.999, eps=1e-8, weight_decay=1e-2)
 MOMENTUM = dict(name="momentum", lr=0.1, momentum=0.9, weight_decay=1e-4)

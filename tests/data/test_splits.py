@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from linseed.trainer.data.dataset import Source
-from linseed.trainer.data.splits import SealedTest, Split, carve_validation, part, stratified_split, take
+from linseed.trainer.data.splits import SealedTest, Split, carve_validation, left_out, part, stratified_split, take
 from linseed.trainer.errors import DataError
 
 
@@ -117,6 +117,17 @@ def test_a_part_has_the_class_shares_and_lies_within_a_larger_part(examples):
     assert set(some.images.ravel()) <= set(part(whole, examples=examples + 1, seed=0).images.ravel())
     np.testing.assert_array_equal(more.images, whole.images)
     assert (part(whole, examples=60, seed=1).images != part(whole, examples=60, seed=0).images).any()
+
+
+@pytest.mark.parametrize("examples", [3, 70, 129, 130])
+def test_what_a_part_leaves_out_is_the_rest_and_has_the_class_shares(examples):
+    whole = labelled(80, 40, 10)
+    some, rest = part(whole, examples=examples, seed=0), left_out(whole, examples=examples, seed=0, most=130)
+    assert sorted([*some.images.ravel(), *rest.images.ravel()]) == sorted(whole.images.ravel())
+    few = left_out(whole, examples=examples, seed=0, most=26)
+    assert set(few.images.ravel()) <= set(rest.images.ravel()) and len(few.labels) == min(26, 130 - examples)
+    if examples < 100:
+        assert np.abs(np.bincount(few.labels, minlength=3) - np.array([16, 8, 2])).max() <= 1.5
 
 
 def test_a_part_of_nothing_is_all_and_too_small_or_too_large_a_part_is_refused():

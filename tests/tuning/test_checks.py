@@ -77,6 +77,7 @@ def measure(model, *, loss="softmax", regularizer="none", normalize=lambda image
     experiment = types.SimpleNamespace(
         parallel=parallel,
         state=jax.device_get(state),
+        begin=lambda tell: jax.device_get(state),
         feed=types.SimpleNamespace(batch=lambda step: batch),
         probe_step=parallel.compile(probe, donate=False),
     )
@@ -293,6 +294,11 @@ def test_no_rate_is_chosen_where_no_loss_falls(outcomes):
     assert checks.choose_rate(outcomes, start=START)[0] is None
 
 
+def judged(*, train, val, unseen, examples=1000):
+    """The clean pass of a trial that left out some train images."""
+    return CleanPass(*[Accuracy(right, examples) for right in (train, val, unseen)] * 2)
+
+
 def learned(outcomes, *, own_lr=0.1, without=None, overfits=True, clean=None):
     chosen, _ = checks.choose_rate(outcomes, start=START)
     return causes(
@@ -324,7 +330,7 @@ def test_the_own_rate_is_compared_with_the_one_that_learns(outcomes, expected):
 
 
 def test_where_nothing_falls_the_trial_without_augmentation_tells_which():
-    still = {0.1: trained(0.02, train=0.12), 1.0: trained(0.0, train=0.1)}
+    still = {0.1: trained(0.02, train=0.12, val=0.1), 1.0: trained(0.0, train=0.1, val=0.1)}
     assert learned(still, without={"augmentation": trained(0.7)}) == ["augmentation"]
     assert learned(still, without={"augmentation": trained(0.01)}) == ["shuffled_labels"]
     assert learned(still, without={"augmentation": NAN}) == ["shuffled_labels"]
@@ -334,15 +340,29 @@ def test_where_nothing_falls_the_trial_without_augmentation_tells_which():
 
 
 @pytest.mark.parametrize(
-    ("train", "val", "examples", "expected"),
+    ("train", "unseen", "val", "examples", "expected"),
     [
-        (0.9, 0.1, 1000, ["val_distribution"]),
-        (0.9, 0.85, 1000, []),
-        (0.9, 0.4, 4, []),  # two of four images: no evidence
+        (0.9, 0.9, 0.1, 1000, ["val_distribution"]),
+        (0.9, 0.85, 0.8, 1000, []),
+        (0.9, 0.9, 0.4, 4, []),  # two of four images: no evidence
+        (1.0, 0.4, 0.4, 1000, []),  # overfitting
+        (1.0, 0.1, 0.1, 1000, ["shuffled_labels"]),
+        (1.0, 0.1, 0.1, 20, []),  # might be better than chance
+        (0.1, 0.1, 0.1, 1000, []),  # not memorised
+        (0.7, 0.65, 0.93, 200, ["wrong_labels", "val_distribution"]),
+        (1.0, 0.55, 0.8, 200, ["wrong_labels", "val_distribution"]),  # memorised
+        (1.0, 0.7, 0.8, 200, []),
     ],
 )
-def test_validation_far_below_train_on_images_hardly_seen(train, val, examples, expected):
-    assert learned({0.1: trained(0.8, train=train, val=val, examples=examples)}) == expected
+def test_train_images_left_out_are_compared_with_validation(train, unseen, val, examples, expected):
+    clean = judged(train=train, unseen=unseen, val=val, examples=examples)
+    assert learned({0.1: trained(0.8, train=train, val=val)}, clean=clean) == expected
+
+
+def test_labels_that_do_not_fit_are_named_before_the_rate_that_memorises_them():
+    memorised = {0.1: trained(0.1, train=0.2, val=0.1), 1.0: trained(0.6, train=0.7, val=0.1)}
+    assert learned(memorised, clean=judged(train=0.8, unseen=0.1, val=0.1)) == ["shuffled_labels"]
+    assert learned(memorised) == ["lr_too_low"]
 
 
 def test_mixed_images_whose_loss_stays_high_are_no_fault_if_validation_learns():
@@ -352,9 +372,8 @@ def test_mixed_images_whose_loss_stays_high_are_no_fault_if_validation_learns():
 
 def test_a_network_that_fails_in_evaluation_fails_on_train_too():
     outcomes = {0.1: trained(0.8, train=0.9, val=0.1)}
-    judged = lambda right: CleanPass(*[Accuracy(right, 1000), Accuracy(0.1, 1000)] * 2)  # noqa: E731
-    assert learned(outcomes, clean=judged(0.1)) == ["eval_mode"]
-    assert learned(outcomes, clean=judged(0.9)) == ["val_distribution"]
+    assert learned(outcomes, clean=judged(train=0.1, unseen=0.1, val=0.1)) == ["eval_mode"]
+    assert learned(outcomes, clean=judged(train=0.9, unseen=0.9, val=0.1)) == ["val_distribution"]
 
 
 def test_a_decay_is_too_high_where_it_takes_half_of_what_a_small_one_learns():
@@ -366,9 +385,11 @@ def test_a_decay_is_too_high_where_it_takes_half_of_what_a_small_one_learns():
 
 
 def test_images_that_are_right_at_a_loss_above_chance_have_labels_of_their_own():
-    """Scores of the wrong scale cost more than a guess does, and are right all the same."""
-    outcomes = {0.1: trained(-20.0, train=0.7), 1.0: trained(-50.0, train=0.1)}
+    """Scores of the wrong scale cost more than a guess does, and are right on new images all the same."""
+    outcomes = {0.1: trained(-20.0, train=0.7), 1.0: trained(-50.0, train=0.1, val=0.1)}
     assert learned(outcomes, without={"augmentation": trained(-20.0, train=0.7)}) == ["bad_init"]
+    memorised = {0.1: trained(-20.0, train=0.7, val=0.1), 1.0: trained(-50.0, train=0.1, val=0.1)}
+    assert learned(memorised, without={"augmentation": trained(-20.0, val=0.1)}) == ["shuffled_labels"]
 
 
 @pytest.mark.parametrize(("classes", "reached"), [(2, 0.9), (3, 0.8), (10, 0.3), (100, 0.05)])

@@ -74,7 +74,7 @@ def causes(run, *, classes=10, stopped="", clean=None, **settings):
 
 def judged(*, train, val):
     """The clean pass of checkpoints that are alike."""
-    return CleanPass(*[Accuracy(train, 1000), Accuracy(val, 1000)] * 2)
+    return CleanPass(*[Accuracy(train, 1000), Accuracy(val, 1000), None] * 2)
 
 
 def cosine(t):

@@ -13,6 +13,7 @@ from linseed.trainer.config.changes import changed
 from linseed.trainer.data import sources
 from linseed.trainer.data.splits import carve_validation
 from linseed.trainer.errors import LinseedError
+from linseed.trainer.experiment import Shared
 from linseed.trainer.tuning.diagnosis.findings import CAUSES
 
 
@@ -30,6 +31,13 @@ def test_a_planted_fault_is_named_and_a_clean_run_is_silent(monkeypatch):
     assert result["ratio"] == 1.0 and result["named"] == result["faults"] == result["cases"] == 1
     assert result["clean_runs_without_alarm"] == result["clean_runs"] == 1
     assert models.MODELS == known, "the plants are gone"
+
+
+def test_wrong_labels_are_named_by_step_3_from_train_images_that_it_left_out(tmp_path, monkeypatch):
+    monkeypatch.setattr(diagnosis, "STEPS", ("lr",))
+    source = plants.source("wrong_labels", tmp_path, of=DATA["patterns"])
+    said = diagnosis.examine(changed(base("mlp", "patterns"), {"data.source": source}), tmp_path, shared=Shared())
+    assert said.step == "lr" and said.findings[0]["cause"] == "wrong_labels"
 
 
 @pytest.mark.parametrize("names", [{"faults": ["softmax twise"], "clean": []}, {"faults": [], "clean": ["mixpu"]}])
@@ -143,5 +151,5 @@ def test_blank_images_are_of_all_classes(tmp_path):
 )
 def test_a_run_says_how_much_of_validation_is_in_train(name, share, tmp_path):
     config = changed(base("mlp", "digits"), {"data.source": plants.source(name, tmp_path, of=DATA["digits"])})
-    data = experiment.load_data(config, tmp_path, shared=experiment.Shared())
+    data = experiment.load_data(config, tmp_path, shared=Shared())
     assert data.leaked == pytest.approx(share, abs=0.01)

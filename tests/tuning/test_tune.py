@@ -113,6 +113,14 @@ def test_the_budget_is_kept_and_no_step_is_trained_twice(straight):
         assert steps == sorted(set(steps))
 
 
+def test_step_3_leaves_out_as_many_train_images_as_validation_has(straight):
+    record, workdir = straight
+    names = [trial["workdir"] for trial in record["trials"]]
+    configs = {name: json.loads((trials.folder(workdir, name) / "config.json").read_text()) for name in names}
+    used = {name.partition("-")[0]: config["data"]["train_examples"] for name, config in configs.items()}
+    assert used["lr"] == 320 - 80 and used["search"] == used["final"] == 0
+
+
 def test_a_finished_study_is_not_run_again(straight, monkeypatch):
     record, workdir = straight
     monkeypatch.setattr(trials, "train_and_evaluate", None)

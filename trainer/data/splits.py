@@ -74,6 +74,16 @@ def part(split: Split, *, examples: int, seed: int) -> Split:
     """
     if not examples:
         return split
+    return take(split, np.sort(_order(split, examples=examples, seed=seed)[:examples]))
+
+
+def left_out(split: Split, *, examples: int, seed: int, most: int) -> Split:
+    """At most `most` of the examples that `part` leaves out, those that a larger part would take first."""
+    return take(split, np.sort(_order(split, examples=examples, seed=seed)[examples:][:most]))
+
+
+def _order(split, *, examples, seed):
+    """The indices of `split` in the order in which `part` takes them."""
     classes, counts = np.unique(split.labels, return_counts=True)
     if not len(classes) <= examples <= len(split.labels):
         raise DataError(
@@ -84,7 +94,7 @@ def part(split: Split, *, examples: int, seed: int) -> Split:
     place = np.empty(len(split.labels))  # position of each example within its class, in 0..1, the first at 0
     for label, count in zip(classes, counts, strict=True):
         place[rng.permutation(np.flatnonzero(split.labels == label))] = np.arange(count) / count
-    return take(split, np.sort(np.argsort(place, kind="stable")[:examples]))
+    return np.argsort(place, kind="stable")
 
 
 def count_openings(record: Path) -> int:

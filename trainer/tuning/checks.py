@@ -9,9 +9,9 @@ import numpy as np
 
 from linseed.trainer.experiment import Experiment
 from linseed.trainer.optim.rules import paths
-from linseed.trainer.tuning.diagnosis.curve import HARDLY_MOVED, CleanPass
+from linseed.trainer.tuning.diagnosis.curve import HARDLY_MOVED, SIGMAS, Accuracy, CleanPass
 from linseed.trainer.tuning.diagnosis.findings import Finding
-from linseed.trainer.tuning.diagnosis.signs_in_clean_pass import evaluated_otherwise
+from linseed.trainer.tuning.diagnosis.signs_in_clean_pass import evaluated_otherwise, is_worse, labels_that_do_not_fit
 from linseed.trainer.tuning.trials import Outcome
 
 # An untrained network has the loss of zero logits, or a little more for its random logits: up to 1.3 times, measured.
@@ -22,7 +22,8 @@ LOSS_RATIO = 2.0
 NORMALISED, SCALED = (2.0, 0.5, 2.0), (10.0, 0.02, 10.0)
 CLEAR_DROP = 0.1  # of the loss at chance, within a hundred steps
 NEAR_BEST = 0.95  # of the best drop: rates above this count as equal, and the largest is chosen
-VAL_GAP = 0.2  # in accuracy
+FAR_BELOW = 0.2  # in accuracy
+PAIRED = "look at images with their labels, and check how these are paired"
 # What may keep all rates from learning what a small sample taught without it: the words, and the remedy.
 HINDRANCES = {
     "augmentation": ("augmentation", "--config.data.augment= with fewer or weaker operations"),
@@ -224,16 +225,21 @@ def learning(
     """
     if chosen is None:
         return _no_rate(outcomes, start=start, without=without, overfits=overfits, num_classes=num_classes)
+    found = _splits(outcomes[chosen], clean, num_classes=num_classes)
+    return found or _own_rate(outcomes, own_lr=own_lr, chosen=chosen, start=start)
+
+
+def _own_rate(outcomes, *, own_lr, chosen, start):
     _, drops = choose_rate(outcomes, start=start)
     best, own = max(drops.values()), drops.get(own_lr)
     remedy = f"--config.optimizer.lr={chosen:g}"
     if own is None and own_lr > chosen:
         return [Finding("lr_too_high", f"at lr {own_lr:g} {outcomes[own_lr].failed}; lr {chosen:g} is stable", remedy)]
-    if own is not None and own < best / 3:
-        cause = "lr_too_high" if own_lr > chosen else "lr_too_low"
-        said = f"at lr {own_lr:g} the loss falls by {own:z.0%}, at lr {chosen:g} by {drops[chosen]:z.0%}"
-        return [Finding(cause, said, remedy)]
-    return _validation(outcomes[chosen], clean, num_classes=num_classes)
+    if own is None or own >= best / 3:
+        return []
+    cause = "lr_too_high" if own_lr > chosen else "lr_too_low"
+    said = f"at lr {own_lr:g} the loss falls by {own:z.0%}, at lr {chosen:g} by {drops[chosen]:z.0%}"
+    return [Finding(cause, said, remedy)]
 
 
 def _no_rate(outcomes, *, start, without, overfits, num_classes):
@@ -250,25 +256,44 @@ def _no_rate(outcomes, *, start, without, overfits, num_classes):
             what, remedy = HINDRANCES[cause]
             said += f"; without {what} it falls to {np.fmin(outcome.train_loss, outcome.val_loss):.3g}"
             return [Finding(cause, said, remedy)]
-    best = max((outcome.train_accuracy for outcome in sound), default=0.0)
-    if _knows(best, num_classes=num_classes):  # shuffled labels could not be predicted
-        said += f", though {best:.0%} of the images are right: the logits are far too large"
+    val = [Accuracy(outcome.val_accuracy, outcome.val_examples) for outcome in sound]
+    best = max(val, key=lambda accuracy: accuracy.right, default=None)
+    if best and best.beats_chance(classes=num_classes):  # shuffled labels cannot be predicted, only memorised
+        said += f", though {best.right:.0%} of validation is right: the logits are far too large"
         return [Finding("bad_init", said, "set --config.model.kernel_init=auto or add normalisation")]
     said += ", with or without augmentation, yet the network memorises a few batches"
-    return [Finding("shuffled_labels", said, "look at images with their labels, and check how these are paired")]
+    return [Finding("shuffled_labels", said, PAIRED)]
 
 
-def _validation(outcome, clean, *, num_classes):
-    """Train and validation accuracy should be close: nearly all train images are new after so few steps."""
-    train, val = outcome.train_accuracy, outcome.val_accuracy
-    error = math.sqrt(max(train * (1 - train), 0.25 / outcome.val_examples) / outcome.val_examples)
-    if train - val < VAL_GAP + 3 * error or val > train / 2:
+def _splits(outcome, clean, *, num_classes):
+    """Compares what a trial knows of its train images, of those it left out, and of validation.
+
+    To a network, train images that were left out are as new as validation is.
+    """
+    if not clean:
         return []
-    said = f"after {outcome.steps} steps accuracy is {train:.0%} on train batches and {val:.0%} on validation"
-    said += f" (chance {1 / num_classes:.0%})"
-    if clean and clean.latest_train.right < train / 2:
-        return [evaluated_otherwise(f"{said}; in evaluation mode it is {clean.latest_train.right:.0%} on train too")]
-    return [Finding("val_distribution", said, "compare images and labels of validation with those of train")]
+    trained, evaluated = Accuracy(outcome.train_accuracy, clean.latest_train.examples), clean.latest_train
+    unseen, val = clean.latest_unseen or evaluated, clean.latest_val
+    said = f"after {outcome.steps} steps accuracy is {trained.right:.0%} on train batches, {unseen.right:.0%} on other "
+    said += f"train images and {val.right:.0%} on validation (chance {1 / num_classes:.0%})"
+    if _far_below(evaluated, trained):
+        return [evaluated_otherwise(f"{said}; in evaluation mode it is {evaluated.right:.0%} on train too")]
+    if _far_below(val, unseen):
+        return [Finding("val_distribution", said, "compare images and labels of validation with those of train")]
+    if evaluated.beats_chance(classes=num_classes) and _at_chance(unseen, val, num_classes=num_classes):
+        return [Finding("shuffled_labels", f"{said}: it memorises", PAIRED)]
+    return list(labels_that_do_not_fit(clean))
+
+
+def _at_chance(*accuracies, num_classes):
+    """Whether the accuracies together are surely near chance; of few images none is."""
+    examples = sum(accuracy.examples for accuracy in accuracies)
+    pooled = Accuracy(sum(accuracy.right * accuracy.examples for accuracy in accuracies) / examples, examples)
+    return not _knows(pooled.right + SIGMAS * pooled.error, num_classes=num_classes)
+
+
+def _far_below(accuracy, other):
+    return accuracy.right < other.right / 2 and is_worse(accuracy, other, by=FAR_BELOW)
 
 
 def decay(own: Outcome, small: Outcome, *, decay: float, start: float) -> list[Finding]:

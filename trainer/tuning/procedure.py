@@ -77,9 +77,12 @@ class Procedure:
         self.study, self.experiment, self.writer = study, experiment, writer
         self._shared = shared
         self._config, self._sampler, self._rates, self._decays = study.config, sampler, rates, decays
-        self._an_epoch = len(experiment.train.labels) / experiment.batch_size
-        wanted = max(SAMPLE_BATCHES * experiment.batch_size, experiment.num_classes)
-        self._sample_size = min(wanted, len(experiment.train.labels))
+        images, classes, batch_size = len(experiment.train.labels), experiment.num_classes, experiment.batch_size
+        self._an_epoch = images / batch_size
+        self._sample_size = min(max(SAMPLE_BATCHES * batch_size, classes), images)
+        # Step 3 leaves out as many train images as validation has, to compare the two, but never more than half.
+        enough = min(LR_STEPS[-1] * batch_size, images - min(len(experiment.val.labels), images // 2))
+        self._rate_images = min(max(enough, classes), images)
 
         def phase(of, make, storage=storage):
             def run(trial, steps):
@@ -113,7 +116,8 @@ class Procedure:
         )
 
     def _short_config(self, trial, steps):
-        return changed(self._constant_config(trial, steps), {"log_every_steps": WINDOW})
+        short = {"log_every_steps": WINDOW, "data.train_examples": self._rate_images}
+        return changed(self._constant_config(trial, steps), short)
 
     def _plain_config(self, trial, steps):
         return trials.plain(self._short_config(trial, steps))

@@ -13,7 +13,7 @@ from linseed.trainer import resume
 from linseed.trainer.config.changes import changed
 from linseed.trainer.data import splits
 from linseed.trainer.errors import NonFiniteError, WorkdirError
-from linseed.trainer.experiment import Shared, build
+from linseed.trainer.experiment import Shared, build, load_left_out
 from linseed.trainer.optim.schedules import durations_to_steps
 from linseed.trainer.run import workdir as workdir_lib
 from linseed.trainer.run.console import Quiet
@@ -174,18 +174,19 @@ def folder(study: Path, name: str) -> Path:
 def clean_pass(config: ml_collections.ConfigDict, workdir: Path, *, shared: Shared) -> CleanPass | None:
     """Evaluates the checkpoints of the trial in `workdir` on validation and as many train images; None without any."""
     experiment = build(config, workdir, shared=shared)
-    train = experiment.train
-    some = np.random.default_rng(0).permutation(len(train.labels))[: max(LEAST_SAMPLE, len(experiment.val.labels))]
-    train, found = splits.take(train, np.sort(some)), []
+    most = max(LEAST_SAMPLE, len(experiment.val.labels))
+    some = np.random.default_rng(0).permutation(len(experiment.train.labels))[:most]
+    train = splits.take(experiment.train, np.sort(some))
+    unseen, found = load_left_out(config, most=most, shared=shared), []
     with resume.open_checkpoints(workdir, config) as checkpoints:
         for restore in (checkpoints.restore_best, checkpoints.restore_latest):
             restored = restore(experiment.state) if checkpoints.steps() else None
             if restored is None:
                 return None
             weights = experiment.parallel.replicate(state_lib.evaluated_weights(restored[0]))
-            for split in (train, experiment.val):
-                figures = experiment.evaluate(weights, split)
-                found.append(Accuracy(figures["accuracy"], figures["examples"]))
+            for split in (train, experiment.val, unseen):
+                figures = experiment.evaluate(weights, split) if split else None
+                found.append(figures and Accuracy(figures["accuracy"], figures["examples"]))
     return CleanPass(*found)
 
 

@@ -9,6 +9,7 @@ from pathlib import Path
 import ml_collections
 
 from linseed.trainer import experiment as experiment_lib
+from linseed.trainer.config import sections
 from linseed.trainer.config.resolve import resolve
 from linseed.trainer.errors import ConfigError, WorkdirError, unknown_name
 from linseed.trainer.optim import optimizers
@@ -22,9 +23,6 @@ from linseed.trainer.tuning.budget import Budget
 from linseed.trainer.tuning.diagnosis.findings import CAUSES
 from linseed.trainer.tuning.procedure import COUPLED_DECAYS, DECOUPLED_DECAYS, Procedure
 from linseed.trainer.tuning.report import page
-
-# Keys of the optimizer section that `make_tx` takes; the others are parameters of the optimiser.
-MAKE_TX = ("lr", "lr_per_batch", "clip", "clip_norm", "rules")
 
 STEPS = {
     "check": Procedure.check,
@@ -128,8 +126,9 @@ def _check_grid(rates, decays):
 
 
 def _decouples(config):
-    optimizer = {key: value for key, value in config.optimizer.items() if key not in MAKE_TX}
-    return optimizers.decouples_decay(**optimizer)
+    name = config.optimizer.name
+    keys = sections.parameters("optimizer", name).keys() - {"optimizer.lr"}
+    return optimizers.decouples_decay(name, **{key.removeprefix("optimizer."): config[key] for key in keys})
 
 
 def _conclude(record):

@@ -46,13 +46,16 @@ class Accuracy(NamedTuple):
 class CleanPass(NamedTuple):
     """Accuracies of a run's checkpoints in evaluation mode, without augmentation, mixing and dropout.
 
-    best: the checkpoint that is best on validation; latest: the newest one. train: on a sample of the train images.
+    best: the checkpoint that is best on validation; latest: the newest one. train: on a sample of the train images;
+    unseen: on train images that config.data.train_examples leaves out, None if there are none.
     """
 
     best_train: Accuracy
     best_val: Accuracy
+    best_unseen: Accuracy | None
     latest_train: Accuracy
     latest_val: Accuracy
+    latest_unseen: Accuracy | None
 
 
 class Curve(NamedTuple):

@@ -6,7 +6,7 @@ Each function looks for one cause in a run that left chance, and yields nothing 
 import math
 from collections.abc import Iterator
 
-from linseed.trainer.tuning.diagnosis.curve import POINTS, SIGMAS, Accuracy, Curve
+from linseed.trainer.tuning.diagnosis.curve import POINTS, SIGMAS, Accuracy, CleanPass, Curve
 from linseed.trainer.tuning.diagnosis.findings import Finding
 from linseed.trainer.tuning.diagnosis.signs_in_train import SAME
 
@@ -35,12 +35,20 @@ def evaluated_otherwise(evidence: str) -> Finding:
 
 
 def wrong_labels(curve: Curve) -> Iterator[Finding]:
-    """The best checkpoint knows validation better than train: part of the train labels do not fit what it learned."""
-    if not curve.clean:
-        return
-    train, val = curve.clean.best_train, curve.clean.best_val
-    if is_worse(train, val, by=POINTS):
-        evidence = f"accuracy {val.right:.1%} on validation and {train.right:.1%} on train without augmentation: about "
+    """The best checkpoint knows validation better than train."""
+    if curve.clean:
+        yield from labels_that_do_not_fit(curve.clean)
+
+
+def labels_that_do_not_fit(clean: CleanPass) -> Iterator[Finding]:
+    """The best checkpoint knows validation better than train: part of the train labels do not fit what it learned.
+
+    Train images that it was not trained on tell more than the others, whose labels it may have memorised.
+    """
+    train, val = clean.best_unseen or clean.best_train, clean.best_val
+    if is_worse(train, val, by=POINTS * val.right):  # a wrong label counts only where the network is right
+        which = "train images that were left out" if clean.best_unseen else "train without augmentation"
+        evidence = f"accuracy {val.right:.1%} on validation and {train.right:.1%} on {which}: about "
         evidence += f"{1 - train.right / val.right:.0%} of the train labels do not fit what the network learned"
         yield Finding("wrong_labels", evidence, "look at train images that the best checkpoint takes for another class")
         yield Finding("val_distribution", f"{SAME}: validation may be easier", "compare images of both splits")
