@@ -2,6 +2,7 @@
 
 import concurrent.futures
 import contextlib
+import itertools
 import math
 import sqlite3
 
@@ -213,19 +214,20 @@ def test_two_workers_agree_wherever_one_is_interrupted_by_all_that_the_other_doe
         with contextlib.suppress(LinseedError):  # where the first one has taken all trials
             found["b"] = shown(bench.study("b", points=POINTS[3:6]))
 
-    at = 0
-    while at == len(found) == 0 or found.pop("b", "") != "":
-        at += 1
+    for at in itertools.count(1):
+        found.clear()
         bench.storage, bench.ran = Interrupted(at=at, meanwhile=other), []
         first = shown(bench.study("a", points=POINTS[3:6]))
         assert found.get("b") in (None, first), at
         assert len(set(bench.ran)) == len(bench.ran), at
         places = [(t.attributes["group"], t.attributes["place"]) for t in bench.phase().trials()]
-        assert places == [("coarse", place) for place in range(3)] + [("refine", place) for place in range(5)], at
+        assert places == sorted(set(places)) and places[:3] == [("coarse", 0), ("coarse", 1), ("coarse", 2)], at
+        if not found:  # `at` is beyond the last write
+            break
     assert at > 50
 
 
-def test_of_two_configs_that_begin_at_the_same_time_one_is_refused():
+def test_two_configs_cannot_begin_one_study_at_the_same_time():
     bench = Bench()
     for at in range(1, 4):
         begun = []
@@ -269,10 +271,10 @@ def test_workers_of_a_shared_storage_share_the_trials(straight, tmp_path, kind):
     with opened(kind, tmp_path) as storage, opened(kind, tmp_path) as other:
         a, b = Bench(storage), Bench(other)
         a.phase("a").grid(POINTS, group="coarse")
-        a.phase("a").go_on(a.phase("a").trials()[:4], 10, tell=_silent)
+        a.phase("a").go_on(a.phase("a").trials()[:3], 10, tell=_silent)  # none of them survives
         found = b.study("b")
         assert shown(a.study("a")) == shown(found) == shown(straight[1])
-        assert sorted(a.ran + b.ran) == sorted(straight[0].ran) and len(a.ran) == 4
+        assert sorted(a.ran + b.ran) == sorted(straight[0].ran) and len(a.ran) == 3
 
 
 def test_points_are_drawn_given_trials_that_their_worker_has_not_ended(straight, monkeypatch):

@@ -104,8 +104,9 @@ class Phase:
         planned = self.plan(
             f"points of {group}", lambda: [point | workdir for point, workdir in zip(points, workdirs, strict=True)]
         )
+        places = {trial.attributes["place"] for trial in self._members(group)}
         for place, about in enumerate(planned):
-            if place not in {trial.attributes["place"] for trial in self._members(group)}:
+            if place not in places:
                 point = {key: max(about[key], _NO_DECAY) for key in _WIDEST}
                 attributes = {
                     "group": group,
@@ -138,8 +139,9 @@ class Phase:
 
         A worker that is silent for long is not waited for: its trials are left out, by all workers.
         """
+        known = {trial.number: trial for trial in self.trials()}
         for trial in trials:
-            self._advance(trial, steps, tell=tell)
+            self._advance(known[trial.number], steps, tell=tell)
         return self._wait(sorted(trial.number for trial in trials), steps, tell=tell)
 
     def halve(self, group: str, rungs: Sequence[int], *, keep: int, tell: Callable[[str], None]) -> list[Trial]:
@@ -182,7 +184,6 @@ class Phase:
 
     def _advance(self, trial, steps, *, tell):
         """Trains `trial` on to `steps`, unless it has been there, has failed, or is another worker's."""
-        trial = next(known for known in self.trials() if known.number == trial.number)
         if _is_done(trial, steps) or self._owner(trial) != self._worker:
             return
         live = self._started(trial)

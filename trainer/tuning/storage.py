@@ -66,15 +66,18 @@ class Decisions:
 
     def __init__(self, storage: optuna.storages.BaseStorage, name: str):
         self._study, self._storage, self._name = create_study(storage, name), storage, name
+        self._known = []  # the decisions read so far, by number
 
     def find(self, key: str) -> tuple[Any, int | None]:
         """The value of `key` and the number of its decision; (None, None) if there is none."""
-        value = number = None
-        for trial in self._study.get_trials(deepcopy=False):
+        for trial in self._study.get_trials(deepcopy=False)[len(self._known) :]:
             if (decision := checksum.unseal(trial.user_attrs.get("decision"))) is None:
                 raise damaged(self._storage, f"trial {trial.number} of '{self._name}' is not what was written")
+            self._known.append(decision)
+        value = number = None
+        for at, decision in enumerate(self._known):
             if (decision["key"], decision["replaces"]) == (key, number):
-                value, number = decision["value"], trial.number
+                value, number = decision["value"], at
         return value, number
 
     def add(self, key: str, value: Any, *, replaces: int | None):
