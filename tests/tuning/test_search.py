@@ -160,12 +160,11 @@ def test_killed_at_any_run_the_study_ends_as_if_nothing_happened_and_runs_nothin
     ("owner", "moment"),
     [
         (optuna.storages.InMemoryStorage, "set_trial_state_values"),
+        (optuna.storages.InMemoryStorage, "set_trial_intermediate_value"),
+        (optuna.storages.InMemoryStorage, "set_trial_user_attr"),
         (optuna.study.Study, "enqueue_trial"),
-        (optuna.study.Study, "add_trial"),
-        (optuna.trial.Trial, "suggest_float"),
         (optuna.study.Study, "tell"),
-        (optuna.trial.Trial, "report"),
-        (optuna.trial.Trial, "set_user_attr"),
+        (storage_lib.Decisions, "add"),
     ],
 )
 def test_killed_within_the_storage_nothing_is_lost(straight, monkeypatch, owner, moment):

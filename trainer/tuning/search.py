@@ -186,11 +186,12 @@ class Phase:
         """Trains `trial` on to `steps`, unless it has been there, has failed, or is another worker's."""
         if _is_done(trial, steps) or self._owner(trial) != self._worker:
             return
-        live = self._started(trial)
+        if not trial.rungs:
+            self._start(trial)
         outcome = self._run(trial, steps)
         if not outcome.failed and steps not in trial.reported:
-            live.report(score(outcome), steps)
-        live.set_user_attr(f"rung-{steps}", checksum.seal(outcome._asdict()))
+            self._set("intermediate_value", trial, steps, score(outcome))
+        self._set("user_attr", trial, f"rung-{steps}", checksum.seal(outcome._asdict()))
         accuracy = f"{outcome.val_accuracy:.2%}{outcome.beside}"
         said = outcome.failed or f"train loss {outcome.train_loss:.4f}  val acc {accuracy}"
         point = "  ".join(f"{key} {value:.3g}" for key, value in trial.point.items())
@@ -200,14 +201,12 @@ class Phase:
         """The worker that trains `trial`: the first that asked. Earlier versions kept it in an attribute."""
         return trial.attributes.get("worker") or self.plan(f"worker of trial {trial.number}", lambda: self._worker)
 
-    def _started(self, trial):
-        """`trial` in the storage, RUNNING with its point."""
-        live = self._live(trial)
+    def _start(self, trial):
+        """Sets `trial` to RUNNING, with its point."""
         if trial.state == TrialState.WAITING:
-            Named(self._storage, self._storage).set_trial_state_values(live._trial_id, state=TrialState.RUNNING)
+            self._set("state_values", trial, TrialState.RUNNING)
         for key, widest in _WIDEST.items():
-            live.suggest_float(key, widest.low, widest.high, log=True)
-        return live
+            self._set("param", trial, key, max(trial.point[key], _NO_DECAY), widest)
 
     def _wait(self, numbers, steps, *, tell):
         """Waits until each of the trials `numbers` has run to `steps` or failed. Returns those that did in time."""
@@ -278,9 +277,10 @@ class Phase:
             raise damaged(self._storage, f"'{key}' is not what was written")
         return found["value"]
 
-    def _live(self, trial):
+    def _set(self, what, trial, *values):
+        """Sets a part of `trial` in the storage. An `optuna.Trial` would change objects that other threads read."""
         ids = {frozen.number: frozen._trial_id for frozen in self._study.get_trials(deepcopy=False)}
-        return Named(optuna.trial.Trial(self._study.of, ids[trial.number]), self._storage)
+        getattr(Named(self._storage, self._storage), f"set_trial_{what}")(ids[trial.number], *values)
 
     def _end(self, trial, state, *, reason):
         """Ends a running trial. All workers decide the same, and the first one writes it."""
@@ -288,7 +288,7 @@ class Phase:
             return
         values = score(trial.last) if state == TrialState.COMPLETE else None
         with contextlib.suppress(optuna.exceptions.UpdateFinishedTrialError):
-            self._live(trial).set_user_attr("reason", reason)
+            self._set("user_attr", trial, "reason", reason)
             self._study.tell(trial.number, values, state=state, skip_if_finished=True)
 
 
