@@ -279,8 +279,9 @@ class Phase:
 
     def _set(self, what, trial, *values):
         """Sets a part of `trial` in the storage. An `optuna.Trial` would change objects that other threads read."""
-        ids = {frozen.number: frozen._trial_id for frozen in self._study.get_trials(deepcopy=False)}
-        getattr(Named(self._storage, self._storage), f"set_trial_{what}")(ids[trial.number], *values)
+        storage = Named(self._storage, self._storage)
+        trial_id = storage.get_trial_id_from_study_id_trial_number(self._study.of._study_id, trial.number)
+        getattr(storage, f"set_trial_{what}")(trial_id, *values)
 
     def _end(self, trial, state, *, reason):
         """Ends a running trial. All workers decide the same, and the first one writes it."""
