@@ -2,6 +2,7 @@
 
 import concurrent.futures
 import contextlib
+import copy
 import itertools
 import math
 import sqlite3
@@ -205,6 +206,11 @@ def test_two_workers_share_the_trials_and_agree(straight, monkeypatch):
 
 
 def test_two_workers_agree_wherever_one_is_interrupted_by_all_that_the_other_does(monkeypatch):
+    def sleep(seconds):
+        assert next(sleeps) < 5000, "it waits for ever"
+
+    sleeps = itertools.count()
+    monkeypatch.setattr(search.time, "sleep", sleep)
     monkeypatch.setattr(search, "RUNNING_LATE", 0.0)
     found, bench = {}, Bench()
 
@@ -274,6 +280,22 @@ def test_workers_of_a_shared_storage_share_the_trials(tmp_path, kind):
         a.phase("a").go_on(a.phase("a").trials()[:1], 10, tell=_silent)
         assert shown(b.study("b", points=points, count=1)) == shown(a.study("a", points=points, count=1))
         assert a.ran == [(0, 10)] and len(set(b.ran)) == len(b.ran) and (0, 10) not in b.ran
+
+
+def test_a_worker_changes_no_object_that_another_thread_reads(monkeypatch):
+    """The storage in memory hands out its own objects."""
+    bench, read = Bench(), []
+
+    def run(trial, steps):
+        read.extend(phase._study.get_trials(deepcopy=False))
+        read.append(copy.deepcopy(read[0]))
+        return Outcome(steps=steps, val_accuracy=0.9, val_examples=100)
+
+    monkeypatch.setattr(bench, "run", run)
+    phase = bench.phase()
+    phase.grid(POINTS[3:4], group="coarse")
+    phase.halve("coarse", [10], keep=1, tell=_silent)
+    assert read[0] == read[1]
 
 
 def test_points_are_drawn_given_trials_that_their_worker_has_not_ended(straight, monkeypatch):

@@ -108,11 +108,8 @@ class Phase:
         for place, about in enumerate(planned):
             if place not in places:
                 point = {key: max(about[key], _NO_DECAY) for key in _WIDEST}
-                attributes = {
-                    "group": group,
-                    "place": place,
-                    **{key: about[key] for key in about.keys() - point.keys()},
-                }
+                attributes = {"group": group, "place": place, **about}
+                attributes = {key: value for key, value in attributes.items() if key not in point}
                 attributes["sealed"] = checksum.seal({**attributes, "point": point})
                 self._study.enqueue_trial(point, user_attrs=attributes)
 
