@@ -24,7 +24,7 @@ from linseed.trainer.tuning.procedure import COUPLED_DECAYS, DECOUPLED_DECAYS, P
 from linseed.trainer.tuning.report import page
 
 # Keys of the optimizer section that `make_tx` takes; the others are parameters of the optimiser.
-MAKE_TX = ("lr", "lr_per_batch", "clip", "clip_norm", "rules")
+MAKE_TX = ("lr", "lr_per_batch", "layer_decay", "clip", "clip_norm", "rules")
 
 STEPS = {
     "check": Procedure.check,
