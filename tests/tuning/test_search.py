@@ -1,12 +1,15 @@
 """A phase of a study: halving, killed anywhere, shared by workers. Nothing is trained here: `run` is a formula."""
 
+import concurrent.futures
 import contextlib
+import copy
+import itertools
 import math
 import sqlite3
-import threading
 
 import optuna
 import pytest
+from optuna.storages import journal
 
 from linseed.trainer.errors import ConfigError, LinseedError, WorkdirError
 from linseed.trainer.tuning import search
@@ -47,15 +50,30 @@ class Bench:
     def phase(self, worker="a", *, config="sha"):
         return Phase(self.storage, "study", name="search", worker=worker, config_sha256=config, run=self.run)
 
-    def study(self, worker="a"):
+    def study(self, worker="a", *, points=POINTS, count=3):
         """A grid cut down, then points sampled around its winner: what a run of the procedure does in steps 4 and 5."""
         phase = self.phase(worker)
-        phase.grid(POINTS, group="coarse")
+        phase.grid(points, group="coarse")
         survivors = phase.halve("coarse", [10, 30], keep=2, tell=_silent)
-        drawn = phase.draw(3, group="refine", sampler="tpe", bounds=BOUNDS, seed=0)
+        drawn = phase.draw(count, group="refine", sampler="tpe", bounds=BOUNDS, seed=0)
         carried = [t.point for t in survivors]
         phase.grid([*carried, *drawn], group="refine", continues=[t.workdir for t in survivors])
         return phase.halve("refine", [30, 90], keep=2, tell=_silent)
+
+
+class Interrupted(optuna.storages.InMemoryStorage):
+    """A storage that calls `meanwhile` before its write number `at`: its user was slow, and another one was not."""
+
+    def __init__(self, *, at, meanwhile):
+        super().__init__()
+        self.writes, self._at, self._meanwhile = 0, at, meanwhile
+
+    def __getattribute__(self, name):
+        if name.startswith(("create_", "set_")):
+            self.writes += 1
+            if self.writes == self._at:
+                self._meanwhile()
+        return super().__getattribute__(name)
 
 
 def _silent(line):
@@ -69,7 +87,7 @@ def shown(trials):
 @pytest.fixture(autouse=True, scope="module")
 def at_once():
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(search, "_SETTLE", 0.01)
+        patch.setattr(search, "_POLL", 0.01)
         yield
 
 
@@ -142,16 +160,15 @@ def test_killed_at_any_run_the_study_ends_as_if_nothing_happened_and_runs_nothin
 @pytest.mark.parametrize(
     ("owner", "moment"),
     [
-        (optuna.study.Study, "ask"),
+        (optuna.storages.InMemoryStorage, "set_trial_state_values"),
+        (optuna.storages.InMemoryStorage, "set_trial_intermediate_value"),
+        (optuna.storages.InMemoryStorage, "set_trial_user_attr"),
         (optuna.study.Study, "enqueue_trial"),
-        (optuna.study.Study, "set_user_attr"),
         (optuna.study.Study, "tell"),
-        (optuna.trial.Trial, "report"),
-        (optuna.trial.Trial, "set_user_attr"),
+        (storage_lib.Decisions, "add"),
     ],
 )
 def test_killed_within_the_storage_nothing_is_lost(straight, monkeypatch, owner, moment):
-    monkeypatch.setattr(search, "_SIGNING", 0.0)
     bench, winners = straight
     again = Bench()
     original, calls = getattr(owner, moment), []
@@ -179,34 +196,126 @@ def test_killed_within_the_storage_nothing_is_lost(straight, monkeypatch, owner,
 
 
 def test_two_workers_share_the_trials_and_agree(straight, monkeypatch):
-    monkeypatch.setattr(search, "_POLL", 0.01)
+    monkeypatch.setattr(search, "RUNNING_LATE", 60.0)  # so that they end, and the test fails, if they wait in vain
     bench = Bench()
-    found, threads = {}, []
-    for worker in ("a", "b"):
-
-        def work(worker=worker):
-            found[worker] = bench.study(worker)
-
-        threads.append(threading.Thread(target=work))
-        threads[-1].start()
-    for thread in threads:
-        thread.join(60)
-    assert [t.number for t in found["a"]] == [t.number for t in found["b"]]
+    with concurrent.futures.ThreadPoolExecutor(2) as pool:
+        a, b = pool.map(bench.study, ("a", "b"))
+    assert shown(a) == shown(b)
     assert len(set(bench.ran)) == len(bench.ran) == len(straight[0].ran)
     assert [t.point for t in bench.phase().trials()] == [t.point for t in straight[0].phase().trials()]
 
 
-def test_what_one_worker_planned_the_others_read(monkeypatch):
-    monkeypatch.setattr(search, "_POLL", 0.01)
+def test_two_workers_agree_wherever_one_is_interrupted_by_all_that_the_other_does(monkeypatch):
+    def sleep(seconds):
+        assert next(sleeps) < 5000, "it waits for ever"
+
+    sleeps = itertools.count()
+    monkeypatch.setattr(search.time, "sleep", sleep)
+    monkeypatch.setattr(search, "RUNNING_LATE", 0.0)
+    found, bench = {}, Bench()
+
+    def other():
+        found["b"] = None
+        with contextlib.suppress(LinseedError):  # where the first one has taken all trials
+            found["b"] = shown(bench.study("b", points=POINTS[3:5], count=1))
+
+    for at in itertools.count(1):
+        found.clear()
+        bench.storage, bench.ran = Interrupted(at=at, meanwhile=other), []
+        first = shown(bench.study("a", points=POINTS[3:5], count=1))
+        assert found.get("b") in (None, first), at
+        assert len(set(bench.ran)) == len(bench.ran), at
+        places = [(t.attributes["group"], t.attributes["place"]) for t in bench.phase().trials()]
+        assert places == sorted(set(places)) and places[:2] == [("coarse", 0), ("coarse", 1)], at
+        if not found:  # `at` is beyond the last write
+            break
+    assert at > 50
+
+
+def test_two_configs_cannot_begin_one_study_at_the_same_time():
+    bench = Bench()
+    for at in range(1, 4):
+        begun = []
+
+        def begin(config):
+            with contextlib.suppress(ConfigError):
+                bench.phase(config=config)
+                begun.append(config)  # noqa: B023
+
+        bench.storage = Interrupted(at=at, meanwhile=lambda: begin("other"))  # noqa: B023
+        begin("sha")
+        assert len(begun) == 1
+
+
+@contextlib.contextmanager
+def opened(kind, folder):
+    """A storage of that kind: each time another one over the same data, as on another machine."""
+    if kind == "sqlite":
+        with storage_lib.open_storage(f"sqlite:///{folder / 'trials.db'}") as storage:
+            yield storage
+    else:
+        yield optuna.storages.JournalStorage(journal.JournalFileBackend(str(folder / "journal")))
+
+
+@pytest.mark.parametrize("kind", ["sqlite", "journal"])
+def test_of_two_decisions_at_the_same_time_the_first_counts_for_all(tmp_path, kind):
+    with opened(kind, tmp_path) as storage, opened(kind, tmp_path) as other:
+        a, b = (storage_lib.Decisions(of, "decisions") for of in (storage, other))
+        assert a.find("steps") == b.find("steps") == (None, None)
+        b.add("steps", 20, replaces=None)
+        a.add("steps", 10, replaces=None)
+        a.add("points", [], replaces=None)
+        assert a.find("steps") == b.find("steps") == (20, 0)
+        a.add("steps", 30, replaces=0)
+        b.add("steps", 40, replaces=0)
+        assert a.find("steps") == b.find("steps") == (30, 3)
+
+
+@pytest.mark.parametrize("kind", ["sqlite", "journal"])
+def test_workers_of_a_shared_storage_share_the_trials(tmp_path, kind):
+    points = POINTS[2:6]  # the first is the worst
+    with opened(kind, tmp_path) as storage, opened(kind, tmp_path) as other:
+        a, b = Bench(storage), Bench(other)
+        a.phase("a").grid(points, group="coarse")
+        a.phase("a").go_on(a.phase("a").trials()[:1], 10, tell=_silent)
+        assert shown(b.study("b", points=points, count=1)) == shown(a.study("a", points=points, count=1))
+        assert a.ran == [(0, 10)] and len(set(b.ran)) == len(b.ran) and (0, 10) not in b.ran
+
+
+def test_a_worker_changes_no_object_that_another_thread_reads(monkeypatch):
+    """The storage in memory hands out its own objects."""
+    bench, read = Bench(), []
+
+    def run(trial, steps):
+        read.extend(phase._study.get_trials(deepcopy=False))
+        read.append(copy.deepcopy(read[0]))
+        return Outcome(steps=steps, val_accuracy=0.9, val_examples=100)
+
+    monkeypatch.setattr(bench, "run", run)
+    phase = bench.phase()
+    phase.grid(POINTS[3:4], group="coarse")
+    phase.halve("coarse", [10], keep=1, tell=_silent)
+    assert read[0] == read[1]
+
+
+def test_points_are_drawn_given_trials_that_their_worker_has_not_ended(straight, monkeypatch):
+    monkeypatch.setattr(search, "RUNNING_LATE", 0.0)
+    bench = Bench()
+    slow = bench.phase("slow")
+    slow.grid(POINTS, group="coarse")
+    ranked = sorted(slow.begin("coarse", 10, tell=_silent), key=lambda t: t.last.val_accuracy, reverse=True)
+    slow.go_on(ranked[:3], 30, tell=_silent)
+    assert shown(bench.study("fast")) == shown(straight[1])
+    assert shown(bench.phase().trials()) == shown(straight[0].phase().trials())
+
+
+def test_what_one_worker_planned_the_others_read():
     bench = Bench()
     assert bench.phase("a").plan("steps", lambda: 10) == bench.phase("b").plan("steps", lambda: 20) == 10
     assert bench.phase("a").plan("steps", lambda: 30, is_stale=lambda value: value == 10) == 30
-    monkeypatch.setattr(search, "RUNNING_LATE", 0.05)
-    assert bench.phase("b").plan("more", lambda: 40) == 40  # the planner went away
 
 
 def test_a_worker_that_went_away_is_not_waited_for_for_ever(monkeypatch):
-    monkeypatch.setattr(search, "_POLL", 0.01)
     monkeypatch.setattr(search, "RUNNING_LATE", 0.05)
     bench = Bench()
     bench.kill_at = 1
@@ -217,6 +326,19 @@ def test_a_worker_that_went_away_is_not_waited_for_for_ever(monkeypatch):
     said = []
     survivors = bench.phase("here").halve("coarse", [10, 30], keep=2, tell=said.append)
     assert len(survivors) == 2 and any("without the trials [0]" in line for line in said)
+    assert shown(gone.halve("coarse", [10, 30], keep=2, tell=said.append)) == shown(survivors)  # it comes back
+
+
+def test_where_every_trial_is_with_a_worker_that_went_away_the_study_says_so_and_decides_nothing(monkeypatch):
+    monkeypatch.setattr(search, "RUNNING_LATE", 0.0)
+    bench = Bench()
+    bench.kill_at = 1
+    bench.phase().grid(POINTS[3:4], group="coarse")
+    with pytest.raises(Killed):
+        bench.phase("gone").begin("coarse", 10, tell=_silent)
+    with pytest.raises(LinseedError, match="took all trials of 'search' .*start them again"):
+        bench.phase("here").begin("coarse", 10, tell=_silent)
+    assert [t.number for t in bench.phase("gone").begin("coarse", 10, tell=_silent)] == [0]
 
 
 def test_a_study_of_another_config_is_refused():
@@ -277,7 +399,7 @@ def test_a_trial_that_names_a_folder_outside_is_refused(name):
         "UPDATE trial_values SET value = value / 2",
         "UPDATE trial_intermediate_values SET intermediate_value = intermediate_value / 2",
         "UPDATE trials SET state = 'COMPLETD'",
-        "UPDATE study_user_attributes SET value_json = replace(value_json, '0.01', '0.02') WHERE key LIKE 'points%'",
+        "UPDATE trial_user_attributes SET value_json = replace(value_json, '0.01', '0.02') WHERE key = 'decision'",
         "DROP TABLE trial_params",
     ],
 )
@@ -317,6 +439,18 @@ def test_trials_of_an_earlier_version_have_no_checksums():
     phase.grid(POINTS, group="coarse")
     best, other = phase.halve("coarse", [10], keep=2, tell=_silent)
     assert (best.number, best.last, other.point, bench.ran) == (1, outcome, POINTS[3], [(0, 10)])
+
+
+def test_a_trial_that_a_worker_of_an_earlier_version_took_is_its_own_once_signed(monkeypatch):
+    monkeypatch.setattr(search, "RUNNING_LATE", 0.0)
+    bench = Bench()
+    bench.phase().grid(POINTS[3:6], group="coarse")
+    study = bench.phase()._study.of
+    study.ask()  # and was killed
+    study.ask().set_user_attr("worker", "other")
+    found = bench.phase().begin("coarse", 10, tell=_silent)
+    assert bench.ran == [(0, 10), (2, 10)] == [(t.number, 10) for t in found]
+    assert [t.point for t in found] == [POINTS[3], POINTS[5]]
 
 
 def judged(number, accuracy, decay, **scores):

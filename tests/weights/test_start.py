@@ -7,14 +7,16 @@ import numpy as np
 import pytest
 import safetensors.numpy
 from PIL import Image
+from support import runs
 from support.pretrained import tensors_of
-from support.runs import Killer, Stop, records, run
+from support.runs import Killer, Stop, records
 
 from linseed import api
 from linseed.models import INPUTS
 from linseed.trainer import evaluation, soup
 from linseed.trainer.config.changes import changed
 from linseed.trainer.errors import ConfigError, DataError
+from linseed.trainer.experiment import Shared
 from linseed.trainer.run import workdir as workdir_lib
 from linseed.trainer.weights import export, find, probe
 from linseed.trainer.weights.features import FOLDER, Features
@@ -48,6 +50,11 @@ def config(place, page="probe", **more):
         **{key.replace("__", "."): value for key, value in more.items()},
     }
     return api.load_config(f"{page}:root={place / 'photos'},weights={place / 'resnet10t.safetensors'}", small)
+
+
+def run(config, workdir, **how):
+    """A run that shares nothing with others in this process, as a command has it."""
+    return runs.run(config, workdir, shared=Shared(), **how)
 
 
 class Listener(Killer):

@@ -2,11 +2,10 @@
 
 Optuna samples the points and stores the results. Its trials cannot resume; ours can, because each has a workdir. All
 decisions are in the storage, so a phase that runs again repeats nothing and continues. Of the workers that share a
-storage, one is the planner: it chooses the points and lengths, and the others read them.
+storage, the first one to decide decides for all: the points, the lengths, who trains a trial, and whom to wait for.
 """
 
-import datetime
-import functools
+import contextlib
 import math
 import time
 from collections.abc import Callable, Mapping, Sequence
@@ -19,7 +18,7 @@ from optuna.trial import FrozenTrial, TrialState
 
 from linseed.trainer import checksum
 from linseed.trainer.errors import ConfigError, LinseedError
-from linseed.trainer.tuning.storage import Named, create_study, damaged, same_numbers
+from linseed.trainer.tuning.storage import Decisions, Named, create_study, damaged, same_numbers
 from linseed.trainer.tuning.trials import Outcome, folder
 
 optuna.logging.set_verbosity(optuna.logging.ERROR)
@@ -27,8 +26,6 @@ optuna.logging.set_verbosity(optuna.logging.ERROR)
 KEEP = 3  # one trial in so many goes on to the next rung
 RUNNING_LATE = 900.0  # seconds to wait for another machine before going on without it
 LATE = 4  # or this many times the slowest trial's time, if that is longer
-_SIGNING = 3.0  # seconds within which a live worker signs the trial that it took
-_SETTLE = 0.2  # seconds until all workers see the same planner
 _POLL = 2.0  # seconds between two checks on the other workers
 
 Point = dict[str, float]  # "lr" and "weight_decay"
@@ -69,65 +66,52 @@ class Phase:
         run: Callable[["Trial", int], Outcome],
     ):
         self._study, self._storage = create_study(storage, f"{study}/{name}"), storage
+        self._decisions = Decisions(storage, f"{study}/{name}/decisions")
         self.name = name
         self._worker, self._run = worker, run
-        owner = self._study.user_attrs.get("config_sha256")
-        if owner is None:
-            self._study.set_user_attr("config_sha256", config_sha256)
-        elif owner != config_sha256:
+        if self.plan("config_sha256", lambda: config_sha256) != config_sha256:
             raise ConfigError(
                 f"the study '{study}' in this storage belongs to another config; choose another --study or --storage"
             )
 
     def trials(self) -> list[Trial]:
-        """All trials, by number."""
-        return [self._read(trial) for trial in self._study.get_trials(deepcopy=False)]
+        """All trials, by number. Of two that were added to the same place at the same time, the first one counts."""
+        found = {}
+        for trial in (self._read(trial) for trial in self._study.get_trials(deepcopy=False)):
+            if "group" in trial.attributes:
+                found.setdefault((trial.attributes["group"], trial.attributes["place"]), trial)
+        return list(found.values())
 
     def plan(
         self, key: str, compute: Callable[[], Any], *, is_stale: Callable[[Any], bool] = lambda value: False
     ) -> Any:
-        """The planner's value of `compute()` (JSON), which is computed once and stored for all workers and later runs.
+        """The first value of `compute()` (JSON, not None) that a worker stored: that of all workers and later runs.
 
-        A stored value that `is_stale` is computed again. If the planner is silent for long, this worker takes over.
+        A stored value that `is_stale` is computed again.
         """
-        began = time.monotonic()
         while True:
-            attributes = self._study.user_attrs
-            if key in attributes:
-                value = self._unsealed(attributes[key], key)
-                if not is_stale(value):
-                    return value
-            if self._plans(attributes):
-                self._study.set_user_attr(key, checksum.seal({"value": compute()}))
-                continue
-            if time.monotonic() - began > self._patience():
-                self._study.set_user_attr("planner", self._worker)
-            time.sleep(_POLL)
-
-    def _plans(self, attributes):
-        """Whether this worker is the planner: the first one that asked."""
-        if "planner" not in attributes:
-            self._study.set_user_attr("planner", self._worker)
-            time.sleep(_SETTLE)
-        return self._study.user_attrs["planner"] == self._worker
+            value, number = self._planned(key)
+            if value is not None and not is_stale(value):
+                return value
+            self._decisions.add(key, compute(), replaces=number)
 
     def grid(self, points: Sequence[Point], *, group: str, continues: Sequence[str] = ()):
         """Adds `points` to `group`, once. The next free worker runs them.
 
         continues: workdirs of earlier trials, which the first points continue.
         """
-        points = self.plan(f"points of {group}", lambda: list(points))
-        while len(places := {trial.attributes["place"] for trial in self._members(group)}) < len(points):
-            if not self._plans(self._study.user_attrs):
-                time.sleep(_POLL)
-                continue
-            for place, point in enumerate(points):
-                if place not in places:
-                    more = {"workdir": continues[place]} if place < len(continues) else {}
-                    stored = {key: max(value, _NO_DECAY) for key, value in point.items()}
-                    about = {"group": group, "place": place, **more}
-                    about["sealed"] = checksum.seal({**about, "point": stored})
-                    self._study.enqueue_trial(stored, user_attrs=about)
+        workdirs = [{"workdir": name} for name in continues] + [{}] * (len(points) - len(continues))
+        planned = self.plan(
+            f"points of {group}", lambda: [point | workdir for point, workdir in zip(points, workdirs, strict=True)]
+        )
+        places = {trial.attributes["place"] for trial in self._members(group)}
+        for place, about in enumerate(planned):
+            if place not in places:
+                point = {key: max(about[key], _NO_DECAY) for key in _WIDEST}
+                attributes = {"group": group, "place": place, **about}
+                attributes = {key: value for key, value in attributes.items() if key not in point}
+                attributes["sealed"] = checksum.seal({**attributes, "point": point})
+                self._study.enqueue_trial(point, user_attrs=attributes)
 
     def draw(
         self, count: int, *, group: str, sampler: str, bounds: Mapping[str, tuple[float, float]], seed: int
@@ -144,19 +128,18 @@ class Phase:
         return points
 
     def begin(self, group: str, steps: int, *, tell: Callable[[str], None]) -> list[Trial]:
-        """Trains the trials of `group` to `steps`: this worker's, then unclaimed ones. Returns all, as at `steps`."""
-        self._adopt(group)
-        for trial in self._members(group):
-            self._advance(trial, steps, tell=tell)
-        while (trial := self._take(group)) is not None:
-            self._advance(trial, steps, tell=tell)
-        return self._wait([trial.number for trial in self._members(group)], steps, tell=tell)
+        """`go_on` with all trials of `group`."""
+        return self.go_on(self._members(group), steps, tell=tell)
 
     def go_on(self, trials: Sequence[Trial], steps: int, *, tell: Callable[[str], None]) -> list[Trial]:
-        """Trains `trials` on to `steps`. Returns them, as at `steps`."""
+        """Trains those of `trials` that are this worker's, or no worker's yet, to `steps`. Returns all, as at `steps`.
+
+        A worker that is silent for long is not waited for: its trials are left out, by all workers.
+        """
+        known = {trial.number: trial for trial in self.trials()}
         for trial in trials:
-            self._advance(trial, steps, tell=tell)
-        return self._wait([trial.number for trial in trials], steps, tell=tell)
+            self._advance(known[trial.number], steps, tell=tell)
+        return self._wait(sorted(trial.number for trial in trials), steps, tell=tell)
 
     def halve(self, group: str, rungs: Sequence[int], *, keep: int, tell: Callable[[str], None]) -> list[Trial]:
         """Trains all of `group` to the first of `rungs` (steps), the best third on validation to the next, ...
@@ -183,7 +166,7 @@ class Phase:
         return [known[trial.number] for trial in alive]
 
     def finish(self):
-        """Closes this worker's running trials: the phase is over."""
+        """Closes the running trials: the phase is over."""
         for trial in self.trials():
             failed = trial.last.failed
             self._end(trial, TrialState.FAIL if failed else TrialState.COMPLETE, reason=failed)
@@ -191,72 +174,59 @@ class Phase:
     def _members(self, group):
         return [trial for trial in self.trials() if trial.attributes.get("group") == group]
 
-    def _take(self, group):
-        """Takes the first waiting trial of `group` for this worker; None if none waits."""
-        waiting = functools.partial(self._study.get_trials, deepcopy=False, states=(TrialState.WAITING,))
-        while any(trial.user_attrs.get("group") == group for trial in waiting()):
-            asked = Named(self._study.ask(_WIDEST), self._storage)
-            if "group" not in asked.user_attrs:  # another worker was faster, and Optuna made a new trial
-                self._study.tell(asked.number, state=TrialState.FAIL)
-                continue
-            asked.set_user_attr("worker", self._worker)
-            return next(trial for trial in self.trials() if trial.number == asked.number)
-        return None
-
-    def _adopt(self, group):
-        """Signs the orphans of `group` as this worker's."""
-        for trial in self._orphans(group):
-            live = self._live(trial)
-            for key, widest in _WIDEST.items():
-                live.suggest_float(key, widest.low, widest.high, log=True)
-            live.set_user_attr("worker", self._worker)
-
-    def _orphans(self, group):
-        """Trials of `group` taken by a worker that was killed before it could sign."""
-        while True:
-            running = self._study.get_trials(deepcopy=False, states=(TrialState.RUNNING,))
-            unsigned = [trial for trial in running if "worker" not in trial.user_attrs]
-            unsigned = [trial for trial in unsigned if trial.user_attrs.get("group") == group]
-            now = datetime.datetime.now()
-            if all((now - trial.datetime_start).total_seconds() > _SIGNING for trial in unsigned):
-                return [self._read(trial) for trial in unsigned]
-            time.sleep(0.1)  # another worker may be about to sign
+    def _planned(self, key):
+        """The value of the plan `key` and the number of its decision; (None, None) if there is none."""
+        value, number = self._decisions.find(key)
+        return (self._of_earlier_version(key) if number is None else value), number
 
     def _advance(self, trial, steps, *, tell):
         """Trains `trial` on to `steps`, unless it has been there, has failed, or is another worker's."""
-        trial = next(known for known in self.trials() if known.number == trial.number)
-        done = steps in trial.rungs or trial.last.failed or trial.state.is_finished()
-        if done or trial.attributes.get("worker") != self._worker:
+        if _is_done(trial, steps) or self._owner(trial) != self._worker:
             return
+        if not trial.rungs:
+            self._start(trial)
         outcome = self._run(trial, steps)
-        live = self._live(trial)
         if not outcome.failed and steps not in trial.reported:
-            live.report(score(outcome), steps)
-        live.set_user_attr(f"rung-{steps}", checksum.seal(outcome._asdict()))
+            self._set("intermediate_value", trial, steps, score(outcome))
+        self._set("user_attr", trial, f"rung-{steps}", checksum.seal(outcome._asdict()))
         accuracy = f"{outcome.val_accuracy:.2%}{outcome.beside}"
         said = outcome.failed or f"train loss {outcome.train_loss:.4f}  val acc {accuracy}"
         point = "  ".join(f"{key} {value:.3g}" for key, value in trial.point.items())
         tell(f"{trial.id}  {point}  step {steps:,}  {said}")
 
+    def _owner(self, trial):
+        """The worker that trains `trial`: the first that asked. Earlier versions kept it in an attribute."""
+        return trial.attributes.get("worker") or self.plan(f"worker of trial {trial.number}", lambda: self._worker)
+
+    def _start(self, trial):
+        """Sets `trial` to RUNNING, with its point."""
+        if trial.state == TrialState.WAITING:
+            self._set("state_values", trial, TrialState.RUNNING)
+        for key, widest in _WIDEST.items():
+            self._set("param", trial, key, max(trial.point[key], _NO_DECAY), widest)
+
     def _wait(self, numbers, steps, *, tell):
-        """Waits until each of the trials `numbers` has run to `steps` or failed; returns them."""
+        """Waits until each of the trials `numbers` has run to `steps` or failed. Returns those that did in time."""
+        key = f"trials of {numbers} at {steps}"
         began, missing = time.monotonic(), None
-        while True:
-            found = [trial for trial in self.trials() if trial.number in numbers]
-            late = [
-                trial.number
-                for trial in found
-                if steps not in trial.rungs and not trial.last.failed and not trial.state.is_finished()
-            ]
-            if not late:
-                return [_as_of(trial, steps) for trial in found if steps in trial.rungs or trial.last.failed]
-            if late != missing:
+        while (chosen := self._planned(key)[0]) is None:
+            late = [trial.number for trial in self.trials() if trial.number in numbers and not _is_done(trial, steps)]
+            if late and late != missing:
                 began, missing = time.monotonic(), late
                 tell(f"waiting for {len(late)} trials of other machines")
-            if time.monotonic() - began > self._patience():
-                tell(f"going on without the trials {late} of other machines")
-                return [_as_of(trial, steps) for trial in found if trial.number not in late]
-            time.sleep(_POLL)
+            if late and time.monotonic() - began <= self._patience():
+                time.sleep(_POLL)
+            elif late and late == numbers:
+                raise LinseedError(
+                    f"other machines took all trials of '{self.name}' and have sent no result for "
+                    f"{self._patience() / 60:.0f} minutes; start them again, then run the same command again"
+                )
+            else:
+                self._decisions.add(key, [number for number in numbers if number not in late], replaces=None)
+        if len(chosen) < len(numbers):
+            tell(f"going on without the trials {sorted(set(numbers) - set(chosen))} of other machines")
+        found = [_as_of(trial, steps) for trial in self.trials() if trial.number in chosen]
+        return [trial for trial in found if steps in trial.rungs or trial.last.failed]
 
     def _patience(self):
         """Seconds to wait for another worker."""
@@ -295,24 +265,29 @@ class Phase:
         point = {key: value if value > _NO_DECAY else 0.0 for key, value in point.items()}
         return Trial(own, workdir, trial.number, point, rungs, frozenset(reported), trial.state, dict(trial.user_attrs))
 
-    def _unsealed(self, stored, key):
-        """The value of the plan `key`; one of an earlier version has no checksum."""
+    def _of_earlier_version(self, key):
+        """The plan `key` of a version that kept it in an attribute, at first without a checksum, or None."""
+        stored = self._study.user_attrs.get(key)
         if not (isinstance(stored, dict) and "crc32" in stored):
             return stored
         if (found := checksum.unseal(stored)) is None:
             raise damaged(self._storage, f"'{key}' is not what was written")
         return found["value"]
 
-    def _live(self, trial):
-        ids = {frozen.number: frozen._trial_id for frozen in self._study.get_trials(deepcopy=False)}
-        return Named(optuna.trial.Trial(self._study.of, ids[trial.number]), self._storage)
+    def _set(self, what, trial, *values):
+        """Sets a part of `trial` in the storage. An `optuna.Trial` would change objects that other threads read."""
+        storage = Named(self._storage, self._storage)
+        trial_id = storage.get_trial_id_from_study_id_trial_number(self._study.of._study_id, trial.number)
+        getattr(storage, f"set_trial_{what}")(trial_id, *values)
 
     def _end(self, trial, state, *, reason):
-        if trial.state != TrialState.RUNNING or trial.attributes.get("worker") != self._worker:
+        """Ends a running trial. All workers decide the same, and the first one writes it."""
+        if trial.state != TrialState.RUNNING:
             return
-        self._live(trial).set_user_attr("reason", reason)
         values = score(trial.last) if state == TrialState.COMPLETE else None
-        self._study.tell(trial.number, values, state=state, skip_if_finished=True)
+        with contextlib.suppress(optuna.exceptions.UpdateFinishedTrialError):
+            self._set("user_attr", trial, "reason", reason)
+            self._study.tell(trial.number, values, state=state, skip_if_finished=True)
 
 
 _NO_DECAY = 1e-12  # stored for 0: all axes are logarithmic
@@ -322,6 +297,10 @@ SAMPLERS = {
     "random": lambda seed: optuna.samplers.RandomSampler(seed=seed),
     "tpe": lambda seed: optuna.samplers.TPESampler(seed=seed, n_startup_trials=4, multivariate=False),
 }
+
+
+def _is_done(trial, steps):
+    return steps in trial.rungs or trial.last.failed or trial.state.is_finished()
 
 
 def _as_of(trial, steps):

@@ -12,8 +12,9 @@ from pathlib import Path
 from typing import Any
 
 import optuna
+from optuna.trial import TrialState, create_trial
 
-from linseed.trainer import files
+from linseed.trainer import checksum, files
 from linseed.trainer.errors import ConfigError, LinseedError, WorkdirError
 
 _SQLITE = "sqlite:///"
@@ -56,6 +57,35 @@ def create_study(storage: optuna.storages.BaseStorage, name: str) -> Named:
     return Named(make(storage=storage, study_name=name, direction="maximize", load_if_exists=True), storage)
 
 
+class Decisions:
+    """Values that all workers of a storage agree on: of two that are added at the same time, the first one counts.
+
+    Each is a trial of the Optuna study `name`, because every storage of Optuna numbers new trials atomically. An
+    attribute keeps the last of two values, and in SQLite two workers can both set the same trial to RUNNING.
+    """
+
+    def __init__(self, storage: optuna.storages.BaseStorage, name: str):
+        self._study, self._storage, self._name = create_study(storage, name), storage, name
+        self._known = []  # the decisions read so far, by number
+
+    def find(self, key: str) -> tuple[Any, int | None]:
+        """The value of `key` and the number of its decision; (None, None) if there is none."""
+        for trial in self._study.get_trials(deepcopy=False)[len(self._known) :]:
+            if (decision := checksum.unseal(trial.user_attrs.get("decision"))) is None:
+                raise damaged(self._storage, f"trial {trial.number} of '{self._name}' is not what was written")
+            self._known.append(decision)
+        value = number = None
+        for at, decision in enumerate(self._known):
+            if (decision["key"], decision["replaces"]) == (key, number):
+                value, number = decision["value"], at
+        return value, number
+
+    def add(self, key: str, value: Any, *, replaces: int | None):
+        """Decides `value` (JSON) in place of the decision `replaces`, unless another worker has replaced that one."""
+        decision = checksum.seal({"key": key, "value": value, "replaces": replaces})
+        self._study.add_trial(create_trial(state=TrialState.FAIL, user_attrs={"decision": decision}))
+
+
 def remembered_worker(storage: optuna.storages.BaseStorage, worker: str) -> str:
     """The worker that first used `storage`, from now on `worker`: it keeps its trials when `study.json` is lost."""
     study = create_study(storage, "worker")
@@ -78,7 +108,7 @@ def damaged(storage: optuna.storages.BaseStorage, what: str) -> LinseedError:
 def _naming(url):
     try:
         yield
-    except LinseedError:
+    except (LinseedError, optuna.exceptions.UpdateFinishedTrialError):
         raise
     except Exception as error:  # each database driver has its own exceptions
         raise _unusable(url, f"{type(error).__name__}: {error}") from error

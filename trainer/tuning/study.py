@@ -131,7 +131,6 @@ class Study:
             }
             for phase in phases
             for trial in phase.trials()
-            if "group" in trial.attributes
         ]
         self.save(trials=entries)
 
