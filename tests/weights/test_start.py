@@ -2,17 +2,18 @@
 
 import json
 
+import flax.linen as nn
 import jax
 import numpy as np
 import pytest
 import safetensors.numpy
 from PIL import Image
-from support import runs
 from support.pretrained import tensors_of
-from support.runs import Killer, Stop, records
+from support.runs import Killer, Stop, records, run
 
 from linseed import api
-from linseed.models import INPUTS
+from linseed.models import INPUTS, MODELS
+from linseed.models.layers import Classifier, Input, batch_norm, conv
 from linseed.trainer import evaluation, soup
 from linseed.trainer.config.changes import changed
 from linseed.trainer.errors import ConfigError, DataError
@@ -21,11 +22,35 @@ from linseed.trainer.run import workdir as workdir_lib
 from linseed.trainer.weights import export, find, probe
 from linseed.trainer.weights.features import FOLDER, Features
 
-SIZE = 32
+SIZE = 16
+
+
+class Tiny(Classifier):
+    """A convolution, normalisation, a head: compiled in a moment."""
+
+    torch_names = (("^stem", "conv1"), ("^norm", "bn1"), ("^head", "fc"))
+
+    @nn.compact
+    def __call__(self, images, *, train):
+        x = conv(8, 3, 2, compute=self.compute, name="stem")(images)
+        x = nn.relu(batch_norm(train=train, compute=self.compute, name="norm")(x))
+        return nn.Dense(self.num_classes, name="head")(x.mean(axis=(1, 2)))
+
+
+GIVEN = Input(24, 0.8, "bicubic", (0.5, 0.4, 0.3), (0.25, 0.2, 0.3))
+
+
+@pytest.fixture(autouse=True, scope="module")
+def tiny():
+    """As a plugin adds it."""
+    with pytest.MonkeyPatch.context() as patched:
+        patched.setitem(MODELS, "tiny", Tiny)
+        patched.setitem(INPUTS, "tiny", GIVEN)
+        yield
 
 
 @pytest.fixture(scope="module")
-def place(tmp_path_factory):
+def place(tiny, tmp_path_factory):
     """A folder of 48 photos of three classes, each of a colour, and weights of a small network."""
     place = tmp_path_factory.mktemp("pretrained")
     rng = np.random.default_rng(0)
@@ -36,8 +61,8 @@ def place(tmp_path_factory):
             pixels = rng.integers(0, 120, (40, 48, 3), np.uint8)
             pixels[..., label] += 100
             Image.fromarray(pixels).save(folder / f"{i}.png")
-    tensors = {key: np.ascontiguousarray(values) for key, values in tensors_of("resnet10t", classes=1000).items()}
-    (place / "resnet10t.safetensors").write_bytes(safetensors.numpy.save(tensors))
+    tensors = {key: np.ascontiguousarray(values) for key, values in tensors_of("tiny", classes=1000).items()}
+    (place / "tiny.safetensors").write_bytes(safetensors.numpy.save(tensors))
     return place
 
 
@@ -49,12 +74,7 @@ def config(place, page="probe", **more):
         "convolution": "xla",
         **{key.replace("__", "."): value for key, value in more.items()},
     }
-    return api.load_config(f"{page}:root={place / 'photos'},weights={place / 'resnet10t.safetensors'}", small)
-
-
-def run(config, workdir, **how):
-    """A run that shares nothing with others in this process, as a command has it."""
-    return runs.run(config, workdir, shared=Shared(), **how)
+    return api.load_config(f"{page}:root={place / 'photos'},weights={place / 'tiny.safetensors'}", small)
 
 
 class Listener(Killer):
@@ -64,13 +84,12 @@ class Listener(Killer):
 
 def test_the_page_takes_from_the_weights_what_it_leaves_open(place):
     found = config(place)
-    assert found.model.name == "resnet10t" and found.data.normalize == "pretrained"
-    assert found.data.mean == (0.485, 0.456, 0.406) and found.data.source.interpolation == "bicubic"
-    given = INPUTS["resnet10t"]
-    assert found.data.source.image_size == SIZE and found.data.source.resize == round(SIZE / given.crop)
-    whole = api.load_config(f"probe:root=x,weights={place / 'resnet10t.safetensors'}")
-    assert (whole.data.source.image_size, whole.data.source.resize) == (given.size, round(given.size / given.crop))
-    other = api.load_config("probe:root=x", {"pretrained": str(place / "resnet10t.safetensors"), "model.name": "cnn"})
+    assert found.model.name == "tiny" and found.data.normalize == "pretrained"
+    assert found.data.mean == GIVEN.mean and found.data.source.interpolation == "bicubic"
+    assert found.data.source.image_size == SIZE and found.data.source.resize == round(SIZE / GIVEN.crop)
+    whole = api.load_config(f"probe:root=x,weights={place / 'tiny.safetensors'}")
+    assert (whole.data.source.image_size, whole.data.source.resize) == (GIVEN.size, round(GIVEN.size / GIVEN.crop))
+    other = api.load_config("probe:root=x", {"pretrained": str(place / "tiny.safetensors"), "model.name": "cnn"})
     assert other.model.name == "cnn"
 
 
@@ -86,33 +105,33 @@ def test_a_probe_is_a_run_whose_backbone_does_not_move(place, tmp_path):
     said = "\n".join(listener.said)
     assert "has 1,000 classes and the data 3 classes: the last layer is new" in said and "probe: val 100.00%" in said
     card = json.loads((tmp_path / "run" / workdir_lib.PRETRAINED).read_text())
-    assert card["architecture"] == "resnet10t" and len(card["sha256"]) == 64
+    assert card["architecture"] == "tiny" and len(card["sha256"]) == 64
     _, [(_, weights)] = evaluation.restore_weights(config(place), tmp_path / "run", which="best")
-    given = safetensors.numpy.load((place / "resnet10t.safetensors").read_bytes())
-    kernel = weights["params"]["stage1_block1"]["conv1"]["kernel"]
-    assert np.array_equal(kernel.transpose(3, 2, 0, 1), given["layer1.0.conv1.weight"])
+    given = safetensors.numpy.load((place / "tiny.safetensors").read_bytes())
+    kernel = weights["params"]["stem"]["kernel"]
+    assert np.array_equal(kernel.transpose(3, 2, 0, 1), given["conv1.weight"])
 
 
 def test_features_are_computed_once_for_all_runs_beside_each_other(place, tmp_path):
-    run(config(place), tmp_path / "a")
+    run(config(place), tmp_path / "a", shared=Shared())
     kept = {path: path.stat().st_mtime_ns for path in (tmp_path / FOLDER).iterdir()}
     assert len(kept) == 2
     listener = Listener()
-    run(config(place, seed=1), tmp_path / "b", writer=listener)
+    run(config(place, seed=1), tmp_path / "b", writer=listener, shared=Shared())
     assert kept == {path: path.stat().st_mtime_ns for path in (tmp_path / FOLDER).iterdir()}
     assert sum("read from" in line for line in listener.said) == 2
     damaged = next(iter(kept))
     damaged.write_bytes(b"damaged")
-    again = run(config(place), tmp_path / "c")
-    assert again["best_params_sha256"] == run(config(place), tmp_path / "a")["best_params_sha256"]
-    run(config(place, data__source__resize=SIZE), tmp_path / "d")
+    again = run(config(place), tmp_path / "c", shared=Shared())
+    assert again["best_params_sha256"] == run(config(place), tmp_path / "a", shared=Shared())["best_params_sha256"]
+    run(config(place, data__source__resize=SIZE), tmp_path / "d", shared=Shared())
     assert len(list((tmp_path / FOLDER).iterdir())) == 4  # other pixels, other features
 
 
 def test_fine_tuning_is_exact_after_a_kill_and_needs_the_weights_no_more(place, tmp_path, monkeypatch):
     many = config(place, "finetune", horizon__epochs=3.0, eval__every_epochs=1.0, log_every_steps=2)
     whole = run(many, tmp_path / "whole")
-    killer = Killer(12)
+    killer = Killer(8)
     with pytest.raises(Stop):
         run(many, tmp_path / "killed", writer=killer)
     monkeypatch.setattr(find, "read", lambda path: pytest.fail("the weights are read again"))
@@ -124,7 +143,7 @@ def test_fine_tuning_is_exact_after_a_kill_and_needs_the_weights_no_more(place, 
 
 
 def test_a_head_that_fits_is_kept(place, tmp_path):
-    three = tensors_of("resnet10t", classes=3)
+    three = tensors_of("tiny", classes=3)
     path = tmp_path / "three.safetensors"
     path.write_bytes(safetensors.numpy.save({key: np.ascontiguousarray(values) for key, values in three.items()}))
     kept = config(place, pretrained=str(path), head_init="random")
@@ -160,7 +179,7 @@ def test_exported_weights_come_back_bit_for_bit_with_their_card(place, tmp_path)
         class_names=found.experiment.class_names,
     )
     card = find.find(str(written)).card
-    assert card.architecture == "resnet10t"
+    assert card.architecture == "tiny"
     assert (card.input.size, round(card.input.size / card.input.crop)) == (SIZE, first.data.source.resize)
     assert card.input.mean == first.data.mean and card.input.interpolation == "bicubic"
     again = config(place, pretrained=str(written), head_init="random")
