@@ -65,7 +65,18 @@ def test_a_file_of_torch_that_is_not_read_comes_with_the_command_that_converts_i
 
 def test_tensors_of_no_network_here(tmp_path):
     said = refusal(write(tmp_path / "mine.safetensors", {"my.weight": np.ones((3, 3), np.float32)}))
-    assert "holds the tensors of no network here, such as my.weight" in said
+    assert "holds the tensors (my.weight ...) of no network that its name suggests" in said
+    assert "say which it is: --config.model.name=NAME" in said
+
+
+def test_networks_with_the_same_tensors_are_told_apart_by_the_name_or_asked_for(tmp_path):
+    tensors = tensors_of("efficientnet_lite0", classes=10)
+    assert find(str(write(tmp_path / "efficientnet_lite0_ra.pth", tensors))).card.architecture == "efficientnet_lite0"
+    assert (
+        find(str(write(tmp_path / "tf_efficientnet_lite0.pth", tensors))).card.architecture == "tf_efficientnet_lite0"
+    )
+    said = refusal(write(tmp_path / "efficientnet_lite.pth", tensors))
+    assert "may be of efficientnet_lite0 and of tf_efficientnet_lite0; say which it is: --config.model.name=" in said
 
 
 def test_bfloat16_is_read(tmp_path):

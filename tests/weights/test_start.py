@@ -144,7 +144,7 @@ def test_fine_tuning_is_exact_after_a_kill_and_needs_the_weights_no_more(place, 
 
 def test_a_head_that_fits_is_kept(place, tmp_path):
     three = tensors_of("tiny", classes=3)
-    path = tmp_path / "three.safetensors"
+    path = tmp_path / "tiny_three.safetensors"
     path.write_bytes(safetensors.numpy.save({key: np.ascontiguousarray(values) for key, values in three.items()}))
     kept = config(place, pretrained=str(path), head_init="random")
     run(kept, tmp_path / "run")

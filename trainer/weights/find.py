@@ -37,6 +37,8 @@ _TYPES = {
 # In the metadata of a file of safetensors: the card of what `linseed export` wrote, as timm's config.json has it.
 CARD_KEY = "linseed"
 
+_MOST_ALIKE = 8  # names that are tried for a file whose own name names no network
+
 # The methods of Pillow by their name on a card.
 INTERPOLATIONS = ("bilinear", "bicubic", "lanczos")
 
@@ -162,20 +164,23 @@ def _interpolation(name: str) -> str:
 
 
 def _architecture(tensors: Mapping[str, np.ndarray], path: Path) -> str:
-    """The network whose tensors these are: of those that fit, the one that the file's name names.
+    """The network whose tensors these are, among those that the file's name suggests.
 
-    Raises DataError where none fits, or several that compute differently and the file's name names none.
+    Raises DataError where none of them fits, or several that compute differently and the file's name names none.
     """
     stem = re.sub(r"[^a-z0-9]+", "_", path.stem.lower())
     known = [name for name, model in MODELS.items() if _class(model).torch_names]
     named = sorted((name for name in known if name in stem), key=len, reverse=True)
-    others = sorted(set(known) - set(named), key=lambda name: (-_likeness(name, stem), name))
-    found = next((name for name in (*named, *others) if fits(tensors, name)), None)
+    variants = [name for name in known if any(_is_variant(name, other) for other in named[:1])]
+    alike = difflib.get_close_matches(stem, known, n=_MOST_ALIKE, cutoff=0.0)
+    candidates = list(dict.fromkeys((*named, *variants, *alike)))
+    found = next((name for name in candidates if fits(tensors, name)), None)
     if found is None:
         raise DataError(
-            f"{path} holds the tensors of no network here, such as {next(iter(tensors))}; give weights of timm"
+            f"{path} holds the tensors ({next(iter(tensors))} ...) of no network that its name suggests, such as "
+            f"{', '.join(candidates[:3])}; say which it is: --config.model.name=NAME, a name of timm"
         )
-    twins = [name for name in others if _is_variant(name, found) and fits(tensors, name)]
+    twins = [name for name in known if _is_variant(name, found) and fits(tensors, name)]
     twins = [name for name in twins if network(name) != network(found)]
     if twins and found not in named:
         names = " and of ".join((found, *twins))
@@ -187,10 +192,6 @@ def _is_variant(name: str, other: str) -> bool:
     """Whether one name is the other and a word more, as tf_efficientnet_b0 and efficientnet_b0."""
     words = [set(each.split("_")) for each in (name, other)]
     return name != other and (words[0] <= words[1] or words[1] <= words[0])
-
-
-def _likeness(name: str, other: str) -> float:
-    return difflib.SequenceMatcher(None, name, other).ratio()
 
 
 def _class(model):
