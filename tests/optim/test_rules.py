@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 
 from linseed.trainer.errors import ConfigError
+from linseed.trainer.optim import rules
 from linseed.trainer.optim.rules import (
     DEFAULT_RULES,
     Rule,
@@ -135,3 +136,29 @@ def test_what_is_frozen_has_no_gradient_and_none_is_computed():
     assert not found["stem"].any() and expected["stem"].any()
     products = [str(jax.make_jaxpr(jax.grad(f))(params)).count("dot_general") for f in (loss, without)]
     assert products == [5, 3]  # two forward; back to the head, and in the first back through it to the stem
+
+
+@pytest.mark.parametrize(
+    ("tops", "layers"),
+    [
+        (["stem", "stage1_block1", "stage1_block2", "stage2_block1", "head"], [0, 1, 2, 3, 4]),
+        (["stem", "stage1_block1", "stage2_transition", "stage2_block1", "stage2_block2", "head"], [0, 1, 2, 2, 3, 4]),
+        (["cls_token", "pos_embed", "stem", "block1", "block2", "block10", "norm", "head"], [0, 0, 0, 1, 2, 3, 4, 4]),
+        (["conv1", "conv2", "dense1", "dense2", "head"], [1, 2, 3, 4, 5]),
+        (["head"], [1]),
+    ],
+)
+def test_layers_are_numbered_from_the_images_to_the_head(tops, layers):
+    params = {top: {"kernel": np.zeros((2, 2))} for top in tops}
+    found = dict(zip(rules.paths(params), rules.layers(params), strict=True))
+    assert [found[f"{top}/kernel"] for top in tops] == layers
+
+
+def test_layer_decay_lowers_the_rate_of_each_layer_below_the_head():
+    params = {top: {"kernel": np.ones((2, 2))} for top in ("stem", "block1", "block2", "head")}
+    given = rules.with_layer_decay(("block2/.*: lr=2", "stem/.*: frozen", "rest:"), 0.5)
+    assert given == ("block2/.*: lr=2, layer_decay=0.5", "stem/.*: frozen", "rest: layer_decay=0.5")
+    found = rules.lr_multipliers(given, params)
+    assert [found[top]["kernel"] for top in ("stem", "block1", "block2", "head")] == [0.0, 0.25, 1.0, 1.0]
+    assert rules.with_layer_decay(("rest:",), 1.0) == ("rest:",) and not rules.any_lr(("rest:",))
+    assert rules.any_lr(("rest: layer_decay=0.9",))

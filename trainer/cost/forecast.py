@@ -157,7 +157,9 @@ def forecast(
     return Forecast(
         description=experiment.description,
         parameters=parameters_by_module(experiment.state.params),
-        assignments=assignments(config.optimizer.rules, experiment.state.params),
+        assignments=assignments(
+            rules_lib.with_layer_decay(config.optimizer.rules, config.optimizer.layer_decay), experiment.state.params
+        ),
         steps=steps,
         rates=rates(experiment.schedule, warmup_steps=steps.warmup, total_steps=steps.total),
         flops=flops,

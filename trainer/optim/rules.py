@@ -150,16 +150,24 @@ def layers(params) -> list[int]:
     """The layer of each leaf, in the order of `jax.tree.leaves`: 0 the one at the images.
 
     The blocks of a network, top-level modules with numbers in their names, are a layer each, in the order of these
-    numbers; what begins with `stem` and what is added to patches is layer 0, and all others are the last one.
+    numbers, dense ones after the others; what begins with `stem` and what is added to patches is layer 0, and all that
+    has no number is the last one, with the head.
     """
     tops = [path.partition("/")[0] for path in paths(params)]
-    blocks = {top: tuple(map(int, re.findall(r"\d+", top))) for top in tops if not _IS_STEM.match(top)}
+    places = {top: _place(top) for top in tops}
+    order = sorted({place for place in places.values() if place})
+    numbers = {None: len(order) + 1, (): 0, **{place: i + 1 for i, place in enumerate(order)}}
+    return [numbers[places[top]] for top in tops]
+
+
+def _place(top: str) -> tuple[int, ...] | None:
+    """What orders the blocks of a network, () for its stem, None for what comes after all blocks."""
+    if _IS_STEM.match(top):
+        return ()
+    numbers = [int(number) for number in re.findall(r"\d+", top)]
     # What stands between two stages has the stage's number alone: it belongs to the first block of that stage.
-    places = {
-        top: (*numbers, 1) if "stage" in top and len(numbers) == 1 else numbers for top, numbers in blocks.items()
-    }
-    order = sorted({numbers for numbers in places.values() if numbers})
-    return [0 if top not in places else order.index(places[top]) + 1 if places[top] else len(order) + 1 for top in tops]
+    between = [1] if "stage" in top and len(numbers) == 1 else []
+    return ("dense" in top and "stage" not in top, *numbers, *between) if numbers else None
 
 
 def assign(rules: Sequence[str], params) -> list[Rule]:
