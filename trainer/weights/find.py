@@ -114,6 +114,8 @@ def read(path: Path) -> dict[str, np.ndarray]:
         if pth.is_torch(data[:2]):
             return pth.read(data)
         return {name: _array(**tensor) for name, tensor in deserialize(data)}
+    except pth.DamagedWeights as error:
+        raise DataError(f"{path} {error}") from None
     except pth.NotWeights as error:
         raise DataError(f"{path} {error}; {_conversion(path)}") from None
     except (SafetensorError, ValueError, KeyError, TypeError) as error:

@@ -41,6 +41,10 @@ class NotWeights(DataError):
     """A file that is damaged, or holds something else than tensors; the message goes after the file's name."""
 
 
+class DamagedWeights(NotWeights):
+    """A file that is not what was written."""
+
+
 class _Storage(NamedTuple):
     key: str
     dtype: np.dtype
@@ -104,7 +108,7 @@ def read(data: bytes) -> dict[str, np.ndarray]:
     except NotWeights:
         raise
     except Exception as error:  # an unpickler may raise anything on damaged bytes
-        raise NotWeights(f"is damaged or cut off ({type(error).__name__}); fetch it again") from error
+        raise DamagedWeights(f"is damaged or cut off ({type(error).__name__}); fetch it again") from error
 
 
 def _read_zip(data: bytes) -> tuple[Any, Callable[[_Storage], np.ndarray]]:
@@ -115,7 +119,7 @@ def _read_zip(data: bytes) -> tuple[Any, Callable[[_Storage], np.ndarray]]:
         raise NotWeights("is a zip file without tensors of torch; give the file that torch.save wrote")
     folder = pickled[0].removesuffix("data.pkl")
     if any(entry.compress_type != zipfile.ZIP_STORED for entry in archive.infolist()):
-        raise NotWeights("is compressed, which torch.save never does; fetch it again")
+        raise DamagedWeights("is compressed, which torch.save never does; fetch it again")
 
     def numbers(storage):
         return np.frombuffer(archive.read(f"{folder}data/{storage.key}"), storage.dtype, storage.count)
@@ -163,6 +167,6 @@ def _array(tensor: _Tensor, numbers: Callable[[_Storage], np.ndarray]) -> np.nda
     if not math.prod(shape):
         return np.empty(shape, storage.dtype)
     if not inside or math.prod(shape) > len(storage):
-        raise NotWeights("has a tensor that reaches beyond its numbers; fetch it again")
+        raise DamagedWeights("has a tensor that reaches beyond its numbers; fetch it again")
     steps = tuple(stride * storage.itemsize for stride in strides)
     return np.lib.stride_tricks.as_strided(storage[tensor.offset :], shape, steps, writeable=False)
