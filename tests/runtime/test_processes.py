@@ -135,7 +135,8 @@ with join.joined(
     new = TrainState(np.int32(0), params, {}, {}, np.zeros(2, np.uint32), {})
     test = SimpleNamespace(fingerprint="")
     experiment = SimpleNamespace(
-        state=new, begin=lambda say: new, parallel=SimpleNamespace(num_devices=2), fingerprint="", hyperparams={}, judged_by="", batch_size=1,
+        state=new, begin=lambda say: new, parallel=SimpleNamespace(num_devices=2),
+        fingerprint="", hyperparams={}, judged_by="", batch_size=1,
         monitor="accuracy",
         test=test,
     )
