@@ -11,11 +11,7 @@ BatchNorm keeps the statistics of the weights. Expected: see docs/pretrained.md.
 
 from linseed.configs import base, variants
 
-VARIANTS = {
-    "root": lambda root: {"data.source.root": root},
-    "weights": lambda name: {"pretrained": name},
-    "quick": {"horizon.epochs": 1.0},
-}
+VARIANTS = {**variants.PRETRAINED, "quick": {"horizon.epochs": 1.0}}
 
 
 def get_config(variant=""):

@@ -12,7 +12,7 @@ EfficientNet-Lite0: see docs/pretrained.md.
 
 from linseed.configs import base, variants
 
-VARIANTS = {"root": lambda root: {"data.source.root": root}, "weights": lambda name: {"pretrained": name}}
+VARIANTS = variants.PRETRAINED
 
 
 def get_config(variant=""):

@@ -53,6 +53,10 @@ def _set(config, key, value):
     config[name] = ml_collections.ConfigDict(value) if isinstance(value, dict) else value
 
 
+# The words of pages that start from the weights of others.
+PRETRAINED = {"root": lambda root: {"data.source.root": root}, "weights": lambda name: {"pretrained": name}}
+
+
 def folder(root):
     """The word `root=DIR` of the CIFAR-10 pages: class folders of 32x32 images in place of TFDS."""
     return {"data.source": dict(name="folder", root=root, image_size=32)}

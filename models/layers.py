@@ -37,6 +37,7 @@ class Classifier(nn.Module, kw_only=True):
     # last layer is the module `head`.
     torch_names = ()
     other_names = ()
+    resized = {}  # leaves whose shape follows the size of the images: name -> (values, shape) -> values of that shape
 
 
 class Input(NamedTuple):

@@ -121,6 +121,7 @@ def build(config: ml_collections.ConfigDict, workdir: Path, *, shared: Shared) -
             features=programs.features,
             train=data.train,
             val=data.val,
+            statistics=data.statistics,
             card=workdir / workdir_lib.PRETRAINED,
             shared=shared,
             say=say,

@@ -74,11 +74,11 @@ def _mean(all_weights):
 
 
 def _check_alike(runs):
-    (first_dir, _, first, weights), *others = runs
-    for workdir, _, experiment, more in others:
-        if jax.tree.structure(more) != jax.tree.structure(weights) or jax.tree.map(np.shape, more) != jax.tree.map(
-            np.shape, weights
-        ):
+    (first_dir, config, first, weights), *others = runs
+    for workdir, other, experiment, more in others:
+        if other.model != config.model or jax.tree.map(np.shape, more) != jax.tree.map(np.shape, weights):
             raise ConfigError(f"{workdir} is another network than {first_dir}; their weights have no mean")
+        if not all(np.array_equal(first.statistics[key], values) for key, values in experiment.statistics.items()):
+            raise ConfigError(f"{workdir} normalises images otherwise than {first_dir}; leave one of them out")
         if experiment.fingerprint != first.fingerprint:
             raise DataError(f"{workdir} was trained and judged on other splits than {first_dir}; leave one of them out")

@@ -14,6 +14,7 @@ from PIL import Image, ImageOps
 
 from linseed.trainer.data.decode import (
     FITS,
+    INTERPOLATIONS,
     PLAIN,
     Conversion,
     decode_as_it_is,
@@ -430,3 +431,14 @@ def test_deep_colours_are_turned_upright():
         file = io.BytesIO(data[:at] + chunk + data[at:])
         found = decode_image(file, image_size=0, conversion=PLAIN._replace(bits=12))
         np.testing.assert_allclose(found, np.rot90(colours * 255.0 / 4095, -1), atol=0.5)
+
+
+@pytest.mark.parametrize("fit", ["crop", "pad", "stretch"])
+@pytest.mark.parametrize("name", ["bilinear", "bicubic", "lanczos"])
+def test_images_are_resampled_by_the_interpolation_that_is_asked_for(name, fit):
+    image = Image.fromarray(np.random.default_rng(0).integers(0, 256, (40, 40, 3), np.uint8))
+    file = io.BytesIO()
+    image.save(file, "PNG")
+    conversion = PLAIN._replace(fit=fit, interpolation=name)
+    found = decode_square(file, image_size=16, resize=16, conversion=conversion)
+    assert np.array_equal(found, image.resize((16, 16), INTERPOLATIONS[name]))

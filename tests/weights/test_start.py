@@ -8,19 +8,20 @@ import numpy as np
 import pytest
 import safetensors.numpy
 from PIL import Image
-from support.pretrained import tensors_of
+from support.pretrained import COMPUTE, tensors_of
 from support.runs import Killer, Stop, records, run
 
 from linseed import api
 from linseed.models import INPUTS, MODELS
 from linseed.models.layers import Classifier, Input, batch_norm, conv
 from linseed.trainer import evaluation, soup
-from linseed.trainer.config.changes import changed
+from linseed.trainer.config import pages
+from linseed.trainer.config.changes import changed, read
 from linseed.trainer.errors import ConfigError, DataError
 from linseed.trainer.experiment import Shared
 from linseed.trainer.run import workdir as workdir_lib
 from linseed.trainer.weights import export, find, probe
-from linseed.trainer.weights.features import FOLDER, Features
+from linseed.trainer.weights.features import FOLDER, Features, make_features
 
 SIZE = 16
 
@@ -110,6 +111,9 @@ def test_a_probe_is_a_run_whose_backbone_does_not_move(place, tmp_path):
     given = safetensors.numpy.load((place / "tiny.safetensors").read_bytes())
     kernel = weights["params"]["stem"]["kernel"]
     assert np.array_equal(kernel.transpose(3, 2, 0, 1), given["conv1.weight"])
+    statistics = weights["model_state"]["batch_stats"]["norm"]
+    assert np.array_equal(statistics["mean"], given["bn1.running_mean"])  # frozen
+    assert np.array_equal(statistics["var"], given["bn1.running_var"])
 
 
 def test_features_are_computed_once_for_all_runs_beside_each_other(place, tmp_path):
@@ -126,6 +130,31 @@ def test_features_are_computed_once_for_all_runs_beside_each_other(place, tmp_pa
     assert again["best_params_sha256"] == run(config(place), tmp_path / "a", shared=Shared())["best_params_sha256"]
     run(config(place, data__source__resize=SIZE), tmp_path / "d", shared=Shared())
     assert len(list((tmp_path / FOLDER).iterdir())) == 4  # other pixels, other features
+
+
+def test_runs_that_share_what_they_read_have_the_head_of_their_own_images(place, tmp_path):
+    shared, alone = Shared(), {}
+    for seed in (0, 1):
+        one = config(place, data__split_seed=seed)
+        alone[seed] = run(one, tmp_path / f"alone{seed}", shared=Shared())["params_sha256"]
+        assert run(one, tmp_path / f"shared{seed}", shared=shared)["params_sha256"] == alone[seed]
+    assert alone[0] != alone[1]
+
+
+def test_features_are_of_images_as_they_are_normalised(place, tmp_path):
+    """The same validation images have other features where the statistics are those of other train images."""
+    own = dict(data__normalize="channel_mean_std", data__mean=(), data__std=(), convolution="xla")
+    run(config(place, **own), tmp_path / "a", shared=Shared())
+    run(config(place, **own, data__train_examples=20), tmp_path / "b", shared=Shared())
+    assert len(list((tmp_path / FOLDER).iterdir())) == 4
+
+
+def test_a_parameter_of_the_network_is_set_by_a_flag_before_its_name_is_known(place):
+    page = f"probe:root={place / 'photos'},weights={place / 'tiny.safetensors'}"
+    texts = {"model.stem": "cifar", "model.drop_path": "0.5", "model.name": "resnet18"}
+    assert read(api.load_config(page), texts)["model.drop_path"] == 0.5
+    del texts["model.name"]
+    assert read(pages.read_page(page), texts) == {"model.stem": "cifar", "model.drop_path": 0.5}
 
 
 def test_fine_tuning_is_exact_after_a_kill_and_needs_the_weights_no_more(place, tmp_path, monkeypatch):
@@ -205,6 +234,35 @@ def test_a_greedy_soup_is_never_worse_than_its_best_run(place, tmp_path):
     run(changed(one, {"data.split_seed": 5}), tmp_path / "other")
     with pytest.raises(DataError, match="was trained and judged on other splits"):
         soup.greedy([tmp_path / "0", tmp_path / "other"], which="best", say=said.append)
+
+
+def test_a_soup_is_the_mean_of_its_runs_and_of_runs_alike_alone(place, tmp_path):
+    for name in ("a", "b"):
+        run(config(place), tmp_path / name)
+    found = soup.greedy([tmp_path / "a", tmp_path / "b"], which="best", say=lambda line: None)
+    _, [(_, weights)] = evaluation.restore_weights(config(place), tmp_path / "a", which="best")
+    assert len(found.kept) == 2 and jax.tree.all(jax.tree.map(np.array_equal, found.weights, weights))
+    mean = soup._mean([{"a": np.float32([1, 2])}, {"a": np.float32([3, 6])}, {"a": np.float32([5, 1])}])
+    assert mean["a"].dtype == np.float32 and mean["a"].tolist() == [3, 3]
+    own = dict(data__normalize="channel_mean_std", data__mean=(), data__std=())
+    run(config(place, **own), tmp_path / "c")
+    with pytest.raises(ConfigError, match="normalises images otherwise than"):
+        soup.greedy([tmp_path / "a", tmp_path / "c"], which="best", say=lambda line: None)
+
+
+def test_a_network_with_two_heads_has_no_probe():
+    class Two(Tiny):
+        @nn.compact
+        def __call__(self, images, *, train):
+            x = images.mean(axis=(1, 2))
+            return nn.Dense(self.num_classes, name="head")(x) + nn.Dense(self.num_classes, name="head_dist")(x)
+
+    model = Two(num_classes=3, compute=COMPUTE)
+    images = np.zeros((2, SIZE, SIZE, 3), np.uint8)
+    variables = model.init(jax.random.key(0), images.astype(np.float32), train=False)
+    compute = make_features(model=model, normalize=lambda images: images)
+    with pytest.raises(ConfigError, match="ends in one layer called 'head'"):
+        compute({"params": variables["params"], "model_state": {}}, images)
 
 
 def test_the_probe_is_the_regression_of_scikit_learn():

@@ -40,7 +40,7 @@ def read(config: ml_collections.ConfigDict, texts: Mapping[str, str]) -> dict[st
         annotations[f"{section}.name"] = str
         if name in table:
             annotations |= {key: parameter.annotation for key, parameter in parameters(section, name).items()}
-    return {key: ranges.read(text, annotations.get(in_steps(key), str)) for key, text in texts.items()}
+    return {key: ranges.read(text, annotations.get(in_steps(key), object)) for key, text in texts.items()}
 
 
 def _owner(config, section):

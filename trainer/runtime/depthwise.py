@@ -1,10 +1,11 @@
 """Depthwise convolutions on CPU, where XLA's own are slow: a sum of shifted maps, which XLA makes one loop.
 
-Measured on two cores, 8 images of 112x112x32, 3x3: 7 ms where XLA's takes 140 ms, and 140 ms for both gradients where
-it takes 710 ms. The values are the same bit for bit.
+Measured on two cores in CPU time, with jaxlib 0.10.2 and the flags of `xla_flags`, over six layers of EfficientNets: 23 to
+58 times faster than XLA's, and with both gradients 1.5 to 5.8 times. The values are the same but for rounding.
 """
 
 import functools
+import math
 
 import jax
 import jax.numpy as jnp
@@ -91,10 +92,14 @@ def _sum_of_taps(x, kernel, strides):
 
 
 def _kernel_gradient(x, g, kernel, strides):
-    """The sum over examples and places of g times the map that each tap sees."""
+    """The sum over examples and places of g times the map that each tap sees.
+
+    As a product with ones: XLA multiplies matrices in a library, and on some versions sums over leading axes slowly.
+    """
+    ones = jnp.ones(math.prod(g.shape[:3]), g.dtype)
     height, width = ((g.shape[1 + i] - 1) * strides[i] + 1 for i in range(2))
     taps = [
-        jnp.sum(x[:, i : i + height : strides[0], j : j + width : strides[1]] * g, axis=(0, 1, 2))
+        ones @ (x[:, i : i + height : strides[0], j : j + width : strides[1]] * g).reshape(-1, g.shape[3])
         for i in range(kernel.shape[0])
         for j in range(kernel.shape[1])
     ]

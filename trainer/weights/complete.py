@@ -21,42 +21,37 @@ def complete(config: ml_collections.ConfigDict, flags: Mapping[str, Any]) -> ml_
     unless the page or a flag says them. A name on the hub is pinned to its commit. Raises ConfigError or DataError, one
     line.
     """
-    name = flags.get(PRETRAINED, config.get(PRETRAINED, ""))
-    asks = [key for key in ("model.name", "data.normalize") if _value(config, flags, key) == PRETRAINED]
-    if not name:
+    wanted = changed(config, flags)
+    asks = [key for key in ("model.name", "data.normalize") if _value(wanted, key) == PRETRAINED]
+    if not wanted.get(PRETRAINED):  # which a page of an earlier version has not
         if asks:
             raise ConfigError(
                 f"config.{asks[0]} is 'pretrained' and config.pretrained names no weights; add "
                 "--config.pretrained=FILE, or a name on the hub such as timm/resnet50.a1_in1k"
             )
-        return changed(config, flags)
-    model = _value(config, flags, "model.name")
-    card = find(str(name), architecture="" if model == PRETRAINED else str(model)).card
+        return wanted
+    card = find(str(wanted.pretrained), architecture="" if "model.name" in asks else str(wanted.model.name)).card
     said = {PRETRAINED: card.name}
     if "model.name" in asks:
         said["model.name"] = card.architecture
     if "data.normalize" in asks:
-        said |= {"data.mean": card.input.mean, "data.std": card.input.std} | _sizes(config, flags, card.input)
-    flags = {key: value for key, value in flags.items() if key != PRETRAINED and value != PRETRAINED}
-    return changed(changed(config, said), flags)
+        said |= {} if wanted.data.mean else {"data.mean": card.input.mean, "data.std": card.input.std}
+        said |= _sizes(wanted.data.source, card.input)
+    return changed(wanted, said)
 
 
-def _value(config, flags, key):
+def _value(config, key):
     section, _, name = key.partition(".")
-    return flags.get(key, config.get(section, {}).get(name))
+    return config.get(section, {}).get(name)
 
 
-def _sizes(config, flags, given) -> dict[str, Any]:
-    """What the source's parameters say of size, where neither the page nor a flag says it."""
-    source = flags.get("data.source.name", config.data.source.get("name"))
+def _sizes(source, given) -> dict[str, Any]:
+    """What the parameters of `source` say of size, where neither the page nor a flag says it."""
+    size = source.get("image_size", given.size)  # another size than the card's is cropped in the same share
     sizes = {
-        "image_size": given.size,
-        "resize": round(given.size / given.crop),
+        "image_size": size,
+        "resize": round(size / given.crop) if isinstance(size, int) else size,
         "interpolation": given.interpolation,
     }
-    own = {key.rpartition(".")[2] for key in parameters("data.source", source)}
-    stated = {*config.data.source, *(key.rpartition(".")[2] for key in flags if key.startswith("data.source."))}
-    if "image_size" in stated:  # another size is cropped in the same share
-        size = flags.get("data.source.image_size", config.data.source.get("image_size"))
-        sizes["resize"] = round(size / given.crop) if isinstance(size, int) else sizes["resize"]
-    return {f"data.source.{key}": value for key, value in sizes.items() if key in own - stated}
+    own = {key.rpartition(".")[2] for key in parameters("data.source", source.name)}
+    return {f"data.source.{key}": value for key, value in sizes.items() if key in own - {*source}}

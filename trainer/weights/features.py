@@ -15,6 +15,7 @@ from linseed.trainer import files
 from linseed.trainer.data.lazy import LazyImages
 from linseed.trainer.data.splits import Split
 from linseed.trainer.errors import ConfigError
+from linseed.trainer.step.train_step import to_unit
 
 FOLDER = ".features"  # beside the workdir, for all runs that have their workdirs there
 HEAD = "head"
@@ -28,26 +29,27 @@ class Features(NamedTuple):
 
 
 def make_features(*, model, normalize: Callable) -> Callable:
-    """`features(weights, images) -> (features, logits)`, uint8 [B, H, W, C] -> float32 [B, F] and [B, C].
+    """`features(weights, images)`, uint8 [B, H, W, C] -> float32 [B, F], as in evaluation.
 
-    As in evaluation. weights: {"params", "model_state"}. Raises ConfigError for a network whose last layer is not one
-    module called `head`, of vectors.
+    weights: {"params", "model_state"}. Raises ConfigError for a network whose last layer is not one module called
+    `head`, of vectors; a distilled one has `head_dist` beside it.
     """
 
     def features(weights, images):
         seen = []
 
         def note(call, args, kwargs, context):
-            if context.module.path == (HEAD,) and context.method_name == "__call__":
+            path = context.module.path
+            if len(path) == 1 and path[0].startswith(HEAD) and context.method_name == "__call__":
                 seen.append(args[0])
             return call(*args, **kwargs)
 
         variables = {"params": weights["params"], **weights["model_state"]}
         with nn.intercept_methods(note):
-            logits = model.apply(variables, normalize(images.astype(jnp.float32) / 255.0), train=False)
+            model.apply(variables, normalize(to_unit(images)), train=False)
         if len(seen) != 1 or seen[0].ndim != 2:
             raise ConfigError("config.head_init 'probe' needs a network that ends in one layer called 'head'")
-        return seen[0].astype(jnp.float32), logits
+        return seen[0].astype(jnp.float32)
 
     return features
 

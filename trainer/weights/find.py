@@ -14,6 +14,7 @@ from safetensors import SafetensorError, deserialize, safe_open
 
 from linseed.models import INPUTS, MODELS
 from linseed.models.layers import Input
+from linseed.trainer.data.decode import INTERPOLATIONS
 from linseed.trainer.errors import DataError
 from linseed.trainer.weights import hub, pth
 from linseed.trainer.weights.fit import fits, network
@@ -38,9 +39,6 @@ _TYPES = {
 CARD_KEY = "linseed"
 
 _MOST_ALIKE = 8  # names that are tried for a file whose own name names no network
-
-# The methods of Pillow by their name on a card.
-INTERPOLATIONS = ("bilinear", "bicubic", "lanczos")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -96,7 +94,7 @@ def find(name: str, *, architecture: str = "") -> Weights:
         )
     card = Card(
         f"{name.partition('@')[0]}@{fetched.commit}",
-        hub.sha256(fetched.path),
+        fetched.sha256,
         architecture or published,
         _input(fetched.config.get("pretrained_cfg", {}), INPUTS.get(published, Input())),
         str(fetched.config.get("pretrained_cfg", {}).get("license", "")),

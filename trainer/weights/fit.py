@@ -18,6 +18,7 @@ HEAD = "params/head/"  # the paths of the last layer begin so
 _HEADS = (HEAD, "params/head_dist/")  # a distilled network has a second one
 _COUNTER = "num_batches_tracked"  # of PyTorch's BatchNorm, which nothing reads
 _SHOWN = 3
+_CURE = "choose the network that it was trained as, with its own parameters"
 
 
 class Fitted(NamedTuple):
@@ -67,9 +68,6 @@ def fit(tensors: Mapping[str, np.ndarray], shapes: Any, *, model, name: str) -> 
     return Fitted(leaves, notes)
 
 
-_CURE = "choose the network that it was trained as, with its own parameters"
-
-
 def fits(tensors: Mapping[str, np.ndarray], name: str) -> bool:
     """Whether `tensors` are those of the network `name`, in names and shapes, whatever its number of classes."""
     shapes, model = _shapes(name)
@@ -117,7 +115,7 @@ def _few(names):
 def _adapted(path, values, shape, *, model, notes):
     """The values for another number of channels or patches, or None."""
     leaf = path.rpartition("/")[2]
-    resize = getattr(model, "resized", {}).get(leaf)
+    resize = model.resized.get(leaf)
     if resize:
         notes.append(f"{leaf} is resized from {values.shape} to {tuple(shape)}: the images have another size")
         return resize(values, shape)

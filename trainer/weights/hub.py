@@ -16,9 +16,10 @@ _SHA256 = re.compile(r"[0-9a-f]{64}")
 
 
 class Fetched(NamedTuple):
-    """The weights of a name on the hub: a file, the repository's config.json, and the commit both are of."""
+    """The weights of a name on the hub: a file and its hash, the repository's config.json, the commit both are of."""
 
     path: Path
+    sha256: str
     config: dict[str, Any]
     commit: str
 
@@ -35,7 +36,10 @@ def fetch(name: str) -> Fetched:
     try:
         config = Path(hf_hub_download(repository, "config.json", revision=revision))
         commit = config.parent.name
-        path = _first(lambda file: hf_hub_download(repository, file, revision=commit), errors.EntryNotFoundError)
+        try:
+            path = Path(hf_hub_download(repository, _FILES[0], revision=commit))
+        except errors.RemoteEntryNotFoundError:
+            path = Path(hf_hub_download(repository, _FILES[1], revision=commit))
     except errors.RepositoryNotFoundError:
         raise DataError(
             f"the hub has no '{repository}', or it is not public; check the name, such as timm/resnet50.a1_in1k"
@@ -54,26 +58,16 @@ def fetch(name: str) -> Fetched:
             f"'{name}' cannot be fetched ({type(error).__name__}: {_line(error)}); mend that, set HF_HOME to a folder "
             "that can be written, or fetch the file elsewhere and give its path"
         ) from error
-    blob = path.resolve()
-    if _SHA256.fullmatch(blob.name) and sha256(blob) != blob.name:
+    blob, digest = path.resolve(), sha256(path)
+    if _SHA256.fullmatch(blob.name) and digest != blob.name:
         raise DataError(f"{path} is damaged, its sha256 is not the hub's; delete {blob} and run the same command again")
-    return Fetched(path, _read_config(config), commit)
+    return Fetched(path, digest, _read_config(config), commit)
 
 
 def sha256(path: Path) -> str:
     """Of a file's content, hexadecimal."""
     with path.open("rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
-
-
-def _first(get, missing) -> Path:
-    for file in _FILES[:-1]:
-        try:
-            return Path(get(file))
-        except missing as error:
-            if "Local" in type(error).__name__:  # the hub was not asked
-                raise
-    return Path(get(_FILES[-1]))
 
 
 def _read_config(path: Path) -> dict[str, Any]:

@@ -11,6 +11,7 @@ import numpy as np
 
 from linseed.trainer import checksum, files
 from linseed.trainer.data import stats
+from linseed.trainer.data.dataset import hashed
 from linseed.trainer.data.splits import Split
 from linseed.trainer.errors import ConfigError
 from linseed.trainer.step import state as state_lib
@@ -29,13 +30,15 @@ def begin(
     features: Callable,
     train: Split,
     val: Split,
+    statistics: dict[str, np.ndarray],
     card: Path,
     shared,
     say: Callable[[str], None],
 ) -> state_lib.TrainState:
     """`state`, host arrays, with the weights of `config.pretrained` and the head of `config.head_init`.
 
-    model: whose variables `state` holds. opt_init: params -> optimiser state. features: of `make_features`. shared: an
+    model: whose variables `state` holds. opt_init: params -> optimiser state. features: of `make_features`. statistics:
+    by which images are normalised. shared: an
     `experiment.Shared`, which keeps what was read and fitted. say: shows the user a line. card: the file in the workdir
     into which it writes where the weights come from. Raises DataError or ConfigError, one line, for weights that do not
     fit.
@@ -48,9 +51,8 @@ def begin(
             say(note)
         state = state_lib.with_weights(state, fitted.leaves, opt_init=opt_init)
     if config.head_init == "probe":
-        head = _fitted_head(
-            config, state, features, train, val, folder=card.parent.parent / features_lib.FOLDER, shared=shared, say=say
-        )
+        base, folder = _mark(config, state, statistics), card.parent.parent / features_lib.FOLDER
+        head = _fitted_head(config, state, features, train, val, base=base, folder=folder, shared=shared, say=say)
         state = state_lib.with_weights(state, head, opt_init=opt_init)
     return state
 
@@ -78,19 +80,18 @@ def _expectations(config, weights):
         )
 
 
-def _fitted_head(config, state, features, train, val, *, folder, shared, say):
+def _fitted_head(config, state, features, train, val, *, base, folder, shared, say):
     head = state.params.get(features_lib.HEAD, {})
     if set(head) != {"kernel", "bias"} or head["kernel"].ndim != 2:
         raise ConfigError(
             f"config.head_init 'probe' fits a last layer 'head' with a bias, which {config.model.name} has not; "
             "choose another config.model.name"
         )
-    backbone = {"params": {**state.params, features_lib.HEAD: {}}, **state.model_state}
     weights = jax.device_put({"params": state.params, "model_state": state.model_state})
-    compute = jax.jit(lambda images: features(weights, images)[0])
-    found = []
+    compute = jax.jit(lambda images: features(weights, images))
+    found, marks = [], []
     for name, split in (("train", train), ("val", val)):
-        mark = _mark(config, backbone, stats.fingerprint(split))
+        mark = hashed(base, stats.fingerprint(split))
         some, kept = shared.once(
             "features",
             mark,
@@ -103,17 +104,18 @@ def _fitted_head(config, state, features, train, val, *, folder, shared, say):
             + (f"read from {folder}" if kept else f"computed, kept in {folder}")
         )
         found.append(some)
+        marks.append(mark)
     classes = head["kernel"].shape[1]
-    best = shared.once("probe", [_mark(config, backbone, ""), classes], lambda: probe.fit(*found, classes=classes))
+    best = shared.once("probe", [marks, classes], lambda: probe.fit(*found, classes=classes))
     say(f"probe: val {best.accuracy:.2%}, decay {best.decay:g} of {len(probe.DECAYS)}")
     return {"params/head/kernel": best.kernel, "params/head/bias": best.bias}
 
 
-def _mark(config, backbone, fingerprint) -> str:
-    """A hash of all that features depend on: images, their normalisation, the network and its weights."""
-    section = config.data
-    made = [fingerprint, section.normalize, section.mean, section.std, config.model.to_dict(), config.precision]
+def _mark(config, state, statistics) -> str:
+    """A hash of all that features depend on but the images: the network, its weights below the head, normalisation."""
+    made = [config.model.to_dict(), config.precision, {key: values.tolist() for key, values in statistics.items()}]
     digest = hashlib.sha256(json.dumps(made).encode())
+    backbone = {"params": {**state.params, features_lib.HEAD: {}}, **state.model_state}
     for path, leaf in jax.tree_util.tree_leaves_with_path(backbone):
         digest.update(jax.tree_util.keystr(path).encode())
         digest.update(np.ascontiguousarray(leaf))
