@@ -1,7 +1,7 @@
 """Depthwise convolutions on CPU, where XLA's own are slow: a sum of shifted maps, which XLA makes one loop.
 
-Measured on two cores in CPU time, with jaxlib 0.10.2 and the flags of `xla_flags`, over six layers of EfficientNets: 23 to
-58 times faster than XLA's, and with both gradients 1.5 to 5.8 times. The values are the same but for rounding.
+Measured in CPU time, with jaxlib 0.10.2 and the flags of `xla_flags`, over six layers of EfficientNets: 23 to 58 times
+faster than XLA's, and with both gradients 1.5 to 5.8 times. The values are the same but for rounding.
 """
 
 import functools
