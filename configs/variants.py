@@ -4,7 +4,13 @@ A page lists its words in one table, VARIANTS: each word with the keys that it c
 value that returns them. The last thing that a page's `get_config` does is `variants.apply(config, variant, VARIANTS)`.
 """
 
+import os
+import statistics
+
 import ml_collections
+from PIL import Image
+
+LOOKED_AT = 16  # photos of a class, for their size
 
 
 def apply(config, variant, words):
@@ -60,3 +66,22 @@ PRETRAINED = {"root": lambda root: {"data.source.root": root}, "weights": lambda
 def folder(root):
     """The word `root=DIR` of the CIFAR-10 pages: class folders of 32x32 images in place of TFDS."""
     return {"data.source": dict(name="folder", root=root, image_size=32)}
+
+
+def look_at_photos(root: str) -> tuple[int, int]:
+    """The number of files in the class folders of `root/train`, or `root`, and the usual shorter side in pixels.
+
+    (0, 64) for a folder that is not there: reading the data says what is wrong with it.
+    """
+    root = os.path.expanduser(root)
+    inside = os.path.join(root, "train")
+    count, sides = 0, []
+    for folder, _, files in os.walk(inside if os.path.isdir(inside) else root):
+        count += len(files)
+        for name in sorted(files)[:LOOKED_AT]:
+            try:
+                with Image.open(os.path.join(folder, name)) as image:
+                    sides.append(min(image.size))
+            except Exception:  # a damaged file raises anything
+                continue
+    return count, round(statistics.median(sides or [64]))
