@@ -2,6 +2,7 @@
 
 XLA compiles without its expensive passes, and what one test compiled the next finds in a cache that
 lives as long as the session. Child processes inherit both. Convolutions are XLA's: the cache cannot hold oneDNN's.
+Files are written into memory where there is room: a run forces each of its files to the disk, and tests write many.
 """
 
 import atexit
@@ -15,6 +16,11 @@ import pytest
 
 from linseed.trainer.runtime import xla_flags
 
+MEMORY = "/dev/shm"
+ROOM = 4 * 2**30  # bytes that all tests together write, and more
+
+if "TMPDIR" not in os.environ and os.access(MEMORY, os.W_OK) and shutil.disk_usage(MEMORY).free >= ROOM:
+    os.environ["TMPDIR"] = MEMORY
 os.environ["JAX_PLATFORMS"] = "cpu"
 os.environ["XLA_FLAGS"] = " ".join(
     [
