@@ -263,10 +263,13 @@ def _describe(config, plan, data, *, parallel, params, deterministic):
         )
     if data.leaked:
         yield f"{data.leaked:.1%} of the val images are also in train, pixel for pixel: val measures memory there"
+    yield f"{config.model.name}: {sum(leaf.size for leaf in jax.tree.leaves(params)):,} parameters" + (
+        f"; augmented by {config.data.augment}" if config.data.augment else ""
+    )
+    epochs = plan.total_steps * plan.batch_size / len(data.train.labels)
     yield (
-        f"{config.model.name}: {sum(leaf.size for leaf in jax.tree.leaves(params)):,} parameters; "
-        f"{config.optimizer.name}, {config.schedule.name} over {plan.total_steps:,} steps, "
-        f"{plan.schedule['warmup_steps']:,} of them warm-up"
+        f"{config.optimizer.name}, {config.schedule.name} over {plan.total_steps:,} steps of {plan.batch_size} images "
+        f"({epochs:.3g} epochs), {plan.schedule['warmup_steps']:,} of them warm-up"
     )
     yield f"{parallel.num_devices} x {jax.devices()[0].device_kind}, {config.parallel.backend}, {config.precision}" + (
         f", {parallel.shard_count} processes" if parallel.shard_count > 1 else ""
