@@ -9,9 +9,9 @@
     up to 100,000       64           speednet, the record's       15 to 21         256
     more                128          resnet18, for an accelerator 15               256
 
-at least 15 epochs and at most 100. Photos that are smaller than that stay as small as they are, but for powers of two.
-A run's first lines say what was chosen; any flag changes it. Expected on 244 photos of ants and bees: see
-docs/pretrained.md. `:quick` trains for one epoch.
+at least 15 epochs and at most 100. A run's first lines say what was chosen; any flag changes it, for small images
+`--config.data.source.image_size=32`. Expected on 244 photos of ants and bees: see docs/pretrained.md. `:quick` trains
+for one epoch.
 """
 
 from linseed.configs import base, variants
@@ -25,23 +25,21 @@ COMMON = dict(stem_bias_range=0.0, head_init="lecun_normal", norm_momentum=0.6, 
 
 def suited(root):
     """The changes that the photos in `root` ask for."""
-    count, side = variants.look_at_photos(root)
-    large = count > MANY
-    size = min(128 if large else 64, max(32, 2 ** (side.bit_length() - 1)))
+    count = variants.count_photos(root)
     batch_size = min(2 ** max(4, (count // 32).bit_length()), 128 if count <= FEW else 256)
     changes = {
         "data.batch_size": batch_size,
         "data.val_fraction": 0.2 if count <= FEW else 0.05,
         "horizon.epochs": float(min(100, max(15, round(3000 / max(count, 1) ** 0.5)))),
     }
-    if large:
-        source = dict(name="folder_stream", root=root, image_size=size, resize=size, train_crop="random_resized_crop")
+    if count > MANY:
+        source = dict(name="folder_stream", root=root, image_size=128, resize=144, train_crop="random_resized_crop")
         return changes | {
             "data.source": source,
             "data.augment": "flip_lr(0.5)|color_jitter(0.2, 0.2, 0.2)",
-            "model": dict(name="resnet18", stem="imagenet" if size > 64 else "cifar"),
+            "model": dict(name="resnet18", stem="imagenet"),
         }
-    changes["data.source"] = dict(name="folder", root=root, image_size=size)
+    changes["data.source"] = dict(name="folder", root=root, image_size=64)
     return changes | {"model": {**(NARROW if count <= FEW else RECORD), **COMMON}}
 
 

@@ -296,3 +296,15 @@ def test_every_key_is_known_to_change_programs_or_not_to():
             own = set(sections.parameters(section, name)) - {"optimizer.lr", "optimizer.weight_decay"}
             assert all(map(programs.matters, own)) and programs.matters(f"{section}.name")
     assert not programs.matters("horizon.epochs") and not programs.matters("eval.every_percent")
+
+
+@pytest.mark.parametrize(
+    ("count", "network", "batch_size", "epochs"),
+    [(0, "speednet", 16, 100), (244, "speednet", 16, 100), (3_000, "speednet", 128, 55), (30_000, "speednet", 256, 17)]
+    + [(200_000, "resnet18", 256, 15)],
+)
+def test_the_page_of_a_folder_suits_the_number_of_its_photos(tmp_path, monkeypatch, count, network, batch_size, epochs):
+    (tmp_path / "train" / "ants").mkdir(parents=True)
+    monkeypatch.setattr("os.walk", lambda root: [(root, ["ants"], []), (f"{root}/ants", [], ["photo.jpg"] * count)])
+    config = resolve(read_page(f"folder:root={tmp_path}"))
+    assert (config.model.name, config.data.batch_size, config.horizon.epochs) == (network, batch_size, epochs)
