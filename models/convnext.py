@@ -223,5 +223,5 @@ INPUTS: dict[str, Input] = {
     **{f"convnext_{size}": Input(crop=0.95) for size in ("pico_ols", "nano", "nano_ols", "tiny", "small")},
     "convnext_large_mlp": Input(320, crop=1.0, **_CLIP),
     "convnext_xxlarge": Input(256, crop=1.0, **_CLIP),
-    "convnextv2_huge": Input(384, crop=1.0),
+    "convnextv2_huge": Input(384, crop=1.0, fit="stretch"),
 }

@@ -43,7 +43,8 @@ class Classifier(nn.Module, kw_only=True):
 class Input(NamedTuple):
     """How the images were made that weights were trained on. mean, std: of RGB on the 0..1 scale.
 
-    An image is scaled so that its short side is `size / crop`, and the middle square of `size` pixels is cut out.
+    `fit` "crop" scales an image so that its short side is `size / crop`, and cuts out the middle square of `size`;
+    "stretch" scales both its sides to that length first; "pad" scales its long side, and fills up the other.
     """
 
     size: int = 224  # pixels
@@ -51,6 +52,7 @@ class Input(NamedTuple):
     interpolation: str = "bicubic"
     mean: tuple[float, float, float] = (0.485, 0.456, 0.406)  # of ImageNet
     std: tuple[float, float, float] = (0.229, 0.224, 0.225)
+    fit: str = "crop"
 
 
 def as_logits(x: jax.Array) -> jax.Array:

@@ -60,6 +60,15 @@ HALVES = Input(mean=(0.5, 0.5, 0.5), std=(0.5, 0.5, 0.5))
 CLIP = Input(mean=(0.48145466, 0.4578275, 0.40821073), std=(0.26862954, 0.26130258, 0.27577711))
 
 
+_STRETCHED = (
+    "vit_medium_patch16_gap_384",
+    "vit_base_patch16_clip_384",
+    "vit_large_patch14_clip_336",
+    "vit_huge_patch14_clip_336",
+    "vit_gigantic_patch14_clip_378",
+)
+
+
 class Group(NamedTuple):
     """Networks that differ in size alone.
 
@@ -79,7 +88,8 @@ class Group(NamedTuple):
             network = partial(PATCHED[patch], **fields | self.fields)
             for pixels, crop in crops.items():
                 name = self.form.format(size=size, patch=patch, pixels=pixels)
-                yield name, network, self.images._replace(size=pixels, crop=crop)
+                fit = "stretch" if name in _STRETCHED else "crop"
+                yield name, network, self.images._replace(size=pixels, crop=crop, fit=fit)
 
 
 _PLAIN = dict()

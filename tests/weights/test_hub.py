@@ -21,6 +21,7 @@ CARD = {
         "input_size": [3, 288, 288],
         "crop_pct": 0.95,
         "interpolation": "bilinear",
+        "crop_mode": "squash",
         "mean": [0.5, 0.5, 0.5],
         "std": [0.25, 0.25, 0.25],
         "license": "apache-2.0",
@@ -125,7 +126,7 @@ def test_weights_come_with_their_card_and_pinned_to_a_commit(server, tensors):
     found = find.find("timm/small")
     assert found.card.name == f"timm/small@{COMMIT}" and found.card.architecture == "resnet18"
     assert found.card.licence == "apache-2.0"
-    assert found.card.input == (288, 0.95, "bilinear", (0.5,) * 3, (0.25,) * 3)
+    assert found.card.input == (288, 0.95, "bilinear", (0.5,) * 3, (0.25,) * 3, "stretch")
     assert found.tensors.keys() == tensors.keys()
     assert any(path.startswith("/blobs/") for _, path, _ in server.asked)  # it followed the redirect
 

@@ -38,7 +38,7 @@ class Tiny(Classifier):
         return nn.Dense(self.num_classes, name="head")(x.mean(axis=(1, 2)))
 
 
-GIVEN = Input(24, 0.8, "bicubic", (0.5, 0.4, 0.3), (0.25, 0.2, 0.3))
+GIVEN = Input(24, 0.8, "bicubic", (0.5, 0.4, 0.3), (0.25, 0.2, 0.3), "stretch")
 
 
 @pytest.fixture(autouse=True, scope="module")
@@ -87,6 +87,7 @@ def test_the_page_takes_from_the_weights_what_it_leaves_open(place):
     found = config(place)
     assert found.model.name == "tiny" and found.data.normalize == "pretrained"
     assert found.data.mean == GIVEN.mean and found.data.source.interpolation == "bicubic"
+    assert found.data.source.fit == "stretch"
     assert found.data.source.image_size == SIZE and found.data.source.resize == round(SIZE / GIVEN.crop)
     whole = api.load_config(f"probe:root=x,weights={place / 'tiny.safetensors'}")
     assert (whole.data.source.image_size, whole.data.source.resize) == (GIVEN.size, round(GIVEN.size / GIVEN.crop))
@@ -211,6 +212,7 @@ def test_exported_weights_come_back_bit_for_bit_with_their_card(place, tmp_path)
     assert card.architecture == "tiny"
     assert (card.input.size, round(card.input.size / card.input.crop)) == (SIZE, first.data.source.resize)
     assert card.input.mean == first.data.mean and card.input.interpolation == "bicubic"
+    assert card.input.fit == "stretch"
     again = config(place, pretrained=str(written), head_init="random")
     result = run(again, tmp_path / "again")
     assert result["val"] == found.figures and result["best_params_sha256"]

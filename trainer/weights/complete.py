@@ -52,6 +52,7 @@ def _sizes(source, given) -> dict[str, Any]:
         "image_size": size,
         "resize": round(size / given.crop) if isinstance(size, int) else size,
         "interpolation": given.interpolation,
+        "fit": given.fit,
     }
     own = {key.rpartition(".")[2] for key in parameters("data.source", source.name)}
     return {f"data.source.{key}": value for key, value in sizes.items() if key in own - {*source}}

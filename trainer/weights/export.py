@@ -12,7 +12,7 @@ import safetensors.numpy
 
 from linseed.models.names import to_torch, torch_name
 from linseed.trainer import files
-from linseed.trainer.weights.find import CARD_KEY
+from linseed.trainer.weights.find import CARD_KEY, CROP_MODES
 
 
 def write(
@@ -37,8 +37,12 @@ def write(
     source, mean, std = config.data.source, *(np.ravel(statistics[key]).tolist() for key in ("mean", "std"))
     made = {"mean": mean, "std": std} if len(mean) == 3 else {}  # a mean image has no place in timm's card
     if size := source.get("image_size"):
+        modes = {fit: mode for mode, fit in CROP_MODES.items()}
         made |= {"input_size": [3, size, size], "crop_pct": size / source.get("resize", size)}
-        made |= {"interpolation": source.get("interpolation", "bilinear")}
+        made |= {
+            "interpolation": source.get("interpolation", "bilinear"),
+            "crop_mode": modes[source.get("fit", "crop")],
+        }
     card = {
         "architecture": config.model.name,
         "num_classes": len(class_names),

@@ -38,6 +38,9 @@ _TYPES = {
 # In the metadata of a file of safetensors: the card of what `linseed export` wrote, as timm's config.json has it.
 CARD_KEY = "linseed"
 
+# How timm's cards call what is `Input.fit` here.
+CROP_MODES = {"center": "crop", "squash": "stretch", "border": "pad"}
+
 _MOST_ALIKE = 8  # names that are tried for a file whose own name names no network
 
 
@@ -152,6 +155,7 @@ def _input(published: Mapping[str, Any], default: Input) -> Input:
             size=int(published.get("input_size", (3, default.size, default.size))[-1]),
             crop=float(published.get("crop_pct", default.crop)),
             interpolation=_interpolation(published.get("interpolation", default.interpolation)),
+            fit=CROP_MODES.get(published.get("crop_mode"), default.fit),
             mean=tuple(map(float, published.get("mean", default.mean))),
             std=tuple(map(float, published.get("std", default.std))),
         )
