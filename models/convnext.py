@@ -13,7 +13,7 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
-from linseed.models.layers import Classifier, Compute, Input, as_logits, gelu
+from linseed.models.layers import Classifier, Compute, Input, as_logits, gelu, maximum
 from linseed.ranges import BelowOne, NonNegative, Positive
 
 # timm cuts this off at 2, a hundred standard deviations.
@@ -31,7 +31,7 @@ class GlobalResponseNorm(nn.Module):
         scale, bias = (self.param(name, nn.initializers.zeros, x.shape[-1:]) for name in ("scale", "bias"))
         y = x.astype(jnp.promote_types(x.dtype, jnp.float32))
         # Without the least value, a channel that is zero everywhere would have NaN for a gradient.
-        norms = jnp.sqrt(jnp.maximum(jnp.sum(y * y, axis=(1, 2), keepdims=True), 1e-24))
+        norms = jnp.sqrt(maximum(jnp.sum(y * y, axis=(1, 2), keepdims=True), 1e-24))
         norms = norms / (jnp.mean(norms, axis=-1, keepdims=True) + 1e-6)
         return (y + scale * (y * norms) + bias).astype(x.dtype)
 

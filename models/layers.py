@@ -78,7 +78,7 @@ def maxout(x: jax.Array) -> jax.Array:
 
     The first half of the features are the one piece, the second half the other.
     """
-    return jnp.maximum(*jnp.split(x, 2, axis=-1))
+    return maximum(*jnp.split(x, 2, axis=-1))
 
 
 @jax.custom_jvp
@@ -293,12 +293,27 @@ def max_pool_2x2(x: jax.Array) -> jax.Array:
     """Max over disjoint 2x2 windows: [B, H, W, C] -> [B, H // 2, W // 2, C]; an odd last row or column is dropped.
 
     Equal to `nn.max_pool(x, (2, 2), (2, 2))`. Written as elementwise maxima because the gradient of a windowed
-    maximum (select-and-scatter) is slow on CPU. Where two entries tie, each gets half of the gradient.
+    maximum (select-and-scatter) is slow on CPU. Where entries tie, the first gets the gradient.
     Raises ValueError for images under 2x2.
     """
     height, width = x.shape[1] // 2 * 2, x.shape[2] // 2 * 2
     if not height or not width:
         raise ValueError(f"cannot halve a feature map of {x.shape[1]}x{x.shape[2]}: give fewer widths or larger images")
     top, bottom = x[:, 0:height:2, :width], x[:, 1:height:2, :width]
-    rows = jnp.maximum(top, bottom)
-    return jnp.maximum(rows[:, :, 0::2], rows[:, :, 1::2])
+    rows = maximum(top, bottom)
+    return maximum(rows[:, :, 0::2], rows[:, :, 1::2])
+
+
+def global_max_pool(x: jax.Array) -> jax.Array:
+    """The largest value of each channel: [B, H, W, C] -> [B, C]. Where places tie, the first gets the gradient."""
+    places = x.reshape(x.shape[0], -1, x.shape[-1])
+    return jnp.take_along_axis(places, jnp.argmax(places, axis=1, keepdims=True), axis=1)[:, 0]
+
+
+def maximum(x: jax.Array, y: jax.Array) -> jax.Array:
+    """The larger of x and y, elementwise; NaN where one is. Where they tie, x gets the gradient.
+
+    The gradient of `jnp.maximum` and `jnp.max` goes where a value equals the maximum. XLA may compute a value anew for
+    that, with another rounding, and the gradient is lost: half of it in some layers of speednet.
+    """
+    return jnp.where((x >= y) | jnp.isnan(x), x, y)

@@ -18,6 +18,7 @@ from linseed.models.layers import (
     Classifier,
     Compute,
     batch_norm,
+    global_max_pool,
     initializer,
     kaiming,
     max_pool_2x2,
@@ -66,7 +67,7 @@ class SpeedNet(Classifier, kw_only=True):
                 name=f"block{i + 1}",
             )
             x = block(x, train=train)
-        x = jnp.max(x, axis=(1, 2))
+        x = global_max_pool(x)
         init = initializer(self.head_init, activation=self.activation)
         head = nn.Dense(self.num_classes, use_bias=False, dtype=self.compute.dtype, kernel_init=init, name="head")
         return head(x).astype(jnp.float32) * self.logit_scale

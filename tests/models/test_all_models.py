@@ -10,6 +10,8 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
+from flax.linen import normalization
+from jax.interpreters import partial_eval
 from jax.sharding import Mesh, PartitionSpec
 from support.numpy_evaluation import evaluate
 
@@ -231,6 +233,38 @@ def test_gradients_and_statistics_are_those_of_numpy_in_float64(name):
     for leaf, wanted in zip(jax.tree.leaves(found), jax.tree.leaves(expected), strict=True):
         # A bias before a normalisation has no gradient but rounding.
         np.testing.assert_allclose(leaf, wanted, rtol=0, atol=1e-4 * np.abs(wanted).max() + 1e-6 * largest)
+
+
+@pytest.mark.parametrize("name", sorted(SMALLER))
+def test_no_gradient_goes_where_two_values_are_equal(name, monkeypatch):
+    """XLA may compute a value and its maximum with two roundings, so that they differ: `layers.maximum`."""
+    # Flax keeps a fast variance from being negative; that is a value for each channel, of which XLA makes one.
+    monkeypatch.setattr(normalization, "_compute_stats", _with_exact_variance(normalization._compute_stats))
+    model, images = _small(name), _images()
+    variables = _any_variables(model, images)
+
+    def loss(params, images):
+        rngs = {"dropout": jax.random.key(0)}
+        apply = partial(model.apply, {**variables, "params": params}, train=True, rngs=rngs, mutable=["batch_stats"])
+        return jnp.sum(apply(images)[0])
+
+    program = jax.make_jaxpr(jax.grad(loss))(variables["params"], images).jaxpr
+    program, _ = partial_eval.dce_jaxpr(program, [True] * len(program.outvars))  # softmax drops the gradient of its max
+    compared = {str(each.invars[0].aval.dtype) for each in _equations(program) if each.primitive.name == "eq"}
+    assert not {name for name in compared if name.startswith("float")}
+
+
+def _with_exact_variance(compute):
+    return lambda *given, **more: compute(*given, **more | {"use_fast_variance": False})
+
+
+def _equations(jaxpr):
+    for equation in jaxpr.eqns:
+        yield equation
+        for value in jax.tree.leaves(list(equation.params.values()), is_leaf=lambda leaf: hasattr(leaf, "eqns")):
+            inner = getattr(value, "jaxpr", value)
+            if hasattr(inner, "eqns"):
+                yield from _equations(inner)
 
 
 @pytest.mark.parametrize("name", NORMALIZED)

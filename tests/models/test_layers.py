@@ -17,7 +17,9 @@ from linseed.models.layers import (
     Activation,
     Block,
     Compute,
+    global_max_pool,
     initializer,
+    maximum,
 )
 
 FLOAT32 = Compute(jnp.float32, axis_name=None, convolution=jax.lax.conv_general_dilated)
@@ -318,3 +320,19 @@ def test_a_block_takes_what_the_tables_have_under_its_names(monkeypatch):
         block = _block("cube", "halve", width=1, kernel_init=kernel_init)
         y, _ = block.init_with_output(jax.random.key(0), jnp.ones((1, 2)), train=False)
         assert y.item() == 3.0**3
+
+
+def test_the_larger_of_two_and_of_all_places():
+    x = np.array([[[[1.0, 5.0], [4.0, 5.0]], [[4.0, 2.0], [0.0, 3.0]]]])
+    value, pull = jax.vjp(global_max_pool, x)
+    np.testing.assert_array_equal(value, [[4.0, 5.0]])
+    expected = np.zeros_like(x)
+    expected[0, 0, 1, 0], expected[0, 0, 0, 1] = 2.0, 3.0  # the first of equals
+    np.testing.assert_array_equal(pull(jnp.array([[2.0, 3.0]]))[0], expected)
+
+    nan = float("nan")
+    a, b = jnp.array([1.0, 2.0, 3.0, nan, 1.0]), jnp.array([2.0, 1.0, 3.0, 1.0, nan])
+    value, pull = jax.vjp(maximum, a, b)
+    np.testing.assert_array_equal(value, [2.0, 2.0, 3.0, nan, nan])
+    np.testing.assert_array_equal(pull(jnp.ones(5))[0], [0, 1, 1, 1, 0])
+    assert np.isnan(global_max_pool(jnp.array([[[[1.0], [nan]]]]))).all()
