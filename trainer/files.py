@@ -102,8 +102,8 @@ def append(path: Path) -> TextIO:
 def appending(path: Path, *, keep: Callable[[BinaryIO], int]) -> Iterator[BinaryIO]:
     """`path`, opened for this process alone to add bytes at its end; made where it is missing.
 
-    keep: reads what it holds and returns how many bytes of it are whole; the rest, which a kill left, is cut off.
-    Raises BlockingIOError while another process has it open so.
+    keep: reads what it holds and returns how many bytes of it are whole; the rest, which a kill left, is cut off. Empty
+    at the end, it is deleted. Raises BlockingIOError while another process has it open so.
     """
     with _folder(path.parent) as folder:
         descriptor = _open(path, os.O_RDWR | os.O_APPEND | os.O_CREAT, folder=folder)
@@ -112,9 +112,13 @@ def appending(path: Path, *, keep: Callable[[BinaryIO], int]) -> Iterator[Binary
         fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
         file.seek(0)
         file.truncate(keep(file))
-        yield file
-        file.flush()
-        os.fsync(descriptor)
+        try:
+            yield file
+        finally:
+            file.flush()
+            os.fsync(file.fileno())
+            if not os.fstat(file.fileno()).st_size:
+                delete(path)
 
 
 def move(path: Path, to: Path):
