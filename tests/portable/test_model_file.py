@@ -10,6 +10,7 @@ import safetensors.numpy
 
 from linseed.trainer.errors import DataError
 from linseed.trainer.portable import model_file
+from linseed.trainer.weights import find
 
 CARD = {"architecture": "cnn", "label_names": ["cat", '"sha256": "' + 64 * "0" + '"', "\udcff\x1b[31m"]}
 TENSORS = {
@@ -109,3 +110,11 @@ def test_a_newer_format_says_so(path, monkeypatch):
     monkeypatch.undo()
     with pytest.raises(DataError, match=r"format 3, made by a newer Linseed 9\.1\?\[0m.*pip install --upgrade"):
         model_file.read(path)
+
+
+@pytest.mark.parametrize("begins", [b"\x80\x02", b"PK"])
+def test_a_header_whose_length_begins_as_a_pickle_or_a_zip_is_read(path, begins):
+    header = json.dumps({"__metadata__": {"a": ""}, "b": {"dtype": "U8", "shape": [1], "data_offsets": [0, 1]}})
+    length = int.from_bytes(begins, "little")
+    with_header(path, header.ljust(length).encode(), b"\x07")
+    assert path.read_bytes()[:2] == begins and find.read(path)["b"].tolist() == [7]

@@ -116,6 +116,7 @@ class Table:
             size += len(line)
             if number == 1 and self._header:
                 self._check(line == self._header, number, "has other columns")
+                self._header = b""
                 continue
             try:
                 row = self._format.read(line.decode(errors="surrogateescape"))
@@ -128,11 +129,10 @@ class Table:
         return size
 
     def lines(self, found: Predictions) -> bytes:
-        """The lines of `found`, after the header where the file has no line yet."""
+        """The lines of `found`, after the header where the file has none yet."""
         rows = map(Row, found.names, found.top(self._top), [self._model] * len(found))
         text = "".join(map(self._format.line, rows)).encode(errors="surrogateescape")
-        header, self._header = (b"" if self.count else self._header), b""
-        self.count += len(found)
+        header, self._header = self._header, b""
         return header + text
 
     def _check(self, holds, number, what):
