@@ -41,6 +41,8 @@ def main(console, *paths):
     from linseed.trainer.portable import classifier, images, predict
 
     images.check(paths)
+    if images.STDIN in paths:
+        sys.stdin.reconfigure(errors="surrogateescape")  # names of files can be any bytes
 
     def say(line):
         console.print(line, highlight=False, soft_wrap=True, markup=False)

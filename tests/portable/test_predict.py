@@ -17,7 +17,7 @@ from linseed.trainer.portable import images, predict, table
 from linseed.trainer.portable.classifier import Part, Predictions
 
 NAMES = ("cat", 'dog, "big"', "\x1b[31mred")
-ODD = ("a,b.png", 'c"d".png', "e\nf.png", "g\rh.png", "i\udcff.png", "\x1b[2Jj.png", "plain.png")
+ODD = ("a,b.png", 'c"d".png', 'e"f.png', "e\nf.png", "g\rh.png", "i\udcff.png", "\x1b[2Jj.png", "plain.png")
 
 
 class Stub:

@@ -87,14 +87,21 @@ def _json_read(line):
 
 
 class Format(NamedTuple):
-    """header: of a file with so many classes a line. line, read: a `Row` as text, and back."""
+    """header: of a file with so many classes a line. line, read: a `Row` as text, and back.
+
+    is_open: whether a line end after these bytes is within quotes, as a path may hold one.
+    """
 
     header: Callable[[int], str]
     line: Callable[[Row], str]
     read: Callable[[str], Row]
+    is_open: Callable[[bytes], bool]
 
 
-FORMATS = {".csv": Format(_csv_header, _csv_line, _csv_read), ".jsonl": Format(lambda top: "", _json_line, _json_read)}
+FORMATS = {
+    ".csv": Format(_csv_header, _csv_line, _csv_read, lambda line: line.count(b'"') % 2 == 1),
+    ".jsonl": Format(lambda top: "", _json_line, _json_read, lambda line: False),
+}
 
 
 class Table:
@@ -112,7 +119,7 @@ class Table:
     def keep(self, file: BinaryIO) -> int:
         """How many bytes of `file` are whole lines. Raises DataError, one line, for a file that is not of this kind."""
         size = 0
-        for number, line in enumerate(_whole_lines(file), start=1):
+        for number, line in enumerate(_whole_lines(file, self._format.is_open), start=1):
             size += len(line)
             if number == 1 and self._header:
                 self._check(line == self._header, number, "has other columns")
@@ -130,6 +137,8 @@ class Table:
 
     def lines(self, found: Predictions) -> bytes:
         """The lines of `found`, after the header where the file has none yet."""
+        if not len(found):
+            return b""
         rows = map(Row, found.names, found.top(self._top), [self._model] * len(found))
         text = "".join(map(self._format.line, rows)).encode(errors="surrogateescape")
         header, self._header = self._header, b""
@@ -140,11 +149,11 @@ class Table:
             raise DataError(f"line {number} of {self._path} {what}; choose another --out, or move that file away")
 
 
-def _whole_lines(file: BinaryIO) -> Iterator[bytes]:
-    """The lines that end, those within quotes joined: a path may hold line ends."""
+def _whole_lines(file: BinaryIO, is_open: Callable[[bytes], bool]) -> Iterator[bytes]:
+    """The lines that end, with what belongs to one joined."""
     line = b""
     for part in file:
         line += part
-        if line.count(b'"') % 2 == 0 and line.endswith(b"\n"):
+        if line.endswith(b"\n") and not is_open(line):
             yield line
             line = b""
