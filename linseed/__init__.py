@@ -5,6 +5,7 @@
     config = linseed.load_config("digits", {"horizon.epochs": 5, "optimizer.name": "nadam"})
     result = linseed.train(config, "runs/notebook")
     print(result["test"]["accuracy"])
+    print(linseed.load("runs/notebook/model.linseed").predict("photos").labels)
 
 `train` goes on where a folder's run was stopped. All errors that a user can mend are `LinseedError`s of one line.
 Importing this package imports no JAX: that comes with the first use of one of its names.
@@ -15,7 +16,7 @@ import importlib.metadata
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from linseed.api import evaluate, load_config, load_plugin, train, validate
+    from linseed.api import evaluate, load, load_config, load_plugin, train, validate
     from linseed.trainer.errors import (
         CheckpointError,
         ConfigError,
@@ -35,6 +36,7 @@ __all__ = [
     "NonFiniteError",
     "WorkdirError",
     "evaluate",
+    "load",
     "load_config",
     "load_plugin",
     "train",

@@ -1,12 +1,15 @@
-"""What `import linseed` offers: train, evaluate, and the configs for it."""
+"""What `import linseed` offers: train, evaluate, predict, and the configs for it."""
 
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 import ml_collections
 
 from linseed.trainer.runtime import xla_flags
+
+if TYPE_CHECKING:
+    from linseed.trainer.portable.classifier import Classifier
 
 xla_flags.use()  # before JAX starts
 
@@ -79,3 +82,18 @@ def evaluate(
     from linseed.trainer.evaluation import evaluate_checkpoint
 
     return evaluate_checkpoint(Path(workdir).expanduser(), which=which, split=split)
+
+
+def load(path: str | Path) -> "Classifier":
+    """The classifier in a model file, `RUN/model.linseed` or one of `linseed export`; it needs neither run nor data.
+
+        classifier = linseed.load("model.linseed")
+        found = classifier.predict("photos")  # or images of Pillow's, uint8 arrays, a list of paths
+        print(found.names[0], found.labels[0], found.top(3)[0])
+
+    Raises a LinseedError, one line, for a file that is damaged, or whose network is that of a plugin which is not
+    loaded.
+    """
+    from linseed.trainer.portable.classifier import load
+
+    return load(path)

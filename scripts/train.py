@@ -78,7 +78,9 @@ def train_in(workdir, config, console):
         f"best step {result['best_step']:,} of {result['steps']:,} ({result['stop_reason']}); test opened "
         f"{result['test_openings']} time(s)"
     )
-    writer.say(f"result: {workdir / 'result.json'}  report: {workdir / 'report.html'}")
+    made = {"result": "result.json", "report": "report.html", "model": "model.linseed"}
+    there = {what: workdir / name for what, name in made.items() if (workdir / name).exists()}
+    writer.say("  ".join(f"{what}: {path}" for what, path in there.items()))
 
 
 def run():

@@ -15,6 +15,7 @@ from linseed.trainer.config.resolve import resolve
 from linseed.trainer.data.dataset import hashed
 from linseed.trainer.errors import CheckpointError, ConfigError, DataError
 from linseed.trainer.experiment import Experiment, Shared, build
+from linseed.trainer.portable import from_run
 from linseed.trainer.run import result as result_lib
 from linseed.trainer.run import workdir as workdir_lib
 from linseed.trainer.run.checkpoint import Checkpoints, NoCheckpoints
@@ -37,6 +38,9 @@ def evaluate_best(
     experiment: Experiment,
     checkpoints: Checkpoints,
     *,
+    config: ml_collections.ConfigDict,
+    workdir: Path,
+    model_file: bool,
     state,
     progress: Progress,
     judge: Sequence[str],
@@ -44,8 +48,8 @@ def evaluate_best(
 ) -> dict[str, Any]:
     """The end of a run: restores the best checkpoint, opens and evaluates test if asked to, and assembles the result.
 
-    state: after the last step, on the devices. judge: as for `train.train_and_evaluate`. Returns the contents of
-    `result.json` without the hash of the config.
+    state: after the last step, on the devices. judge, model_file: as for `train.train_and_evaluate`. Returns the
+    contents of `result.json` without the hash of the config.
     """
     best, _ = processes.restored_by_writer(checkpoints.restore_best, like=experiment.state)
     best_step, weights = int(best.step), state_lib.evaluated_weights(best)
@@ -73,6 +77,16 @@ def evaluate_best(
     )
     result["params_sha256"] = result_lib.params_sha256(jax.device_get(state.params))
     result["best_params_sha256"] = result_lib.params_sha256(weights["params"])
+
+    def write_model():
+        try:
+            path = workdir / workdir_lib.MODEL
+            from_run.write(path, weights, config=config, experiment=experiment, result=result, workdir=workdir)
+        except ConfigError as error:  # of a network or a source of a plugin, which trained well
+            writer.say(f"no {workdir_lib.MODEL} was written: {error}")
+
+    if model_file:
+        processes.from_writer(write_model)
     return result
 
 

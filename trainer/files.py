@@ -6,13 +6,14 @@ writes files here. Links that lead to the folder that the user names are followe
 
 import contextlib
 import errno
+import fcntl
 import os
 import re
 import secrets
 import stat
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import TextIO
+from typing import BinaryIO, TextIO
 
 from linseed.trainer.errors import WorkdirError
 
@@ -95,6 +96,29 @@ def append(path: Path) -> TextIO:
         descriptor = _open(path, os.O_WRONLY | os.O_APPEND | os.O_CREAT, folder=folder)
         os.fsync(folder)
     return os.fdopen(descriptor, "a", encoding="utf-8")
+
+
+@contextlib.contextmanager
+def appending(path: Path, *, keep: Callable[[BinaryIO], int]) -> Iterator[BinaryIO]:
+    """`path`, opened for this process alone to add bytes at its end; made where it is missing.
+
+    keep: reads what it holds and returns how many bytes of it are whole; the rest, which a kill left, is cut off. Empty
+    at the end, it is deleted. Raises BlockingIOError while another process has it open so.
+    """
+    with _folder(path.parent) as folder:
+        descriptor = _open(path, os.O_RDWR | os.O_APPEND | os.O_CREAT, folder=folder)
+        os.fsync(folder)
+    with os.fdopen(descriptor, "a+b") as file:
+        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        file.seek(0)
+        file.truncate(keep(file))
+        try:
+            yield file
+        finally:
+            file.flush()
+            os.fsync(file.fileno())
+            if not os.fstat(file.fileno()).st_size:
+                delete(path)
 
 
 def move(path: Path, to: Path):

@@ -46,6 +46,7 @@ def train_and_evaluate(
     writer: Quiet,
     on_config_change: str,
     judge: Sequence[str] = ("val", "test"),
+    model_file: bool = True,
     shared: Shared | None = None,
     stop: Callable[[], int] = signals.never,
 ) -> dict[str, Any]:
@@ -58,6 +59,7 @@ def train_and_evaluate(
     on_config_change: "refuse" or "accept", for a workdir that holds a run of another config.
     judge: the splits on which the best checkpoint is evaluated. Without "test" that split stays sealed, and
     `result.json` has None for it.
+    model_file: whether the best checkpoint is also written as `model.linseed`, see `portable.model_file`.
     shared: data and compiled steps that the runs of this process share.
     stop: returns 0, or a signal's number from the moment on at which the run is to stop. It is asked before each call
     of the devices, and once before the test split is opened. The run then saves the step that it reached and raises
@@ -98,7 +100,15 @@ def train_and_evaluate(
                     raise signals.Stopped(number, after_step=int(state.step))
                 alive(compiles=True)
                 result = evaluate_best(
-                    experiment, checkpoints, state=state, progress=progress, judge=judge, writer=writer
+                    experiment,
+                    checkpoints,
+                    config=config,
+                    workdir=workdir,
+                    model_file=model_file,
+                    state=state,
+                    progress=progress,
+                    judge=judge,
+                    writer=writer,
                 )
             result["config_sha256"] = canonical.sha256(config)
             files.delete(workdir / workdir_lib.REPORT)

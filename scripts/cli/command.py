@@ -17,7 +17,7 @@ from absl import app, flags
 
 from linseed.scripts.cli import config_flag, heap, utf8
 from linseed.scripts.cli.console import Console, printable
-from linseed.trainer.errors import LinseedError
+from linseed.trainer.errors import LinseedError, WorkdirError
 from linseed.trainer.runtime import xla_flags
 from linseed.trainer.runtime.signals import Stopped
 
@@ -42,15 +42,31 @@ def define_path(name: str, default: str | None, help_text: str, *, many: bool = 
     return flags.DEFINE(_Path(), name, default, help_text, serializer=flags.ArgumentSerializer())
 
 
-def run(main: Callable[..., None], *, needs: tuple[str, ...] = (), argument: str = "", default: str | None = None):
+def check_folder(path: str, *, flag: str):
+    """Raises WorkdirError unless the file `path`, which the flag names, can be written into its folder."""
+    folder = os.path.dirname(os.path.abspath(path))
+    if not os.path.isdir(folder):
+        raise WorkdirError(f"--{flag}={path}: there is no folder {folder}; make it, or choose another --{flag}")
+    if os.path.isdir(path) or not os.access(folder, os.W_OK | os.X_OK):
+        raise WorkdirError(f"--{flag}={path} cannot be written; choose another --{flag}")
+
+
+def run(
+    main: Callable[..., None],
+    *,
+    needs: tuple[str, ...] = (),
+    argument: str = "",
+    default: str | None = None,
+    many: bool = False,
+):
     """Parses the flags, stops if one of `needs` is missing, and runs `main(console)`.
 
-    argument: the name of the one positional argument, which `main` gets too; "" for none. default: its default; None
-    makes it required. A command that needs `config` reads it with `config_flag.load`.
+    argument: the name of the one positional argument, or of one or more (`many`), which `main` gets too; "" for none.
+    default: its default; None makes it required. A command that needs `config` reads it with `config_flag.load`.
     """
     utf8.use()
     module = sys.modules[main.__module__]
-    usage = _usage(needs, argument and (argument if default is None else f"[{argument}]"))
+    usage = _usage(needs, argument and (argument if default is None else f"[{argument}]") + many * " ...")
 
     def parse(argv):
         if {"--help", "-h", "-help"} & set(argv[1:]):
@@ -68,7 +84,7 @@ def run(main: Callable[..., None], *, needs: tuple[str, ...] = (), argument: str
             _fail(f"--{missing[0]} is missing; the command is {usage}")
         if argument and len(rest) < 2 and default is None:
             _fail(f"{argument} is missing; the command is {usage}")
-        if len(rest) > (2 if argument else 1):
+        if len(rest) > (2 if argument else 1) and not many:
             _fail(f"unexpected argument '{rest[-1]}'; the command is {usage}")
         return [*rest, default] if argument and len(rest) < 2 else rest
 

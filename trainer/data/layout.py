@@ -65,17 +65,18 @@ def look_into(path: str) -> Inside:
     except OSError as error:
         raise DataError(f"{shown(path)} cannot be listed ({error.strerror}); allow it, or move it away") from error
     for entry in entries:
-        name = entry.name.lower()
         is_folder = os.path.isdir(entry.path) if entry.is_symlink() else entry.is_dir()
-        if name.startswith(".") or name in _LITTER or (_holds_runs(entry.path) if is_folder else _is_no_image(name)):
+        if is_passed_over(entry.name, is_folder=is_folder) or is_folder and _holds_runs(entry.path):
             inside.passed_over.append(entry.name)
         else:
             (inside.folders if is_folder else inside.files).append(entry)
     return inside
 
 
-def _is_no_image(name):
-    return os.path.splitext(name)[1] in _NO_IMAGES
+def is_passed_over(name: str, *, is_folder: bool) -> bool:
+    """Whether a file or folder of this name is hidden, litter, or goes with images and is none."""
+    name = name.lower()
+    return name.startswith(".") or name in _LITTER or not is_folder and os.path.splitext(name)[1] in _NO_IMAGES
 
 
 def folder_names(path: str) -> list[str]:

@@ -128,6 +128,7 @@ def run(
             writer=Quiet(),
             on_config_change="accept",
             judge=("val",),
+            model_file=False,
             shared=shared,
             stop=stop,
         )

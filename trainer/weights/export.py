@@ -12,6 +12,7 @@ import safetensors.numpy
 
 from linseed.models.names import to_torch, torch_name
 from linseed.trainer import files
+from linseed.trainer.errors import ConfigError
 from linseed.trainer.weights.find import CARD_KEY, CROP_MODES
 
 
@@ -29,11 +30,27 @@ def write(
     model: their network. statistics: by which images were normalised, on the 0..1 scale. The file's metadata say the
     network, how images are made, and the classes.
     """
+    card = json.dumps(card_of(config, statistics=statistics, class_names=class_names))
+    metadata = {"format": "pt", CARD_KEY: card}
+    files.write(path, safetensors.numpy.save(tensors_of(weights, model=model), metadata=metadata))
+
+
+def tensors_of(weights: Mapping[str, Any], *, model) -> dict[str, np.ndarray]:
+    """The tensors of `weights`, as for `write`, by name. Raises ConfigError where two leaves have one name."""
     flat = flax.traverse_util.flatten_dict({"params": weights["params"], **weights["model_state"]}, sep="/")
-    tensors = {
-        torch_name(key.partition("/")[2], model.torch_names): np.ascontiguousarray(to_torch(key, np.asarray(values)))
-        for key, values in flat.items()
-    }
+    tensors: dict[str, np.ndarray] = {}
+    for key, values in flat.items():
+        name = torch_name(key.partition("/")[2], model.torch_names)
+        if name in tensors:
+            raise ConfigError(f"two arrays of the network are called '{name}' in timm; rename one of {key}")
+        tensors[name] = np.ascontiguousarray(to_torch(key, np.asarray(values)))
+    return tensors
+
+
+def card_of(
+    config: ml_collections.ConfigDict, *, statistics: Mapping[str, np.ndarray], class_names: tuple[str, ...]
+) -> dict[str, Any]:
+    """The network, the classes, and how images are made, as timm's config.json says it."""
     source, mean, std = config.data.source, *(np.ravel(statistics[key]).tolist() for key in ("mean", "std"))
     made = {"mean": mean, "std": std} if len(mean) == 3 else {}  # a mean image has no place in timm's card
     if size := source.get("image_size"):
@@ -43,10 +60,9 @@ def write(
             "interpolation": source.get("interpolation", "bilinear"),
             "crop_mode": modes[source.get("fit", "crop")],
         }
-    card = {
+    return {
         "architecture": config.model.name,
         "num_classes": len(class_names),
-        "label_names": class_names,
+        "label_names": list(class_names),
         "pretrained_cfg": made,
     }
-    files.write(path, safetensors.numpy.save(tensors, metadata={"format": "pt", CARD_KEY: json.dumps(card)}))

@@ -64,7 +64,7 @@ def of_split(split: Split, compute: Callable, *, batch_size: int, mark: str, fol
     stored = _read(path)
     if stored is not None:
         return stored, True
-    found = _computed(split, compute, batch_size=batch_size)
+    found = computed(split, compute, batch_size=batch_size)
     files.make(folder)
     files.write(path, safetensors.numpy.save(found._asdict()))
     return found, False
@@ -80,8 +80,8 @@ def _read(path: Path) -> Features | None:
         return None
 
 
-def _computed(split, compute, *, batch_size):
-    """The next batch is read while one is computed."""
+def computed(split: Split, compute: Callable, *, batch_size: int) -> Features:
+    """What `compute`, as for `of_split`, gives for a split's images. The next batch is read while one is computed."""
     images, labels = split.images, split.labels
     places = [np.arange(start, min(start + batch_size, len(labels))) for start in range(0, len(labels), batch_size)]
 

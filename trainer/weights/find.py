@@ -16,10 +16,11 @@ from linseed.models import INPUTS, MODELS
 from linseed.models.layers import Input
 from linseed.trainer.data.decode import INTERPOLATIONS
 from linseed.trainer.errors import DataError
+from linseed.trainer.runtime.machine import memory_bytes
 from linseed.trainer.weights import hub, pth
 from linseed.trainer.weights.fit import fits, network
 
-_FORMATS = (".safetensors", ".pth", ".pt", ".bin")
+_FORMATS = (".safetensors", ".linseed", ".pth", ".pt", ".bin")
 
 # The types of safetensors by their names there; its own reader for NumPy knows no bfloat16.
 _TYPES = {
@@ -107,12 +108,26 @@ def find(name: str, *, architecture: str = "") -> Weights:
 
 def read(path: Path) -> dict[str, np.ndarray]:
     """The tensors of a file of safetensors or of `torch.save`, by name. Raises DataError, one line."""
+    return tensors(content(path), path)
+
+
+def content(path: Path) -> bytes:
+    """The bytes of the file at `path`. Raises DataError, one line, if it cannot be read or held in memory."""
     try:
-        data = path.read_bytes()
+        size, most = path.stat().st_size, memory_bytes()
+        if most is not None and size > most:
+            raise DataError(
+                f"{path} has {size / 1e9:,.0f} GB and this machine {most / 1e9:,.0f} GB of memory; use another"
+            )
+        return path.read_bytes()
     except OSError as error:
         raise DataError(f"{path} cannot be read ({error.strerror}); check the path") from None
+
+
+def tensors(data: bytes, path: Path) -> dict[str, np.ndarray]:
+    """The tensors in `data`, the bytes of the file at `path`, as from `read`."""
     try:
-        if pth.is_torch(data[:2]):
+        if data[8:9] != b"{" and pth.is_torch(data[:2]):  # a header's length, too, can begin as a pickle
             return pth.read(data)
         return {name: _array(**tensor) for name, tensor in deserialize(data)}
     except pth.DamagedWeights as error:
