@@ -27,7 +27,12 @@ REPORT = "report.html"
 LOCK = "lock"
 DAMAGED = "damaged_checkpoints"
 PRETRAINED = "pretrained.json"  # where the first weights come from
-FILES = (PRETRAINED, CONFIG, RESULT, METRICS, ROLLBACKS, OPENINGS, STATISTICS, CHECKPOINTS, REPORT, LOCK, DAMAGED)
+PREDICTIONS = "predictions.safetensors"
+EXAMPLES = "examples.json"
+FILES = (
+    *(PRETRAINED, CONFIG, RESULT, METRICS, ROLLBACKS, OPENINGS, STATISTICS, CHECKPOINTS, REPORT, PREDICTIONS, EXAMPLES),
+    *(LOCK, DAMAGED),
+)
 
 _CURES = {
     CONFIG: "train again with --on_config_change=accept to go on with the given config, or choose another --workdir",
