@@ -32,7 +32,8 @@ style="--low: {{ per.f1.low[i] | css }}; --high: {{ per.f1.high[i] | css }}; --a
 {% macro confusion(split, names) %}
 {% if split.pairs %}
 <div class="beside"><div class="wide"><table class="matrix">
-<caption>Rows: the label. Columns: the answer. The darker, the larger its share of the row: blue is right, orange wrong.</caption>
+<caption>Rows: the label. Columns: the answer. The darker, the larger its share of the row: blue is right, orange \
+wrong.</caption>
 <tr><td class="none"></td>{% for i in split.shown %}<th scope="col"><span>{{ names[i] }}</span></th>{% endfor %}</tr>
 {% for row in split.matrix %}<tr><th scope="row" title="{{ names[row.label] }}">{{ names[row.label] }}</th>\
 {% for cell in row.cells %}<td class="{{ cell.look }}" style="--share: {{ cell.share }}%" \
@@ -117,7 +118,8 @@ by its \
 own maximum){% endif %}. A confident mistake is often a wrong label.</p>
 {{ gallery(mistakes, names, true) }}{% endif %}
 {% if uncertain %}<h2>The least certain</h2>
-<p>The validation images whose answer has the lowest confidence, right or wrong. More images like these would teach the network most.</p>
+<p>The validation images whose answer has the lowest confidence, right or wrong. More images like these would teach \
+the network most.</p>
 {{ gallery(uncertain, names, false) }}{% endif %}
 
 <h2>Calibration</h2>
