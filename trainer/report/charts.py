@@ -109,7 +109,9 @@ def _polyline(axes, line):
     points = [*points[:-1:every], points[-1]]
     written = " ".join(f"{axes.x(x):.1f},{axes.y(y):.1f}" for x, y in points)
     title = f"<title>{html.escape(line.name)}</title>" if line.name else ""
-    return f'<polyline class="{line.look}" points="{written}">{title}</polyline>'
+    dot = f'<circle class="{line.look}" cx="{axes.x(points[0][0]):.1f}" cy="{axes.y(points[0][1]):.1f}" r="3"/>'
+    dot *= len(points) == 1  # a line of one point is not seen
+    return f'<polyline class="{line.look}" points="{written}">{title}</polyline>{dot}'
 
 
 def _svg(parts, *, alt):

@@ -49,7 +49,7 @@ def difference(first: Score, second: Score) -> tuple[float, float, float]:
     return gap, low, high
 
 
-def sentences(val: Score, test: Score | None, *, openings: int) -> list[str]:
+def sentences(val: Score, test: Score | None = None, *, openings: int) -> list[str]:
     """What the scores say: against always answering the largest class, and validation against test."""
     main = test or val
     said = []
@@ -64,7 +64,7 @@ def sentences(val: Score, test: Score | None, *, openings: int) -> list[str]:
     if test is None:
         return [
             *said,
-            "The test images are still sealed. Validation chose the checkpoint, so its figure flatters a little.",
+            "The test images are sealed. Validation chooses the checkpoint, so its figure flatters a little.",
         ]
     gap, low, high = difference(val, test)
     way = "higher" if gap > 0 else "lower"
