@@ -13,11 +13,12 @@ _PARTS = """
 
 {% macro ranks(per, places, names) %}<div class="wide"><table>
 <thead><tr><th>class</th><th class="number">images</th><th class="number">precision</th><th class="number">recall</th>\
-<th class="number">F1</th><th><span class="quiet">F1, 0 to 100 %</span></th></tr></thead><tbody>
+<th class="number">F1</th><th class="spare quiet">F1, 0 to 100 %</th></tr></thead><tbody>
 {% for i in places %}<tr><td class="name">{{ names[i] }}</td><td class="number">{{ "{:,}".format(per.support[i]) \
 }}</td>\
 <td class="number">{{ share(per.precision, i) }}</td><td class="number">{{ share(per.recall, i) }}</td>\
-<td class="number">{{ share(per.f1, i) }}</td><td>{% if per.f1.value[i] == per.f1.value[i] %}<span class="interval" \
+<td class="number">{{ share(per.f1, i) }}</td><td class="spare">{% if per.f1.value[i] == per.f1.value[i] %}<span \
+class="interval" \
 style="--low: {{ per.f1.low[i] | css }}; --high: {{ per.f1.high[i] | css }}; --at: {{ per.f1.value[i] | css }}\
 "></span>{% endif %}</td></tr>
 {% endfor %}</tbody></table></div>{% endmacro %}
@@ -32,7 +33,8 @@ style="--low: {{ per.f1.low[i] | css }}; --high: {{ per.f1.high[i] | css }}; --a
 {% macro confusion(split, names) %}
 {% if split.pairs %}
 <div class="beside"><div class="wide"><table class="matrix">
-<caption>Rows: the label. Columns: the answer. The darker, the larger its share of the row: blue is right, orange \
+<caption>Rows: the label. Columns: the answer. The fuller the colour, the larger its share of the row: blue is right, \
+orange \
 wrong.</caption>
 <tr><td class="none"></td>{% for i in split.shown %}<th scope="col"><span>{{ names[i] }}</span></th>{% endfor %}</tr>
 {% for row in split.matrix %}<tr><th scope="row" title="{{ names[row.label] }}">{{ names[row.label] }}</th>\

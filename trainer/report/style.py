@@ -79,7 +79,7 @@ STYLE = """\
   a { color: var(--blue); }
   @media (max-width: 34rem) {
     th, td { padding-right: .55rem; }
-    .interval { display: none; }
+    .spare { display: none; }
     .gallery img { width: 6.6rem; height: 6.6rem; }
     .score b { font-size: 1.7rem; }
     table { font-size: .9rem; }
