@@ -84,7 +84,7 @@ def evaluate_best(
             test=test_examples,
             split=experiment.val,
             class_names=experiment.class_names,
-            saliency=lambda images, classes: experiment.saliency(weights, images, classes, jax.random.key(0)),
+            saliency=lambda images, classes: experiment.saliency(weights, images, classes),
         )
     return result
 

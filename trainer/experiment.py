@@ -55,7 +55,7 @@ class Experiment(NamedTuple):
     train_steps: Callable  # (carry, batches, resident, count) -> (carry, step): what the loop calls
     train_step: Callable  # (state, batch) -> (state, metrics)
     probe_step: Callable  # (state, batch) -> measurements of the first step
-    saliency: Callable  # (weights, images, classes, key) -> maps, of this process alone
+    saliency: Callable  # (weights, images, classes) -> maps, of this process alone
     logits: Callable  # (weights, images) -> logits, per device, not compiled
     evaluate: Evaluator  # (weights, split) -> scores
     monitor: str  # the score that chooses the best checkpoint, one of scores.MONITORS

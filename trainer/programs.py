@@ -80,7 +80,7 @@ class Programs(NamedTuple):
     train_step: Callable  # (state, batch) -> (state, metrics)
     eval_step: Callable  # (weights, batch) -> (sums, examples)
     probe_step: Callable  # (state, batch) -> measurements of the first step
-    saliency: Callable  # (weights, images, classes, key) -> maps: what the report calls
+    saliency: Callable  # (weights, images, classes) -> maps: what the report calls
 
 
 def key(config: ml_collections.ConfigDict, plan: Plan, *, fingerprint: str, classes: int, image_shape) -> list[Any]:
@@ -157,7 +157,7 @@ def compile_programs(
         train_step=parallel.compile(train_step, donate=True),
         eval_step=parallel.compile(eval_step, donate=False),
         probe_step=parallel.compile(probe_step, donate=False),
-        saliency=jax.jit(make_saliency(model=model, normalize=normalize)),
+        saliency=make_saliency(model=model, normalize=normalize),
     )
 
 

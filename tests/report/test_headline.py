@@ -21,7 +21,7 @@ def test_the_interval_of_a_difference_is_newcombes():
         (50, 48, "2.0 points higher than test (95 % interval of the difference: −11.6 to +15.5 points), which chance"),
         (90, 40, "50.0 points higher than test"),
         (40, 90, "the test images are easier"),
-        (50, 50, "Validation and test are equal"),
+        (50, 50, "Validation is as high as test"),
     ],
 )
 def test_the_gap_is_said_in_words(val, test, said):

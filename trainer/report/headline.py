@@ -68,7 +68,7 @@ def sentences(val: Score, test: Score | None = None, *, openings: int) -> list[s
         ]
     gap, low, high = difference(val, test)
     way = "higher" if gap > 0 else "lower"
-    far = f"Validation is {_points(abs(gap))} {way} than test" if round(gap, 3) else "Validation and test are equal"
+    far = f"Validation is {_points(abs(gap))} {way} than test" if round(gap, 3) else "Validation is as high as test"
     limits = f"{100 * low:+.1f} to {100 * high:+.1f} points".replace("-", "−")
     far += f" (95 % interval of the difference: {limits})"
     if low <= 0 <= high:

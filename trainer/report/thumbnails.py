@@ -12,6 +12,7 @@ _QUALITY = 80
 _MARK = np.array([255, 176, 0], np.float32)  # the colour of a map; its lightness says the same without the colour
 _GROUND = 0.45  # how light the image is under its map
 _TOP = 99.0  # the percentile of a map that has the full colour
+_CONTRAST = 2  # the power of a map, which leaves the image to be seen where it is low
 _BLUR = 24  # a map is blurred by its side over this
 
 
@@ -27,7 +28,7 @@ def where(image: np.ndarray, saliency: np.ndarray) -> str:
     marks = Image.fromarray(np.uint8(255 * np.clip(saliency / top, 0, 1))).resize(ground.size, Image.Resampling.BOX)
     marks = marks.filter(ImageFilter.GaussianBlur(max(ground.size) / _BLUR))
     share = np.asarray(marks, np.float32)[..., None] / 255
-    share /= max(float(share.max()), 1e-6)
+    share = (share / max(float(share.max()), 1e-6)) ** _CONTRAST
     grey = _GROUND * np.asarray(ground, np.float32)[..., None]
     return _uri(Image.fromarray(np.uint8((1 - share) * grey + share * _MARK)))
 
