@@ -74,14 +74,13 @@ def memory_of_one_file():
 
 @pytest.fixture(autouse=True)
 def cheap_runs(request):
-    """Runs draw no curves, and those of a test that patches nothing share what other tests compiled."""
-    from matplotlib.figure import Figure
+    """Runs draw no maps, and those of a test that patches nothing share what other tests compiled."""
     from support import runs
 
-    from linseed.trainer.run import report
+    from linseed.trainer.report import examples
 
     with pytest.MonkeyPatch.context() as patched:
-        if request.module.__name__ != "test_report":
-            patched.setattr(report, "draw_curves", lambda records, *, best_step: Figure(figsize=(1, 1)))
+        if request.module.__name__ not in ("test_examples", "test_report"):
+            patched.setattr(examples, "add_maps", lambda *_, **__: None)
         patched.setattr(runs, "sharing", "monkeypatch" not in request.fixturenames)
         yield

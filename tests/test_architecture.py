@@ -25,6 +25,7 @@ ORDER = (
     ("trainer/config",),
     ("trainer/weights",),
     ("trainer/run", "trainer/plan"),
+    ("trainer/report",),
     ("trainer/programs",),
     ("trainer/experiment", "trainer/portable"),
     ("trainer/evaluation",),

@@ -19,6 +19,7 @@ from linseed.trainer import evaluation, train
 from linseed.trainer.data import batching, sources
 from linseed.trainer.errors import CheckpointError, ConfigError, DataError, NonFiniteError, WorkdirError
 from linseed.trainer.experiment import Shared, build
+from linseed.trainer.report import write as report
 from linseed.trainer.run import workdir as workdir_lib
 from linseed.trainer.run.checkpoint import Checkpoints
 from linseed.trainer.run.console import Quiet
@@ -291,7 +292,7 @@ def test_a_kill_between_the_last_step_and_the_result_loses_nothing(straight, tmp
         with pytest.raises(Stop):
             run(tiny(), tmp_path, shared=SHARED)
     with monkeypatch.context() as patched:
-        patched.setattr(evaluation.result_lib.report, "write", kill)
+        patched.setattr(report, "recount", kill)
         with pytest.raises(Stop):
             run(tiny(), tmp_path, shared=SHARED)
     assert not (tmp_path / "report.html").exists()

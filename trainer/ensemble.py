@@ -18,7 +18,7 @@ from linseed.trainer.config import canonical
 from linseed.trainer.data import batching
 from linseed.trainer.data.splits import SealedTest
 from linseed.trainer.errors import ConfigError, DataError, WorkdirError
-from linseed.trainer.run import result as result_lib
+from linseed.trainer.report import write as report
 from linseed.trainer.run import workdir as workdir_lib
 from linseed.trainer.runtime.data_parallel import AXIS
 from linseed.trainer.step import losses, scores
@@ -110,7 +110,7 @@ def evaluate_ensemble(workdirs: Sequence[Path], *, which: str, split: str) -> di
     with contextlib.ExitStack() as locks:
         for workdir in workdirs:
             locks.enter_context(workdir_lib.lock(workdir))
-            locks.enter_context(result_lib.recounted(workdir))
+            locks.enter_context(report.recounted(workdir))
         run, experiment = _restore(configs[0], workdirs[0], which=which, split=split)
         runs = [run]
         for config, workdir in zip(configs[1:], workdirs[1:], strict=True):

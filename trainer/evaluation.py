@@ -16,6 +16,8 @@ from linseed.trainer.data.dataset import hashed
 from linseed.trainer.errors import CheckpointError, ConfigError, DataError
 from linseed.trainer.experiment import Experiment, Shared, build
 from linseed.trainer.portable import from_run
+from linseed.trainer.report import write as report
+from linseed.trainer.report.predictions import Collector
 from linseed.trainer.run import result as result_lib
 from linseed.trainer.run import workdir as workdir_lib
 from linseed.trainer.run.checkpoint import Checkpoints, NoCheckpoints
@@ -23,7 +25,7 @@ from linseed.trainer.run.console import Quiet
 from linseed.trainer.run.progress import Progress
 from linseed.trainer.runtime import processes
 from linseed.trainer.step import state as state_lib
-from linseed.trainer.step.scores import score
+from linseed.trainer.step.scores import score, scores
 
 # The weights that `which` names: {"params", "model_state"} of a state, {} if the run kept none.
 WEIGHTS = {
@@ -48,6 +50,7 @@ def evaluate_best(
 ) -> dict[str, Any]:
     """The end of a run: restores the best checkpoint, opens and evaluates test if asked to, and assembles the result.
 
+    What the report needs of both evaluations is left in `workdir`.
     state: after the last step, on the devices. judge, model_file: as for `train.train_and_evaluate`. Returns the
     contents of `result.json` without the hash of the config.
     """
@@ -55,8 +58,8 @@ def evaluate_best(
     best_step, weights = int(best.step), state_lib.evaluated_weights(best)
     if best_step != progress.best_step:
         writer.say(f"the best checkpoint, of step {progress.best_step}, is lost; using the one of step {best_step}")
-    on_devices, test = experiment.parallel.replicate(weights), None
-    val = experiment.evaluate(on_devices, experiment.val)
+    on_devices, test, test_examples = experiment.parallel.replicate(weights), None, None
+    val, val_examples = _evaluate(experiment, on_devices, experiment.val)
     if "test" in judge:
         test_split = processes.agreed(
             lambda: experiment.test.open(by="train", which="best", step=best_step),
@@ -65,7 +68,7 @@ def evaluate_best(
                 "list of test labels": hashed(split.labels.tolist()),
             },
         )
-        test = experiment.evaluate(on_devices, test_split)
+        test, test_examples = _evaluate(experiment, on_devices, test_split)
     result = result_lib.assemble(
         progress=progress,
         best_step=best_step,
@@ -87,7 +90,25 @@ def evaluate_best(
 
     if model_file:
         processes.from_writer(write_model)
+    if processes.is_writer():
+        report.keep(
+            workdir,
+            val=val_examples,
+            test=test_examples,
+            split=experiment.val,
+            class_names=experiment.class_names,
+            saliency=lambda images, classes: experiment.saliency(weights, images, classes),
+        )
     return result
+
+
+def _evaluate(experiment, weights, split):
+    """The scores of `weights`, on the devices, on `split`, and what it answered to each example."""
+    sums, examples = [], Collector(examples=len(split.labels))
+    for some, batch in experiment.evaluate.one_by_one(weights, split):
+        sums.append(some)
+        examples.add(batch)
+    return scores(sums), examples
 
 
 def evaluate_checkpoint(workdir: Path, *, which: str, split: str) -> dict[str, Any]:
@@ -98,7 +119,7 @@ def evaluate_checkpoint(workdir: Path, *, which: str, split: str) -> dict[str, A
     `split` and `test_openings`.
     """
     config = read_run(workdir)
-    with workdir_lib.lock(workdir), result_lib.recounted(workdir):
+    with workdir_lib.lock(workdir), report.recounted(workdir):
         experiment, [(step, weights)] = restore_weights(config, workdir, which=which, split=split)
         data = experiment.val if split == "val" else experiment.test.open(by="evaluate", which=which, step=step)
         figures = experiment.evaluate(experiment.parallel.replicate(weights), data)

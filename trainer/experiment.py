@@ -55,6 +55,7 @@ class Experiment(NamedTuple):
     train_steps: Callable  # (carry, batches, resident, count) -> (carry, step): what the loop calls
     train_step: Callable  # (state, batch) -> (state, metrics)
     probe_step: Callable  # (state, batch) -> measurements of the first step
+    saliency: Callable  # (weights, images, classes) -> maps, of this process alone
     logits: Callable  # (weights, images) -> logits, per device, not compiled
     evaluate: Evaluator  # (weights, split) -> scores
     monitor: str  # the score that chooses the best checkpoint, one of scores.MONITORS
@@ -154,6 +155,7 @@ def build(config: ml_collections.ConfigDict, workdir: Path, *, shared: Shared) -
         train_steps=programs.train_steps,
         train_step=programs.train_step,
         probe_step=programs.probe_step,
+        saliency=programs.saliency,
         logits=programs.logits,
         evaluate=Evaluator(
             programs.eval_step,

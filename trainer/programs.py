@@ -32,6 +32,7 @@ from linseed.trainer.step.eval_step import make_eval_step, make_logits
 from linseed.trainer.step.multi_step import make_train_steps
 from linseed.trainer.step.probe_step import make_probe_step
 from linseed.trainer.step.remat import REMAT
+from linseed.trainer.step.saliency import make_saliency
 from linseed.trainer.step.train_step import make_train_step
 from linseed.trainer.weights.features import make_features
 
@@ -77,8 +78,9 @@ class Programs(NamedTuple):
     logits: Callable  # of `make_logits`; to be compiled as a part of something
     train_steps: Callable  # (carry, batches, resident, count) -> (carry, step): what the loop calls
     train_step: Callable  # (state, batch) -> (state, metrics)
-    eval_step: Callable  # (weights, batch) -> sums
+    eval_step: Callable  # (weights, batch) -> (sums, examples)
     probe_step: Callable  # (state, batch) -> measurements of the first step
+    saliency: Callable  # (weights, images, classes) -> maps: what the report calls
 
 
 def key(config: ml_collections.ConfigDict, plan: Plan, *, fingerprint: str, classes: int, image_shape) -> list[Any]:
@@ -155,6 +157,7 @@ def compile_programs(
         train_step=parallel.compile(train_step, donate=True),
         eval_step=parallel.compile(eval_step, donate=False),
         probe_step=parallel.compile(probe_step, donate=False),
+        saliency=make_saliency(model=model, normalize=normalize),
     )
 
 

@@ -17,13 +17,13 @@ import jax.numpy as jnp
 import ml_collections
 import numpy as np
 
-from linseed.trainer import files, resume
+from linseed.trainer import resume
 from linseed.trainer.config import canonical
 from linseed.trainer.config.resolve import resolve
 from linseed.trainer.errors import NonFiniteError
 from linseed.trainer.evaluation import evaluate_best
 from linseed.trainer.experiment import Shared, build
-from linseed.trainer.run import result as result_lib
+from linseed.trainer.report import write as report
 from linseed.trainer.run import workdir as workdir_lib
 from linseed.trainer.run.console import Quiet
 from linseed.trainer.run.recorder import Recorder
@@ -111,9 +111,8 @@ def train_and_evaluate(
                     writer=writer,
                 )
             result["config_sha256"] = canonical.sha256(config)
-            files.delete(workdir / workdir_lib.REPORT)
             workdir_lib.write_sealed(workdir / workdir_lib.RESULT, result)
-        return processes.from_writer(lambda: result_lib.recount(workdir))
+        return processes.from_writer(lambda: report.recount(workdir))
 
 
 def _train_with_rollbacks(
@@ -154,6 +153,7 @@ def _train_with_rollbacks(
             log=resume.open_log(workdir, step=step, progress=progress),
             checkpoints=checkpoints,
             writer=writer,
+            page=report.Live(workdir) if processes.is_writer() else None,
             started=started,
         )
         try:

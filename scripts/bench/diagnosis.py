@@ -25,7 +25,7 @@ from linseed.trainer.config.changes import changed
 from linseed.trainer.data import sources
 from linseed.trainer.errors import LinseedError, NonFiniteError, unknown_name
 from linseed.trainer.experiment import Shared
-from linseed.trainer.run import report
+from linseed.trainer.report import write as report
 from linseed.trainer.run import workdir as workdir_lib
 from linseed.trainer.run.console import Quiet
 from linseed.trainer.run.metrics_log import read_records
@@ -76,6 +76,7 @@ def measure(*, faults: Sequence[str], clean: Sequence[str], epochs: float) -> di
         tempfile.TemporaryDirectory() as folder,
         mock.patch.dict(models.MODELS, plants.MODELS),
         mock.patch.object(report, "write"),  # nobody reads the pages of these runs
+        mock.patch.object(report, "keep"),
         mock.patch.object(page, "write"),
     ):
         _keep_programs(Path(folder) / "programs")

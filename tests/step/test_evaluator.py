@@ -15,7 +15,7 @@ def eval_step(weights, batch):
     score = batch["image"].astype(np.float32).mean(axis=(1, 2, 3))
     logits = jax.numpy.stack([jax.numpy.full_like(score, 0) + weights, score], axis=1)
     sums = scores.class_sums(losses=score, logits=logits, labels=batch["label"], mask=batch["mask"])
-    return jax.lax.psum(sums, "batch")
+    return jax.lax.psum(sums, "batch"), {"score": jax.lax.all_gather(score, "batch", tiled=True)}
 
 
 @pytest.mark.parametrize("devices", [1, 4])
@@ -34,3 +34,5 @@ def test_every_example_counts_once(devices, batch_size, count):
     assert found["examples"] == count
     assert found["accuracy"] == pytest.approx(np.mean((score > 128) == split.labels))
     assert found["loss"] == pytest.approx(score.mean(), rel=1e-6)
+    one_by_one = np.concatenate([examples["score"] for _, examples in evaluate.one_by_one(weights, split)])
+    np.testing.assert_allclose(one_by_one[:count], score, rtol=1e-6)

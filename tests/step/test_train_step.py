@@ -204,9 +204,10 @@ def test_each_device_has_a_dropout_of_its_own(tx):
     assert len({tuple(key) for key in np.concatenate([first.model_state["keys"], second.model_state["keys"]])}) == 8
 
 
+@pytest.mark.parametrize("backend", ["pmap", "shard_map"])
 @pytest.mark.parametrize("devices", [1, 4])
-def test_evaluation_does_not_count_padding(model, tx, devices):
-    parallel = DataParallel("pmap", devices=jax.devices()[:devices])
+def test_evaluation_does_not_count_padding(model, tx, devices, backend):
+    parallel = DataParallel(backend, devices=jax.devices()[:devices])
     logits = make_logits(model=model, normalize=lambda images: images, views=VIEWS["none"])
     eval_step = make_eval_step(logits=logits, loss=losses.make_loss("softmax", label_smoothing=0.0))
     compiled = parallel.compile(eval_step, donate=False)
@@ -217,10 +218,15 @@ def test_evaluation_does_not_count_padding(model, tx, devices):
     changed["image"][-6:] = 255 - changed["image"][-6:]
     short = {key: np.concatenate([value[:-6], value[:6]]) for key, value in batch.items()}
     short["mask"][-6:] = 0
-    a = jax.device_get(compiled(weights, parallel.shard(changed)))
-    b = jax.device_get(compiled(weights, parallel.shard(short)))
+    a, examples = jax.device_get(compiled(weights, parallel.shard(changed)))
+    b, _ = jax.device_get(compiled(weights, parallel.shard(short)))
     assert a["examples"].sum() == BATCH - 6
     assert_close(a, b, 1e-5)
+    np.testing.assert_array_equal(examples["label"], changed["label"])  # each example is in its row
+    np.testing.assert_array_equal(examples["mask"], changed["mask"])
+    np.testing.assert_allclose(examples["brightness"], changed["image"].mean(axis=(1, 2, 3)), rtol=1e-5)
+    alone = logits(state_lib.evaluated_weights(state), changed["image"])
+    np.testing.assert_allclose(examples["logits"], alone, rtol=1e-4, atol=1e-5)
 
 
 def test_bfloat16_computes_low_and_keeps_state_high(tx):

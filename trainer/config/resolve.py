@@ -59,6 +59,23 @@ def resolve(config: Mapping | ml_collections.ConfigDict) -> ml_collections.Confi
     return nested(values).lock()
 
 
+def departures(config: Mapping | ml_collections.ConfigDict) -> list[tuple[str, Any, Any]]:
+    """(key, value, default) of each key of a complete config that is not the default; None where there is none.
+
+    The default of a name is that of configs/base.py, that of another key the one of the entry that is named.
+    """
+    given, names = dict(flatten(config)), {f"{section}.name" for section in TABLES}
+    on_base, known = dict(flatten(base.get_config())), _known(given)
+    found = []
+    for key, value in given.items():
+        annotation, (standard, default) = known[in_steps(key)]
+        default = on_base[key] if key in names else default
+        default = None if default is REQUIRED or key != standard else _converted(key, default, annotation)
+        if value != default:
+            found.append((key, value, default))
+    return found
+
+
 def _known(given) -> dict[str, Parameter]:
     """Each key that `given` may have, durations in steps, with its annotation and its default."""
     defaults = {in_steps(key): (key, value) for key, value in flatten(base.get_config())}

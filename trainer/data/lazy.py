@@ -19,6 +19,7 @@ from linseed.trainer.data.decode import (
     decode_square,
     shown,
 )
+from linseed.trainer.data.splits import Origin, Split
 from linseed.trainer.errors import ConfigError, DataError
 from linseed.trainer.runtime.machine import cores
 
@@ -200,6 +201,13 @@ class LazyImages:
                 "the first checkpoint you may also repair or delete it"
             )
         return found, reason
+
+
+def origin(split: Split) -> Origin | None:
+    """The files that the images of `split` come from; None for those of an array."""
+    if isinstance(split.images, LazyImages):
+        return Origin(split.images.records, split.images.places)
+    return split.origin
 
 
 def _describe(name, reason):

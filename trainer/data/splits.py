@@ -5,7 +5,7 @@ import logging
 import time
 from collections.abc import Callable
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 
@@ -15,19 +15,29 @@ from linseed.trainer.errors import DataError
 _log = logging.getLogger(__name__)
 
 
+class Origin(NamedTuple):
+    """The files that images come from. records: `lazy.Records`. places: int64 [N], the record of each image."""
+
+    records: Any
+    places: np.ndarray
+
+
 class Split(NamedTuple):
     """Labelled images, in memory or decoded on demand.
 
-    images: uint8 [N, H, W, C], an array or `lazy.LazyImages`; labels: int32 [N], in 0..num_classes-1.
+    images: uint8 [N, H, W, C], an array or `lazy.LazyImages`; labels: int32 [N], in 0..num_classes-1. origin: the files
+    of images in memory, where they come from files; lazy images know their own (`lazy.origin`).
     """
 
     images: np.ndarray
     labels: np.ndarray
+    origin: Origin | None = None
 
 
 def take(split: Split, index: np.ndarray) -> Split:
     """The examples of `split` at `index` (int [M]), copied; lazy images stay lazy."""
-    return Split(split.images.take(index, axis=0), split.labels[index])
+    origin = split.origin and split.origin._replace(places=split.origin.places[index])
+    return Split(split.images.take(index, axis=0), split.labels[index], origin)
 
 
 def stratified_split(labels: np.ndarray, *, fraction: float, seed: int) -> tuple[np.ndarray, np.ndarray]:

@@ -8,6 +8,7 @@ saved with it.
 import contextlib
 import math
 import time
+from collections.abc import Callable
 
 import jax
 import ml_collections
@@ -41,15 +42,17 @@ class Recorder:
         log: MetricsLog | NoMetricsLog,
         checkpoints: Checkpoints | NoCheckpoints,
         writer: Quiet,
+        page: Callable[[], None] | None,
         started: float,
     ):
-        """step, progress: where the run goes on from. num_examples: of an epoch. started: see `time.monotonic`."""
+        """step, progress: where the run goes on from. num_examples: of an epoch. page: writes the report after each
+        evaluation. started: see `time.monotonic`."""
         self.progress, self.windows, self.writer = progress, windows, writer
         self.waiting: Window | None = None
         # Of the window that a stop cut. Other intervals may have made that window shorter since.
         self.rows = progress.rows[max(0, len(progress.rows) - windows.begun(step)) :]
         self._config, self._batch_size, self._num_examples = config, batch_size, num_examples
-        self._log, self._checkpoints = log, checkpoints
+        self._log, self._checkpoints, self._page = log, checkpoints, page
         self._max_skips = config.guard.max_times if config.guard.on_non_finite == "skip" else 0
         self._start = step - len(self.rows)  # of the window after the one that is waiting
         self._finite_steps = []  # of the window before
@@ -81,6 +84,8 @@ class Recorder:
         self.progress = self.progress.replace(logged=window.step)
         if window.evaluation:
             self._save(window, rows=[], val_accuracy=score(self.progress.val, self.progress.monitor))
+            if self._page:
+                self._page()
         self.writer.write(record)  # last, because it may fail for reasons outside the run
         self.waiting = None
 

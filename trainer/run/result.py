@@ -1,21 +1,14 @@
 """`result.json`: the results of a finished run."""
 
-import contextlib
 import hashlib
 import importlib.metadata
 import platform
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import jax
 import numpy as np
 
-from linseed.trainer import files
-from linseed.trainer.data.splits import count_openings
-from linseed.trainer.errors import WorkdirError
-from linseed.trainer.run import report
-from linseed.trainer.run import workdir as workdir_lib
 from linseed.trainer.run.progress import Progress
 
 
@@ -46,29 +39,8 @@ def assemble(
         "images_per_second": progress.timed_images / progress.timed_seconds if progress.timed_seconds else None,
         "devices": [device.device_kind for device in jax.devices()],
         "versions": versions(),
+        "commit": commit(),
     }
-
-
-def recount(workdir: Path) -> dict[str, Any] | None:
-    """The result of the run in `workdir`, None without one. It and the report show the openings that are recorded."""
-    result, openings = workdir_lib.read_result(workdir), count_openings(workdir / workdir_lib.OPENINGS)
-    if result and result["test_openings"] != openings:
-        result["test_openings"] = openings
-        files.delete(workdir / workdir_lib.REPORT)
-        workdir_lib.write_sealed(workdir / workdir_lib.RESULT, result)
-    if result and not (workdir / workdir_lib.REPORT).exists():
-        report.write(workdir)
-    return result
-
-
-@contextlib.contextmanager
-def recounted(workdir: Path) -> Iterator[None]:
-    """Calls `recount` at the end, whatever happens: an opening counts though its evaluation fails."""
-    try:
-        yield
-    finally:
-        with contextlib.suppress(WorkdirError):  # a damaged result is no reason to lose what was evaluated
-            recount(workdir)
 
 
 def params_sha256(params) -> str:
@@ -84,3 +56,22 @@ def versions() -> dict[str, str]:
     """The versions of the software that a result depends on."""
     names = ("linseed", "jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "numpy")
     return {"python": platform.python_version(), **{name: importlib.metadata.version(name) for name in names}}
+
+
+def commit() -> str:
+    """The commit that is checked out where this code lies in a clone of the repository, "" elsewhere.
+
+    Files that were changed since are not told.
+    """
+    git = Path(__file__).parents[2] / ".git"
+    try:
+        head = (git / "HEAD").read_text(encoding="utf-8").strip()
+        name = head.removeprefix("ref: ")
+        if name == head:
+            return head
+        if (git / name).exists():
+            return (git / name).read_text(encoding="utf-8").strip()
+        packed = (git / "packed-refs").read_text(encoding="utf-8").splitlines()
+        return next((line.split()[0] for line in packed if line.endswith(f" {name}")), "")
+    except OSError:
+        return ""

@@ -28,8 +28,11 @@ LOCK = "lock"
 DAMAGED = "damaged_checkpoints"
 PRETRAINED = "pretrained.json"  # where the first weights come from
 MODEL = "model.linseed"  # the best weights and all that predicting needs
+PREDICTIONS = "predictions.safetensors"
+EXAMPLES = "examples.json"
 FILES = (
-    *(PRETRAINED, CONFIG, RESULT, METRICS, ROLLBACKS, OPENINGS, STATISTICS, CHECKPOINTS, REPORT, LOCK, DAMAGED, MODEL),
+    *(PRETRAINED, CONFIG, RESULT, METRICS, ROLLBACKS, OPENINGS, STATISTICS, CHECKPOINTS, REPORT, PREDICTIONS, EXAMPLES),
+    *(LOCK, DAMAGED, MODEL),
 )
 
 _CURES = {

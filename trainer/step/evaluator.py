@@ -1,6 +1,6 @@
 """Exact evaluation: every example counts once, whatever the batch size or the number of devices."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import jax
@@ -12,7 +12,7 @@ from linseed.trainer.step.scores import scores
 
 
 class Evaluator:
-    """Evaluates weights on splits. eval_step: compiled by `parallel`, (weights, batch) -> sums.
+    """Evaluates weights on splits. eval_step: compiled by `parallel`, (weights, batch) -> (sums, examples).
 
     resident: a split whose batches stay on the devices after their first use, or None.
     """
@@ -27,7 +27,17 @@ class Evaluator:
 
     def start(self, weights, split: Split) -> list[dict[str, Any]]:
         """The sums of every batch, for `scores.scores`, on the device and possibly still being computed."""
-        return [self._eval_step(weights, batch) for batch in self._batches(split)]
+        return [self._eval_step(weights, batch)[0] for batch in self._batches(split)]
+
+    def one_by_one(self, weights, split: Split) -> Iterator[tuple[dict[str, Any], dict[str, Any]]]:
+        """For each batch, in the order of the split, its sums and its examples, host arrays: see `make_eval_step`."""
+        before = None
+        for batch in self._batches(split):
+            found = self._eval_step(weights, batch)
+            if before is not None:  # fetched while the devices are at the next one
+                yield jax.device_get(before)
+            before = found
+        yield jax.device_get(before)
 
     def _batches(self, split):
         parallel = self._parallel

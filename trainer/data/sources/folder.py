@@ -26,7 +26,7 @@ from linseed.trainer.data.listing import (
     name_first,
 )
 from linseed.trainer.data.sources.folder_stream import FileRecords
-from linseed.trainer.data.splits import Split
+from linseed.trainer.data.splits import Origin, Split, take
 from linseed.trainer.errors import DataError
 from linseed.trainer.runtime.machine import cores
 
@@ -79,7 +79,7 @@ def folder(
     size = size or _first_size(root, files["train"], decode=decode)
     splits, bad = {}, {}
     for name in sorted(files.keys() - {"test"}):
-        splits[name], bad_here = _read(files[name], decode=decode, size=size)
+        splits[name], bad_here = _read(root, files[name], decode=decode, size=size)
         bad |= bad_here
     if bad and on_bad_image == "error":
         raise DataError(describe_bad(root, bad, total=sum(len(files[name].paths) for name in splits), cure=CURE))
@@ -105,7 +105,7 @@ def folder(
 
 
 def _open_test(root: str, files: Files, *, decode: Callable, size: _Size, on_bad_image: str) -> Split:
-    test, bad = _read(files, decode=decode, size=size)
+    test, bad = _read(root, files, decode=decode, size=size)
     if bad and (on_bad_image == "error" or not len(test.labels)):
         raise DataError(describe_bad(root, bad, total=len(files.paths), cure=CURE_IN_TEST))
     if bad:
@@ -125,7 +125,7 @@ def _first_size(root: str, files: Files, *, decode: Callable) -> _Size:
     raise DataError(describe_bad(root, bad, total=len(files.paths), cure=CURE))
 
 
-def _read(files: Files, *, decode: Callable, size: _Size) -> tuple[Split, dict[str, str]]:
+def _read(root: str, files: Files, *, decode: Callable, size: _Size) -> tuple[Split, dict[str, str]]:
     """The readable images, and the reason for each other path."""
     count = len(files.paths)
     images = empty_images(count, height=size.height, width=size.width, channels=3)
@@ -152,7 +152,8 @@ def _read(files: Files, *, decode: Callable, size: _Size) -> tuple[Split, dict[s
     with quiet(), ThreadPoolExecutor(min(8, cores())) as pool:
         for some in pool.map(read_some, range(0, count, _FILES_PER_TASK)):
             bad |= some
-    return Split(images[good], files.labels[good]) if bad else Split(images, files.labels), bad
+    split = Split(images, files.labels, Origin(FileRecords(root, files), np.arange(count)))
+    return take(split, np.flatnonzero(good)) if bad else split, bad
 
 
 def _decode_or_reason(path: str, refused: dict[str, str], *, decode: Callable) -> tuple[np.ndarray | None, str]:

@@ -7,7 +7,6 @@ from pathlib import Path
 import jinja2
 
 from linseed.trainer import files
-from linseed.trainer.run import report
 from linseed.trainer.tuning.diagnosis.findings import CAUSES
 from linseed.trainer.tuning.report import plots, shown
 
@@ -32,6 +31,16 @@ _PHASES = {
 }
 _MARKS = {"ok": "✓ ok", "alarm": "⚠ alarm", "not run": "– not run"}
 _SHORT = {"weight_decay": "weight decay", "lr": "learning rate"}
+
+_STYLE = """\
+  body { font: 16px/1.5 system-ui, sans-serif; max-width: 60rem; margin: 2rem auto; padding: 0 1rem; color: #1a1a1a; }
+  table { border-collapse: collapse; margin: 1rem 0; }
+  th, td { text-align: left; padding: .25rem 1.5rem .25rem 0; border-bottom: 1px solid #ddd; vertical-align: top; }
+  .figure { text-align: right; font-variant-numeric: tabular-nums; }
+  svg { max-width: 100%; height: auto; }
+  code { overflow-wrap: anywhere; }
+  pre { background: #f6f6f6; padding: 1rem; overflow: auto; }
+"""
 
 _TEMPLATE = """<!doctype html>
 <html lang="en">
@@ -186,7 +195,7 @@ def _content(study, curves):
         phase: [trial for trial in trials if trial.phase == phase] for phase in dict.fromkeys(t.phase for t in trials)
     }
     return {
-        "style": report.STYLE,
+        "style": _STYLE,
         "title": f"Hyperparameter study of {study.get('config_name') or 'a config'}",
         "study": study,
         "facts": _facts(study, trials),
@@ -300,6 +309,6 @@ _ENVIRONMENT.filters |= {
     "percent": shown.percent,
     "seconds": shown.seconds,
     "short": shown.short,
-    "svg": report.svg,
+    "svg": plots.svg,
 }
 _PAGE = _ENVIRONMENT.from_string(_TEMPLATE)

@@ -3,11 +3,14 @@
 Plots over rate or decay need finite values, the rate above 0 and the decay at least 0.
 """
 
+import html
+import io
 import math
 import statistics
 from collections.abc import Sequence
 from typing import NamedTuple
 
+import matplotlib
 import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
@@ -26,6 +29,19 @@ class Drawing(NamedTuple):
     figure: Figure
     alt: str
     caption: str
+
+
+def svg(figure, *, alt: str) -> str:
+    """A matplotlib `figure` as an `<svg>` element, the same text each time.
+
+    alt: the alternative text for screen readers.
+    """
+    drawn = io.StringIO()
+    # With a fixed salt, ids are hashes of the content: on one page they clash only if the content is equal.
+    with matplotlib.rc_context({"svg.hashsalt": "figure"}):
+        figure.savefig(drawn, format="svg", metadata=dict.fromkeys(("Creator", "Date", "Format", "Type")))
+    text = drawn.getvalue()
+    return text[text.index("<svg") :].replace("<svg", f'<svg role="img" aria-label="{html.escape(alt)}"', 1)
 
 
 def rate_search(trials: Sequence[Trial], *, chosen: float = math.nan, untrained: float = math.nan) -> Drawing:
