@@ -69,7 +69,7 @@ def test_a_list_is_split_where_no_bracket_or_quote_is_open():
         ("optimizer.weight_decay=0,1", "--decays"),
         ("optimizer.name=sgd,adamw", "a learning rate of its own"),
         ("horizon.epochs=5..20", "each length is a final run"),
-        ("horizon.epochs=5,0", "above 0"),
+        ("horizon.epochs=5,0", r"should be a number in \(0, "),
         ("seed=1,2", "compare its values by whole runs"),
         ("data.batch_size=16,32", "compare its values by whole runs"),
         ("data.source.seed=0,1", "compare its values by whole runs"),
