@@ -50,7 +50,7 @@ class Lines(Quiet):
 def run(config, workdir, *, further=SEARCH, step="all", writer=None, **options):
     keys = dict(storage="", study="study", sampler="tpe", rates=(1e-3, 1e-2), decays=(0.01, 0.0), name="finetune")
     keys |= dict(shared=SHARED) | options
-    limit = budget.parse("1200steps")
+    limit = budget.parse("4000steps")
     return tune.tune(config, workdir, step=step, budget=limit, further=further, writer=writer or Quiet(), **keys)
 
 

@@ -81,13 +81,15 @@ def refine(procedure: Procedure):
 
 def _refine_steps(procedure, length, *, carried, rounds) -> float:
     """Steps of a round's first rung; 0 if the budget has no room for the length of the carried trials."""
+    # Of few images five epochs are shorter than the trials that are carried on, which one round has to be.
+    most = max(REFINE_EPOCHS * procedure.configs.an_epoch, 0 if rounds else length)
     if procedure.ledger.budget == UNLIMITED:
-        return 0 if rounds else max(REFINE_EPOCHS * procedure.configs.an_epoch, length)
+        return 0 if rounds else most
     new = _new_points(procedure)
     runs, cost = halving(new + carried)
     # A further key is part of the program, which each new point compiles.
     left = procedure.ledger.left(runs=runs, compiled=new if procedure.space else 0)
-    fits = min(REFINE_EPOCHS * procedure.configs.an_epoch, REFINE * left / cost)
+    fits = min(most, REFINE * left / cost)
     return fits if fits >= length else 0
 
 
