@@ -22,6 +22,12 @@ STORAGE = flags.DEFINE_string(
 STUDY = flags.DEFINE_string("study", "study", "Name of the study in --storage.")
 RATES = flags.DEFINE_list("rates", [], "Learning rates of step 4, comma-separated; none: around the rate of step 3.")
 DECAYS = flags.DEFINE_list("decays", [], "Weight decays of step 4, comma-separated; none: they suit the optimiser.")
+SEARCH = flags.DEFINE_multi_string(
+    "search",
+    None,
+    "A further key to search: KEY=LOW..HIGH, KEY=LOW..HIGH:log or KEY=VALUE,VALUE; may be repeated. Without the flag: "
+    "what suits the config; --search= for rate and decay alone.",
+)
 SAMPLER = flags.DEFINE_enum("sampler", "tpe", ["random", "tpe"], "How step 5 chooses its points.")
 
 
@@ -46,6 +52,7 @@ def main(console, step):
             decays=_numbers("decays"),
             name=config_flag.page_name(),
             writer=writer,
+            further=SEARCH.value,
             stop=stop,
         )
     writer.say(record["verdict"])

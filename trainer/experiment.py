@@ -170,6 +170,14 @@ def build(config: ml_collections.ConfigDict, workdir: Path, *, shared: Shared) -
     )
 
 
+def check_fits(config: ml_collections.ConfigDict, workdir: Path, *, shared: Shared):
+    """Raises ConfigError where the network of a config does not fit its images. Nothing is compiled."""
+    config = resolve(config)
+    data = load_data(config, workdir, shared=shared)
+    parallel = DataParallel(config.parallel.backend, devices=jax.devices())
+    _programs(config, make_plan(config, num_examples=len(data.train.labels)), data, parallel=parallel, shared=shared)
+
+
 def load_data(config: ml_collections.ConfigDict, workdir: Path, *, shared: Shared) -> Data:
     """Validation is carved from train, test stays sealed, statistics are those of the train split in use."""
     section = config.data

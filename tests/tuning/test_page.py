@@ -300,3 +300,12 @@ def test_the_winner_stands_out_and_elsewhere_the_best_of_the_phase():
 
 def test_the_config_that_was_given_is_kept_whole(full):
     assert json.dumps(STUDY["config"], indent=2).replace('"', "&#34;") in full
+
+
+def test_further_keys_have_a_column_in_each_table_and_a_line_of_the_winner(tmp_path):
+    further = {"further": {"model.dropout": 0.125, "data.augment": "flip_lr(0.5)"}}
+    one, winner = trial("search-00", "refine", 0.1, 1e-4) | further, STUDY["winner"] | {"trial": "search-00"} | further
+    html = written(tmp_path, {"trials": [trial("lr-00", "lr", 0.1, 1e-5), one], "winner": winner})
+    assert html.count("<th>model.dropout</th>") == html.count("<th>data.augment</th>") == 2  # by rank, and of all
+    assert html.count(">0.125</td>") == 3 and html.count(">flip_lr(0.5)</td>") == 3
+    assert html.split("<h2>All trials</h2>")[1].count('<td rowspan="2">–</td>') == 2  # step 3 has no further keys

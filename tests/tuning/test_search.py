@@ -14,11 +14,14 @@ from optuna.storages import journal
 from linseed.trainer.errors import ConfigError, LinseedError, WorkdirError
 from linseed.trainer.tuning import search
 from linseed.trainer.tuning import storage as storage_lib
-from linseed.trainer.tuning.search import Phase, Trial, best_within_a_standard_error
+from linseed.trainer.tuning.ranking import best_within_a_standard_error
+from linseed.trainer.tuning.search import Phase
+from linseed.trainer.tuning.space import Choice, Range
 from linseed.trainer.tuning.trials import Outcome
 
 POINTS = [{"lr": 10.0**-exponent, "weight_decay": decay} for exponent in (1, 2, 3) for decay in (0.0, 1e-4, 1e-2)]
-BOUNDS = {"lr": (1e-3, 1e-1), "weight_decay": (1e-5, 1e-3)}
+FURTHER = {"model.dropout": Range(0.0, 0.5), "data.augment": Choice(("", "flip_lr(0.5)", "pad_crop(1)"))}
+BOUNDS = {"lr": Range(1e-3, 1e-1, log=True), "weight_decay": Range(1e-5, 1e-3, log=True)}
 
 
 class Killed(BaseException):
@@ -28,8 +31,8 @@ class Killed(BaseException):
 class Bench:
     """Phases over one storage whose trials are a formula, and a log of what ran."""
 
-    def __init__(self, storage=None):
-        self.storage = storage or optuna.storages.InMemoryStorage()
+    def __init__(self, storage=None, *, space=None):
+        self.storage, self.space = storage or optuna.storages.InMemoryStorage(), space or {}
         self.ran = []
         self.kill_at = math.inf  # the run that dies, counted over all
         self.calls = 0
@@ -48,14 +51,16 @@ class Bench:
         )
 
     def phase(self, worker="a", *, config="sha"):
-        return Phase(self.storage, "study", name="search", worker=worker, config_sha256=config, run=self.run)
+        return Phase(
+            self.storage, "study", name="search", worker=worker, identity=config, space=self.space, run=self.run
+        )
 
     def study(self, worker="a", *, points=POINTS, count=3):
         """A grid cut down, then points sampled around its winner: what a run of the procedure does in steps 4 and 5."""
         phase = self.phase(worker)
         phase.grid(points, group="coarse")
         survivors = phase.halve("coarse", [10, 30], keep=2, tell=_silent)
-        drawn = phase.draw(count, group="refine", sampler="tpe", bounds=BOUNDS, seed=0)
+        drawn = phase.draw(count, group="refine", sampler="tpe", space=BOUNDS | self.space, seed=0)
         carried = [t.point for t in survivors]
         phase.grid([*carried, *drawn], group="refine", continues=[t.workdir for t in survivors])
         return phase.halve("refine", [30, 90], keep=2, tell=_silent)
@@ -135,8 +140,29 @@ def test_sampled_points_lie_within_the_bounds_and_differ(straight):
     refine = [t for t in straight[0].phase().trials() if t.attributes["group"] == "refine"]
     sampled = [t for t in refine if t.attributes["place"] >= 2]
     assert len(sampled) == len({t.point["lr"] for t in sampled}) == 3
-    for key, (low, high) in BOUNDS.items():
+    for key, (low, high, *_) in BOUNDS.items():
         assert all(low <= t.point[key] <= high for t in sampled)
+
+
+def test_further_keys_are_drawn_and_the_grid_leaves_them_to_the_config(tmp_path):
+    bench = Bench(space=FURTHER)
+    winners = bench.study(count=6)
+    for trial in bench.phase().trials():
+        if trial.attributes["group"] == "coarse" or trial.attributes["place"] < 2:
+            assert trial.point.keys() == {"lr", "weight_decay"}
+            continue
+        assert trial.point.keys() == {*BOUNDS, *FURTHER} and 0 <= trial.point["model.dropout"] <= 0.5
+        assert trial.point["data.augment"] in FURTHER["data.augment"].values
+    assert len({trial.point.get("data.augment") for trial in bench.phase().trials()}) > 2  # the grid has none
+    with storage_lib.open_storage(f"sqlite:///{tmp_path / 'trials.db'}") as storage:
+        filed = Bench(storage, space=FURTHER)
+        filed.kill_at = 14  # within the second rung of the drawn points
+        with pytest.raises(Killed):
+            filed.study(count=6)
+    with storage_lib.open_storage(f"sqlite:///{tmp_path / 'trials.db'}") as storage:
+        filed.storage, filed.kill_at = storage, math.inf
+        assert shown(filed.study(count=6)) == shown(winners)
+        assert shown(filed.phase().trials()) == shown(bench.phase().trials()) and filed.ran == bench.ran
 
 
 def test_killed_at_any_run_the_study_ends_as_if_nothing_happened_and_runs_nothing_twice(straight):
@@ -367,13 +393,27 @@ def test_a_storage_that_does_not_answer_is_one_line_without_its_password(url):
     assert "secret" not in str(raised.value).replace("secret://", "") and "\n" not in str(raised.value)
 
 
-def stored(tmp_path):
-    """The storage of a phase with two finished trials and one that waits."""
+def stored(tmp_path, *, points=POINTS[3:6]):
+    """The storage of a phase with finished trials, and of a group that waits."""
     with storage_lib.open_storage(f"sqlite:///{tmp_path / 'trials.db'}") as storage:
-        phase = Bench(storage).phase()
-        phase.grid(POINTS[3:6], group="coarse")
+        phase = Bench(storage, space=FURTHER).phase()
+        phase.grid(points, group="coarse")
         phase.halve("coarse", [10], keep=2, tell=_silent)
+        phase.grid(points[:1], group="waits")
     return tmp_path / "trials.db"
+
+
+def is_refused(path, sql):
+    """Whether a phase says in one line that the storage is damaged after `sql`."""
+    with contextlib.closing(sqlite3.connect(path)) as database:
+        assert database.execute(sql).rowcount
+        database.commit()
+    with pytest.raises(WorkdirError, match="trials.db is damaged or cannot be used .*put back a copy of it") as raised:
+        with storage_lib.open_storage(f"sqlite:///{path}") as storage:
+            phase = Bench(storage, space=FURTHER).phase()
+            phase.grid(POINTS[3:6], group="coarse")
+            phase.trials()
+    return "\n" not in str(raised.value)
 
 
 @pytest.mark.parametrize("name", ["../../x", "/tmp/x", "a/b", "..", "", "lr-1\n", "\x1b[31m-1", 7, None, ["lr-01"]])
@@ -404,16 +444,26 @@ def test_a_trial_that_names_a_folder_outside_is_refused(name):
     ],
 )
 def test_a_value_that_changed_in_the_storage_is_one_line(tmp_path, sql):
-    path = stored(tmp_path)
-    with contextlib.closing(sqlite3.connect(path)) as database:
-        assert database.execute(sql).rowcount
-        database.commit()
-    with pytest.raises(WorkdirError, match="trials.db is damaged or cannot be used .*put back a copy of it") as raised:
-        with storage_lib.open_storage(f"sqlite:///{path}") as storage:
-            phase = Bench(storage).phase()
-            phase.grid(POINTS[3:6], group="coarse")
-            phase.trials()
-    assert "\n" not in str(raised.value)
+    assert is_refused(stored(tmp_path), sql)
+
+
+@pytest.mark.parametrize(
+    "sql",
+    [
+        "UPDATE trial_params SET param_value = param_value / 2 WHERE param_name = 'model.dropout'",
+        "UPDATE trial_params SET param_value = 2 - param_value WHERE param_name = 'data.augment'",
+        "UPDATE trial_params SET param_value = 7 WHERE param_name = 'data.augment'",
+        "UPDATE trial_params SET param_name = 'data.argument' WHERE param_name = 'data.augment'",
+        "UPDATE trial_params SET distribution_json = replace(distribution_json, 'flip', 'flop')",
+        "DELETE FROM trial_params WHERE param_name = 'model.dropout'",
+        "UPDATE trial_system_attributes SET value_json = replace(value_json, 'flip', 'flop')",
+        "UPDATE trial_system_attributes SET value_json = replace(value_json, '0.25', '0.26')",
+    ],
+)
+def test_a_further_key_that_changed_in_the_storage_is_one_line(tmp_path, sql):
+    points = [point | {"model.dropout": 0.25, "data.augment": "flip_lr(0.5)"} for point in POINTS[4:5]]
+    path = stored(tmp_path, points=[*points, {**points[0], "data.augment": ""}])
+    assert is_refused(path, sql)
 
 
 @pytest.mark.parametrize("name", ["trials.db", "trials.db-journal", "trials.db-wal"])
@@ -451,25 +501,3 @@ def test_a_trial_that_a_worker_of_an_earlier_version_took_is_its_own_once_signed
     found = bench.phase().begin("coarse", 10, tell=_silent)
     assert bench.ran == [(0, 10), (2, 10)] == [(t.number, 10) for t in found]
     assert [t.point for t in found] == [POINTS[3], POINTS[5]]
-
-
-def judged(number, accuracy, decay, **scores):
-    outcome = Outcome(steps=1, val_accuracy=accuracy, val_examples=1000, **scores)
-    point = {"lr": 0.1, "weight_decay": decay}
-    return Trial(
-        str(number), str(number), number, point, {1: outcome}, frozenset(), optuna.trial.TrialState.COMPLETE, {}
-    )
-
-
-def test_the_monitor_s_score_decides_with_its_own_error():
-    often, even = judged(0, 0.98, 0.0, score=-0.7, score_error=0.0), judged(1, 0.9, 0.0, score=-0.3, score_error=0.0)
-    assert best_within_a_standard_error([often, even]) == even
-    decayed = judged(2, 0.5, 1e-2, score=0.58, score_error=0.02)
-    first, worse = (judged(number, 0.9, 0.0, score=score, score_error=0.03) for number, score in ((3, 0.6), (4, 0.56)))
-    assert best_within_a_standard_error([first, worse, decayed]) == decayed
-
-
-def test_of_equals_the_one_with_the_most_decay_wins():
-    error = math.sqrt(0.9 * 0.1 / 1000)
-    near, far = judged(1, 0.9 - 0.9 * error, 1e-3), judged(2, 0.9 - 1.1 * error, 1e-2)
-    assert best_within_a_standard_error([judged(0, 0.9, 0.0), near, far]) == near

@@ -16,7 +16,7 @@ from linseed.trainer.config import canonical
 from linseed.trainer.config.resolve import resolve
 from linseed.trainer.errors import ConfigError, WorkdirError
 from linseed.trainer.run.console import Quiet
-from linseed.trainer.tuning import budget, search, trials, tune
+from linseed.trainer.tuning import budget, ranking, search, trials, tune
 
 BUDGET = "2600steps"
 
@@ -210,7 +210,7 @@ class Trials:
     def trials(self):
         names = [("a", "a"), ("b", "b"), ("c", "a")]  # c goes on with a
         return [
-            search.Trial(name, workdir, number, {}, {outcome.steps: outcome}, frozenset(), None, {})
+            ranking.Trial(name, workdir, number, {}, {outcome.steps: outcome}, frozenset(), None, {})
             for number, ((name, workdir), outcome) in enumerate(zip(names, self._outcomes, strict=False))
         ]
 
@@ -231,7 +231,7 @@ def test_a_continued_trial_is_counted_once_and_time_is_turned_into_steps():
 
 def test_a_length_once_given_stays_and_none_is_found_anew_with_another_budget():
     storage = optuna.storages.InMemoryStorage()
-    phase = search.Phase(storage, "study", name="search", worker="a", config_sha256="", run=None)
+    phase = search.Phase(storage, "study", name="search", worker="a", identity="", space={}, run=None)
     small, large = (budget.Ledger(Paper(), [phase], budget=budget.parse(text)) for text in ("1000steps", "2000steps"))
     assert [small.allot(phase, "coarse", lambda steps=steps: steps) for steps in (40.7, 90)] == [40, 40]
     assert [ledger.allot(phase, "refine-1", lambda: 9.9) for ledger in (small, large)] == [0, 0]

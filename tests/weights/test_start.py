@@ -7,13 +7,11 @@ import jax
 import numpy as np
 import pytest
 import safetensors.numpy
-from PIL import Image
-from support.pretrained import COMPUTE, tensors_of
+from support.pretrained import COMPUTE, GIVEN, Tiny, tensors_of, write_photos_and_weights
 from support.runs import Killer, Stop, records, run
 
 from linseed import api
 from linseed.models import INPUTS, MODELS
-from linseed.models.layers import Classifier, Input, batch_norm, conv
 from linseed.trainer import evaluation, soup
 from linseed.trainer.config import pages
 from linseed.trainer.config.changes import changed, read
@@ -24,21 +22,6 @@ from linseed.trainer.weights import export, find, probe
 from linseed.trainer.weights.features import FOLDER, Features, make_features
 
 SIZE = 16
-
-
-class Tiny(Classifier):
-    """A convolution, normalisation, a head: compiled in a moment."""
-
-    torch_names = (("^stem", "conv1"), ("^norm", "bn1"), ("^head", "fc"))
-
-    @nn.compact
-    def __call__(self, images, *, train):
-        x = conv(8, 3, 2, compute=self.compute, name="stem")(images)
-        x = nn.relu(batch_norm(train=train, compute=self.compute, name="norm")(x))
-        return nn.Dense(self.num_classes, name="head")(x.mean(axis=(1, 2)))
-
-
-GIVEN = Input(24, 0.8, "bicubic", (0.5, 0.4, 0.3), (0.25, 0.2, 0.3), "stretch")
 
 
 @pytest.fixture(autouse=True, scope="module")
@@ -54,16 +37,7 @@ def tiny():
 def place(tiny, tmp_path_factory):
     """A folder of 48 photos of three classes, each of a colour, and weights of a small network."""
     place = tmp_path_factory.mktemp("pretrained")
-    rng = np.random.default_rng(0)
-    for label, name in enumerate(("ants", "bees", "wasps")):
-        folder = place / "photos" / name
-        folder.mkdir(parents=True)
-        for i in range(16):
-            pixels = rng.integers(0, 120, (40, 48, 3), np.uint8)
-            pixels[..., label] += 100
-            Image.fromarray(pixels).save(folder / f"{i}.png")
-    tensors = {key: np.ascontiguousarray(values) for key, values in tensors_of("tiny", classes=1000).items()}
-    (place / "tiny.safetensors").write_bytes(safetensors.numpy.save(tensors))
+    write_photos_and_weights(place)
     return place
 
 

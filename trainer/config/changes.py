@@ -17,7 +17,7 @@ def changed(config: ml_collections.ConfigDict, changes: Mapping[str, Any]) -> ml
     Another name in a section (`optimizer.name`) takes the old entry's parameters away, so that the new entry's defaults
     apply. A duration replaces the same one in another unit. Nothing is checked: `resolve` does that.
     """
-    copy = ml_collections.ConfigDict(config.to_dict())
+    copy = ml_collections.ConfigDict(config.to_dict(), type_safe=False)
     # Names first: the other changes are meant for the new entries.
     for key, value in sorted(changes.items(), key=lambda item: not item[0].endswith(".name")):
         section, _, name = key.rpartition(".")

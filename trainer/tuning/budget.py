@@ -61,32 +61,35 @@ class Ledger:
             return self._study.record["seconds_used"] >= self.budget.seconds
         return self.budget.steps is not None and self.used_steps() >= self.budget.steps
 
-    def left(self, *, runs: float, evaluations_per_step: float = 0.0) -> float:
-        """Steps left after the time of `runs` trial starts, each with an evaluation, and of periodic evaluations."""
+    def left(self, *, runs: float, compiled: float = 0.0, evaluations_per_step: float = 0.0) -> float:
+        """Steps left after the time of `runs` trial starts, each with an evaluation, and of periodic evaluations.
+
+        compiled: so many of the starts compile a program of their own.
+        """
         if self.budget.steps is not None:
             return self.budget.steps - self.used_steps()
         if self.budget.seconds is None:
             return math.inf
         if self._speed() is None:
             raise ConfigError("a --budget of time needs the speed of a trial; run the step 'overfit' or 'lr' first")
-        start, step = self._speed()
+        start, longest, step = self._speed()
         seconds = self.budget.seconds - self._study.record["seconds_used"]
-        return (seconds - runs * start) / (step + evaluations_per_step * start)
+        return (seconds - (runs - compiled) * start - compiled * longest) / (step + evaluations_per_step * start)
 
     def _speed(self):
-        """Median seconds of the start of a trial and of a train step; None before a trial was timed."""
+        """Median and most seconds of a trial's start, median of a train step; None before a trial was timed."""
         sound = [trial.last for trial in self._trials() if trial.rungs and not math.isnan(trial.last.step_seconds)]
         if not sound:
             return None
         step = statistics.median(outcome.step_seconds for outcome in sound)
-        start = statistics.median(outcome.seconds - outcome.steps * outcome.step_seconds for outcome in sound)
-        return max(0.0, start), step
+        starts = [max(0.0, outcome.seconds - outcome.steps * outcome.step_seconds) for outcome in sound]
+        return statistics.median(starts), max(starts), step
 
     def refuse_without_time(self, *, starts: int, steps: int):
         """Raises ConfigError if the time left has no room for `starts` of trials and `steps`, as fast as so far."""
         if (speed := self._speed()) is None:
             return
-        start, step = speed
+        start, _, step = speed
         least = self._study.record["seconds_used"] + starts * start + steps * step
         if least > self.budget.seconds:
             raise ConfigError(

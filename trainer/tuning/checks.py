@@ -36,11 +36,12 @@ SUM_ERROR = 0.01  # of the sum of a row of probabilities; bfloat16 rounds to 1/2
 
 
 def probe(experiment: Experiment) -> dict[str, Any]:
-    """Measures the first train batch with `make_probe_step`; returns host values, `awake_grads` and `loud_logits`.
+    """Measures the first train batch with `make_probe_step`; returns host values, and three more.
 
-    `awake_grads` are the gradients with no scale or kernel at zero. Residual branches and last layers may start at zero
-    on purpose: for one step no gradient reaches the layers below, yet these are not dead. `loud_logits` are the least
-    and the largest logit if all these weights are a hundred times as large.
+    `params` are the weights that a run starts from. `awake_grads` are the gradients with no scale or kernel at zero.
+    Residual branches and last layers may start at zero on purpose: for one step no gradient reaches the layers below,
+    yet these are not dead. `loud_logits` are the least and the largest logit if all these weights are a hundred times
+    as large.
     """
     parallel, state = experiment.parallel, experiment.begin(lambda line: None)
     batch = parallel.shard(experiment.feed.batch(0))
@@ -52,6 +53,7 @@ def probe(experiment: Experiment) -> dict[str, Any]:
     loud = measure(jax.tree.map(lambda leaf: np.asarray(100 * leaf, leaf.dtype), awake))
     return {
         **measure(state.params),
+        "params": state.params,
         "awake_grads": measure(awake)["grads"],
         "loud_logits": (float(loud["logit_min"]), float(loud["logit_max"])),
     }
@@ -92,7 +94,9 @@ def initial_loss(
     # If the loss is not finite, the gradient tells nothing.
     if not math.isfinite(loss):
         findings = _inputs(numbers, config)
-    if not findings and not expected / LOSS_RATIO <= loss <= expected * LOSS_RATIO:
+    # Weights of others, or a head that is fitted already, know the classes.
+    least = 0.0 if config.get("pretrained") or config.get("head_init") == "probe" else expected / LOSS_RATIO
+    if not findings and not least <= loss <= expected * LOSS_RATIO:
         findings.append(
             Finding(
                 "bad_init",

@@ -6,19 +6,19 @@ storage, the first one to decide decides for all: the points, the lengths, who t
 """
 
 import contextlib
-import math
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import optuna
-from optuna.distributions import FloatDistribution
 from optuna.trial import FrozenTrial, TrialState
 
 from linseed.trainer import checksum
 from linseed.trainer.errors import ConfigError, LinseedError
-from linseed.trainer.tuning.storage import Decisions, Named, create_study, damaged, same_numbers
+from linseed.trainer.tuning.ranking import Trial, rank, score
+from linseed.trainer.tuning.space import RATE_AND_DECAY, Point, Space, say
+from linseed.trainer.tuning.storage import Decisions, Named, create_study, damaged, same_numbers, same_values
 from linseed.trainer.tuning.trials import Outcome, folder
 
 optuna.logging.set_verbosity(optuna.logging.ERROR)
@@ -28,30 +28,12 @@ RUNNING_LATE = 900.0  # seconds to wait for another machine before going on with
 LATE = 4  # or this many times the slowest trial's time, if that is longer
 _POLL = 2.0  # seconds between two checks on the other workers
 
-Point = dict[str, float]  # "lr" and "weight_decay"
-
-
-class Trial(NamedTuple):
-    """A trial in the storage: its point, and the outcome of each rung that it ran (steps -> outcome)."""
-
-    id: str
-    workdir: str  # its own name, or the name of the trial that it continues
-    number: int
-    point: Point
-    rungs: dict[int, Outcome]
-    reported: frozenset[int]  # steps whose accuracy was reported to Optuna
-    state: TrialState
-    attributes: dict[str, Any]
-
-    @property
-    def last(self) -> Outcome:
-        return self.rungs[max(self.rungs)] if self.rungs else Outcome(0)
-
 
 class Phase:
     """One phase of a study: its trials in the Optuna study `study/name`.
 
     worker: the id of this worker, which trains its own trials and waits for the others'.
+    identity: what the workers of one storage must have in common, a hash. space: the further keys of its points.
     run: (trial, steps) -> Outcome; it continues a trial that has begun.
     """
 
@@ -62,16 +44,18 @@ class Phase:
         *,
         name: str,
         worker: str,
-        config_sha256: str,
-        run: Callable[["Trial", int], Outcome],
+        identity: str,
+        space: Space,
+        run: Callable[[Trial, int], Outcome],
     ):
         self._study, self._storage = create_study(storage, f"{study}/{name}"), storage
         self._decisions = Decisions(storage, f"{study}/{name}/decisions")
         self.name = name
-        self._worker, self._run = worker, run
-        if self.plan("config_sha256", lambda: config_sha256) != config_sha256:
+        self._worker, self._run, self._space = worker, run, RATE_AND_DECAY | space
+        if self.plan("config_sha256", lambda: identity) != identity:
             raise ConfigError(
-                f"the study '{study}' in this storage belongs to another config; choose another --study or --storage"
+                f"the study '{study}' in this storage belongs to another config or another --search; use another "
+                "--study or --storage"
             )
 
     def trials(self) -> list[Trial]:
@@ -107,24 +91,21 @@ class Phase:
         places = {trial.attributes["place"] for trial in self._members(group)}
         for place, about in enumerate(planned):
             if place not in places:
-                point = {key: max(about[key], _NO_DECAY) for key in _WIDEST}
+                point = {key: axis.stored(about[key]) for key, axis in self._space.items() if key in about}
                 attributes = {"group": group, "place": place, **about}
                 attributes = {key: value for key, value in attributes.items() if key not in point}
                 attributes["sealed"] = checksum.seal({**attributes, "point": point})
                 self._study.enqueue_trial(point, user_attrs=attributes)
 
-    def draw(
-        self, count: int, *, group: str, sampler: str, bounds: Mapping[str, tuple[float, float]], seed: int
-    ) -> list[Point]:
-        """Samples `count` new points within `bounds`, on log axes, given the finished trials of the other groups."""
+    def draw(self, count: int, *, group: str, sampler: str, space: Space, seed: int) -> list[Point]:
+        """Samples `count` new points of `space`, given the finished trials of the other groups."""
         known = [t for t in self._study.get_trials(deepcopy=False) if t.state.is_finished()]
         scratch = optuna.create_study(direction="maximize", sampler=SAMPLERS[sampler](seed))
         scratch.add_trials([trial for trial in known if trial.user_attrs.get("group") != group])
         points = []
         for _ in range(count):
             trial = scratch.ask()
-            drawn = {key: trial.suggest_float(key, low, high, log=True) for key, (low, high) in bounds.items()}
-            points.append({key: float(f"{value:.3g}") for key, value in drawn.items()})
+            points.append({key: axis.draw(trial, key) for key, axis in space.items()})
         return points
 
     def begin(self, group: str, steps: int, *, tell: Callable[[str], None]) -> list[Trial]:
@@ -191,8 +172,7 @@ class Phase:
         self._set("user_attr", trial, f"rung-{steps}", checksum.seal(outcome._asdict()))
         accuracy = f"{outcome.val_accuracy:.2%}{outcome.beside}"
         said = outcome.failed or f"train loss {outcome.train_loss:.4f}  val acc {accuracy}"
-        point = "  ".join(f"{key} {value:.3g}" for key, value in trial.point.items())
-        tell(f"{trial.id}  {point}  step {steps:,}  {said}")
+        tell(f"{trial.id}  {say(trial.point)}  step {steps:,}  {said}")
 
     def _owner(self, trial):
         """The worker that trains `trial`: the first that asked. Earlier versions kept it in an attribute."""
@@ -202,8 +182,9 @@ class Phase:
         """Sets `trial` to RUNNING, with its point."""
         if trial.state == TrialState.WAITING:
             self._set("state_values", trial, TrialState.RUNNING)
-        for key, widest in _WIDEST.items():
-            self._set("param", trial, key, max(trial.point[key], _NO_DECAY), widest)
+        for key, value in trial.point.items():
+            axis = self._space[key]
+            self._set("param", trial, key, axis.distribution.to_internal_repr(axis.stored(value)), axis.distribution)
 
     def _wait(self, numbers, steps, *, tell):
         """Waits until each of the trials `numbers` has run to `steps` or failed. Returns those that did in time."""
@@ -250,8 +231,9 @@ class Phase:
         point = {**waiting, **trial.params}
         if stored := trial.user_attrs.get("sealed"):
             written = checksum.unseal(stored)
-            are_same = same_numbers(written.pop("point"), point)
-            if not are_same or written != {key: trial.user_attrs.get(key) for key in written}:
+            if not same_values(written.pop("point"), point) or written != {
+                key: trial.user_attrs.get(key) for key in written
+            }:
                 raise ValueError("another point, group, place or folder")
         accuracies = {steps: outcome.val_accuracy for steps, outcome in rungs.items()}
         reported = trial.intermediate_values
@@ -262,7 +244,7 @@ class Phase:
             raise ValueError("another accuracy at the end")
         own = f"{self.name}-{trial.number:02}"
         workdir = folder(Path(), trial.user_attrs.get("workdir", own)).name  # refuses a name that leads elsewhere
-        point = {key: value if value > _NO_DECAY else 0.0 for key, value in point.items()}
+        point = {key: self._space[key].restored(value) for key, value in point.items()}
         return Trial(own, workdir, trial.number, point, rungs, frozenset(reported), trial.state, dict(trial.user_attrs))
 
     def _of_earlier_version(self, key):
@@ -290,9 +272,6 @@ class Phase:
             self._study.tell(trial.number, values, state=state, skip_if_finished=True)
 
 
-_NO_DECAY = 1e-12  # stored for 0: all axes are logarithmic
-_WIDEST = {key: FloatDistribution(_NO_DECAY, 1e6, log=True) for key in ("lr", "weight_decay")}
-
 SAMPLERS = {
     "random": lambda seed: optuna.samplers.RandomSampler(seed=seed),
     "tpe": lambda seed: optuna.samplers.TPESampler(seed=seed, n_startup_trials=4, multivariate=False),
@@ -306,30 +285,3 @@ def _is_done(trial, steps):
 def _as_of(trial, steps):
     """`trial` as it was at `steps`, so that a repeated phase makes the same decisions."""
     return trial._replace(rungs={rung: outcome for rung, outcome in trial.rungs.items() if rung <= steps})
-
-
-def score(outcome: Outcome) -> float:
-    """What config.eval.monitor names, the higher the better; studies of earlier versions know the accuracy alone."""
-    return outcome.val_accuracy if math.isnan(outcome.score) else outcome.score
-
-
-def rank(trial: Trial, by: Callable[[Outcome], float]) -> float:
-    """`by` of the trial's last outcome; -inf if the trial failed or the value is NaN."""
-    value = -math.inf if trial.last.failed or not trial.rungs else by(trial.last)
-    return -math.inf if math.isnan(value) else value
-
-
-def best_within_a_standard_error(trials: Sequence[Trial]) -> Trial:
-    """The trial with the most decay, of those within one standard error of the best score.
-
-    The 1-SE rule of Breiman et al. 1984: of equals, the simplest. Raises LinseedError if all failed.
-    """
-    sound = [trial for trial in trials if rank(trial, score) > -math.inf]
-    if not sound:
-        raise LinseedError("every trial of this step failed; fix the problems of the earlier steps in study.html")
-    best = max(sound, key=lambda trial: rank(trial, score)).last
-    error = best.score_error
-    if math.isnan(error):  # of an earlier version, which scored by accuracy
-        error = math.sqrt(best.val_accuracy * (1 - best.val_accuracy) / best.val_examples)
-    equals = [trial for trial in sound if score(trial.last) >= score(best) - error]
-    return max(equals, key=lambda trial: (trial.point["weight_decay"], rank(trial, score)))

@@ -99,6 +99,17 @@ def same_numbers(written: Mapping[Any, float], found: Mapping[Any, float]) -> bo
     return all(math.isclose(number, found[key], rel_tol=1e-9) for key, number in written.items())
 
 
+def same_values(written: Mapping[str, Any], found: Mapping[str, Any]) -> bool:
+    """Whether `found` has the keys and the values of `written`, its numbers as for `same_numbers`."""
+    numbers = {key: value for key, value in written.items() if isinstance(value, float)}
+    others = written.keys() - numbers
+    return (
+        written.keys() == found.keys()
+        and same_numbers(numbers, found)
+        and all(written[key] == found[key] for key in others)
+    )
+
+
 def damaged(storage: optuna.storages.BaseStorage, what: str) -> LinseedError:
     """The error for a storage that answers, but not with what was written."""
     return _unusable(getattr(storage, "url", ""), what)

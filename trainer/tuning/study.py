@@ -1,5 +1,6 @@
 """`study.json`, the results of a study so far, and `winner.py`, its winner as a config file."""
 
+import hashlib
 import json
 import pprint
 import time
@@ -15,11 +16,14 @@ from linseed.trainer.config import canonical
 from linseed.trainer.errors import WorkdirError
 from linseed.trainer.run import workdir as workdir_lib
 from linseed.trainer.tuning.search import Phase
+from linseed.trainer.tuning.space import RATE_AND_DECAY, Point, Space
 
 STUDY = "study.json"
 WINNER = "winner.py"
 PAGE = "study.html"
 STORAGE = "trials.db"
+SEARCH = "search"  # of the search space: the flags `--search`; earlier versions have none
+SEARCHED = ("search", "final")  # the phases whose trials differ in further keys
 
 STATES = {"WAITING": "running", "RUNNING": "running", "COMPLETE": "complete", "PRUNED": "dropped", "FAIL": "failed"}
 
@@ -46,6 +50,12 @@ def _part(phase, group):
     if group == "own decay":  # apart from the rates, whose decay is small
         return group
     return group.partition("-")[0] if phase == "search" else phase
+
+
+def searched(workdir: Path) -> list[str] | None:
+    """The `--search` that the study in `workdir` began with; None without a study that can be read."""
+    record = checksum.loads_or_old(files.read(workdir / STUDY) or b"")
+    return None if record is None else record.get("search_space", {}).get(SEARCH, [])
 
 
 class Study:
@@ -82,7 +92,7 @@ class Study:
                 )
             if self.record["search_space"] != search_space:
                 raise WorkdirError(
-                    f"{workdir} holds a study with other --rates, --decays or --sampler "
+                    f"{workdir} holds a study with other --rates, --decays, --sampler or --search "
                     f"({self.record['search_space']}); choose another --workdir, or give the same flags"
                 )
         self._began = time.monotonic() - self.record["seconds_used"]
@@ -110,7 +120,13 @@ class Study:
         others = [step for step in self.record["steps"] if step["name"] != name]
         self.save(steps=sorted([*others, entry], key=lambda step: (step["step"], step["name"])))
 
-    def note_trials(self, phases: Iterable[Phase], *, an_epoch: float):
+    @property
+    def identity(self) -> str:
+        """What the machines that share a storage must have in common: the config and the further keys, as a hash."""
+        sha256, further = self.record["config_sha256"], self.record["search_space"].get(SEARCH)
+        return hashlib.sha256(json.dumps([sha256, further]).encode()).hexdigest() if further else sha256
+
+    def note_trials(self, phases: Iterable[Phase], *, an_epoch: float, space: Space):
         """Records the trials of `phases`, as the page shows them. an_epoch: its length in steps."""
         config = self.record["config"]
         entries = [
@@ -118,7 +134,7 @@ class Study:
                 "id": trial.id,
                 "phase": _part(phase.name, trial.attributes["group"]),
                 "workdir": trial.workdir,
-                **trial.point,
+                **self.said_of(trial.point, space if phase.name in SEARCHED else {}),
                 "seed": config["seed"],
                 "schedule": config["schedule"]["name"] if phase.name == "final" else "constant",
                 "state": STATES[trial.state.name],
@@ -133,6 +149,12 @@ class Study:
             for trial in phase.trials()
         ]
         self.save(trials=entries)
+
+    def said_of(self, point: Point, space: Space) -> dict[str, Any]:
+        """A point as an entry has it: rate and decay, and the keys of `space` apart, the config's own if not drawn."""
+        own = dict(canonical.flatten(self.record["config"]))
+        further = {key: point.get(key, own[key]) for key in space}
+        return {key: point[key] for key in RATE_AND_DECAY} | ({"further": further} if further else {})
 
     def write_winner(self, config: ml_collections.ConfigDict, *, figures: str) -> list[str]:
         """Writes `config` as a config file; returns its differences from the study's config."""

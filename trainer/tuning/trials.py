@@ -4,7 +4,7 @@ import math
 import re
 from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import ml_collections
 import numpy as np
@@ -27,6 +27,7 @@ from linseed.trainer.tuning.diagnosis.curve import Accuracy, CleanPass
 LEAST_SAMPLE = 1000  # of train images in the clean pass
 
 TRIALS = "trials"  # the folder of their workdirs
+UNTRAINED = f"{TRIALS}/untrained"  # what step 1 looks at
 
 
 class Outcome(NamedTuple):
@@ -55,9 +56,10 @@ class Outcome(NamedTuple):
         return self.best_train_accuracy == 1.0
 
 
-def at_point(config: ml_collections.ConfigDict, point: Mapping[str, float]) -> ml_collections.ConfigDict:
-    """`config` with the rate and the decay of `point`."""
-    return changed(config, {f"optimizer.{key}": value for key, value in point.items()})
+def at_point(config: ml_collections.ConfigDict, point: Mapping[str, Any]) -> ml_collections.ConfigDict:
+    """`config` with the rate, the decay and the further keys of `point`."""
+    owned = {"lr": "optimizer.lr", "weight_decay": "optimizer.weight_decay"}
+    return changed(config, {owned.get(key, key): value for key, value in point.items()})
 
 
 def at_constant_rate(

@@ -2,21 +2,22 @@
 
 import contextlib
 import math
-import tempfile
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import ml_collections
 
 from linseed.trainer import experiment as experiment_lib
+from linseed.trainer import files
 from linseed.trainer.config import sections
+from linseed.trainer.config.changes import changed
 from linseed.trainer.config.resolve import resolve
 from linseed.trainer.errors import ConfigError, WorkdirError, unknown_name
-from linseed.trainer.optim import optimizers
+from linseed.trainer.optim import optimizers, rules
 from linseed.trainer.run import workdir as workdir_lib
 from linseed.trainer.run.console import Quiet
 from linseed.trainer.runtime import signals
-from linseed.trainer.tuning import search, trials
+from linseed.trainer.tuning import first_steps, search, search_steps, space, trials
 from linseed.trainer.tuning import storage as storage_lib
 from linseed.trainer.tuning import study as study_lib
 from linseed.trainer.tuning.budget import Budget
@@ -25,13 +26,13 @@ from linseed.trainer.tuning.procedure import COUPLED_DECAYS, DECOUPLED_DECAYS, P
 from linseed.trainer.tuning.report import page
 
 STEPS = {
-    "check": Procedure.check,
-    "overfit": Procedure.overfit,
-    "lr": Procedure.learning_rate,
-    "coarse": Procedure.coarse,
-    "refine": Procedure.refine,
-    "final": Procedure.final,
-    "curves": Procedure.curves,
+    "check": first_steps.check,
+    "overfit": first_steps.overfit,
+    "lr": first_steps.learning_rate,
+    "coarse": search_steps.coarse,
+    "refine": search_steps.refine,
+    "final": search_steps.final,
+    "curves": search_steps.curves,
 }
 
 
@@ -48,6 +49,7 @@ def tune(
     decays: tuple[float, ...],
     name: str,
     writer: Quiet,
+    further: Sequence[str] | None = None,
     shared: experiment_lib.Shared | None = None,
     stop: Callable[[], int] = signals.never,
 ) -> dict:
@@ -56,8 +58,9 @@ def tune(
     budget: `UNLIMITED` gives each step its natural length. storage: an SQLAlchemy URL, "" for a file in `workdir`.
     study: the name of the study in the storage. sampler: a key of `search.SAMPLERS`. rates, decays: the grid of step 4;
     () for rates around the one of step 3, and for decays that suit the optimiser. name: the config's name on the page.
-    shared, stop: as for `train_and_evaluate`. Raises LinseedError for errors that the user can fix. Results are kept,
-    and the same call continues.
+    further: the `--search` flags, see `space.read`; None for those that the study in `workdir` began with, or that suit
+    the config. shared, stop: as for `train_and_evaluate`. Raises LinseedError for errors that the user can fix. Results
+    are kept, and the same call continues.
     """
     if step not in (*STEPS, "all"):
         raise ConfigError(unknown_name("step", step, (*STEPS, "all")))
@@ -70,11 +73,21 @@ def tune(
         )
     if not config.data.batch_size:
         raise ConfigError("tune needs mini-batches, config.data.batch_size=0 takes all of train; set it above 0")
+    if all(rules.parse(rule).frozen for rule in config.optimizer.rules):
+        raise ConfigError(
+            "config.optimizer.rules freeze all weights, so that there is nothing to tune (a probe fits its last layer "
+            "itself: run it by `linseed train`); tune a config that trains some, such as the page finetune"
+        )
+    if further is None and (further := study_lib.searched(workdir)) is None:
+        further = space.suited(config)
+    further = [text for text in further if text]
+    drawn, horizons = space.read(further, config)
     if not decays:
         decays = DECOUPLED_DECAYS if _decouples(config) else COUPLED_DECAYS
     _check_grid(rates, decays)
     with workdir_lib.lock(workdir):
         search_space = {"rates": list(rates), "decays": list(decays), "sampler": sampler}
+        search_space |= {study_lib.SEARCH: further} if further else {}
         record = study_lib.Study(workdir, config, name=name, search_space=search_space)
         own = workdir / study_lib.STORAGE
         if record.record["trials"] and not (own.exists() and own.stat().st_size):
@@ -82,11 +95,15 @@ def tune(
                 f"{own} is lost, and the trials of {study_lib.STUDY} with it; put back a copy of it, or choose another "
                 "--workdir"
             )
-        record.save(budget=budget.text or None)
         shared = shared or experiment_lib.Shared()
-        with tempfile.TemporaryDirectory() as folder:
-            experiment = experiment_lib.build(config, Path(folder), shared=shared)
+        files.make(workdir / trials.UNTRAINED)
+        experiment = experiment_lib.build(config, workdir / trials.UNTRAINED, shared=shared)
         writer.say(experiment.description)
+        if not record.record["trials"]:
+            _check_fits(config, drawn, workdir, shared=shared)
+        record.save(budget=budget.text or None)  # not before: what was refused so far may come back changed
+        if further:
+            writer.say(f"searches rate, decay and {'; '.join(further)}")
         with contextlib.ExitStack() as stack:
             own_storage = stack.enter_context(storage_lib.open_storage(f"sqlite:///{own.absolute()}"))
             record.record["worker"] = storage_lib.remembered_worker(own_storage, record.record["worker"])
@@ -100,6 +117,8 @@ def tune(
                 sampler=sampler,
                 rates=rates,
                 decays=decays,
+                space=drawn,
+                horizons=horizons,
                 shared=shared,
                 writer=writer,
                 stop=stop,
@@ -125,6 +144,16 @@ def _check_grid(rates, decays):
         )
 
 
+def _check_fits(config, drawn, workdir, *, shared):
+    """Raises ConfigError if a further key of the network has a value that does not fit the images."""
+    for key, axis in drawn.items():
+        for value in axis.ends if key.startswith("model.") else ():
+            try:
+                experiment_lib.check_fits(changed(config, {key: value}), workdir / trials.UNTRAINED, shared=shared)
+            except ConfigError as error:
+                raise ConfigError(f"--search={key}: {error}") from None
+
+
 def _decouples(config):
     name = config.optimizer.name
     keys = sections.parameters("optimizer", name).keys() - {"optimizer.lr"}
@@ -141,8 +170,9 @@ def _conclude(record):
     following = list(dict.fromkeys(finding["remedy"] for finding in open_findings))
     if winner:
         path = record.workdir / study_lib.WINNER
+        point = {key: winner[key] for key in space.RATE_AND_DECAY} | winner.get("further", {})
         verdict = (
-            f"lr {winner['lr']:.3g} and decay {winner['weight_decay']:.3g} reach {winner['val_accuracy']:.2%} "
+            f"{space.say(point)} reach {winner['val_accuracy']:.2%} "
             f"validation accuracy{winner.get('beside', '')} after {winner['epochs']:.1f} epochs."
         )
         following.insert(0, f"linseed train --config={path} --workdir=runs/winner")

@@ -20,6 +20,8 @@ from linseed.trainer.weights import probe
 from linseed.trainer.weights.find import Weights, find
 from linseed.trainer.weights.fit import fit
 
+_IN_TRAINING_ALONE = ("dropout", "drop_path")  # parameters of networks, without a part in features
+
 
 def begin(
     config: ml_collections.ConfigDict,
@@ -113,7 +115,8 @@ def _fitted_head(config, state, features, train, val, *, base, folder, shared, s
 
 def _mark(config, state, statistics) -> str:
     """A hash of all that features depend on but the images: the network, its weights below the head, normalisation."""
-    made = [config.model.to_dict(), config.precision, {key: values.tolist() for key, values in statistics.items()}]
+    network = {key: value for key, value in config.model.items() if key not in _IN_TRAINING_ALONE}
+    made = [network, config.precision, {key: values.tolist() for key, values in statistics.items()}]
     digest = hashlib.sha256(json.dumps(made).encode())
     backbone = {"params": {**state.params, features_lib.HEAD: {}}, **state.model_state}
     for path, leaf in jax.tree_util.tree_leaves_with_path(backbone):

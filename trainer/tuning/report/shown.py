@@ -37,6 +37,7 @@ class Trial(NamedTuple):
     reason: str
     rungs: tuple[Rung, ...]
     seconds: float
+    further: tuple[tuple[str, str], ...] = ()  # further keys of the config that the study searches, with their values
 
     @property
     def last(self) -> Rung:
@@ -64,7 +65,8 @@ def read_trial(values: dict) -> Trial:
     rungs = tuple(Rung(*(number(rung.get(field)) for field in Rung._fields)) for rung in values.get("rungs") or ())
     words = {key: str(values.get(key, "")) for key in ("id", "phase", "seed", "schedule", "state")}
     figures = {key: number(values.get(key)) for key in ("lr", "weight_decay", "seconds")}
-    return Trial(**words, **figures, reason=values.get("reason") or "", rungs=rungs)
+    further = tuple((str(key), fact(value)) for key, value in (values.get("further") or {}).items())
+    return Trial(**words, **figures, reason=values.get("reason") or "", rungs=rungs, further=further)
 
 
 def ranked(trials: Iterable[Trial]) -> list[Trial]:
@@ -101,4 +103,4 @@ def fact(value: Any) -> str:
     """The text for a number or a word of a step."""
     if isinstance(value, float):
         return f"{value:.6g}"
-    return "–" if value is None else str(value)
+    return "–" if value is None or value == "" else str(value)
