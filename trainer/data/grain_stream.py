@@ -92,7 +92,7 @@ class _Pieces:
     """Piece k of the stream at index k, for `grain.MapDataset.source`; pickled for the workers."""
 
     def __init__(self, split, *, seed, batch_size, first_row, share):
-        self._images, self._labels = split
+        self._images, self._labels = split.images, split.labels
         self._seed, self._batch_size, self._first_row, self._share = seed, batch_size, first_row, share
         self.per_batch = -(-share // PIECE)
 
