@@ -307,7 +307,8 @@ def max_pool_2x2(x: jax.Array) -> jax.Array:
 def global_max_pool(x: jax.Array) -> jax.Array:
     """The largest value of each channel: [B, H, W, C] -> [B, C]. Where places tie, the first gets the gradient."""
     places = x.reshape(x.shape[0], -1, x.shape[-1])
-    return jnp.take_along_axis(places, jnp.argmax(places, axis=1, keepdims=True), axis=1)[:, 0]
+    index = jnp.argmax(places, axis=1, keepdims=True)
+    return jnp.sum(places, axis=1, where=jax.lax.broadcasted_iota(index.dtype, places.shape, 1) == index)
 
 
 def maximum(x: jax.Array, y: jax.Array) -> jax.Array:

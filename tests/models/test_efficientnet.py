@@ -76,7 +76,7 @@ def test_tensors_have_the_names_of_timm():
 
 def test_the_inputs_are_those_of_networks_of_the_family():
     assert set(efficientnet.INPUTS) <= set(efficientnet.NAMES)
-    assert INPUTS["tf_efficientnet_lite3"] == (300, 0.904, "bilinear", (0.5,) * 3, (0.5,) * 3)
+    assert INPUTS["tf_efficientnet_lite3"] == (300, 0.904, "bilinear", (0.5,) * 3, (0.5,) * 3, "crop")
 
 
 @pytest.mark.parametrize(

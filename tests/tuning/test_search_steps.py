@@ -58,13 +58,13 @@ def run(config, workdir, *, further=SEARCH, step="all", writer=None, **options):
 def study(place, tmp_path_factory):
     workdir, calls = tmp_path_factory.mktemp("study"), []
     with pytest.MonkeyPatch.context() as patched:
-        computed = features._computed
+        computed = features.computed
 
         def counted(split, *args, **keys):
             calls.append(split)
             return computed(split, *args, **keys)
 
-        patched.setattr(features, "_computed", counted)
+        patched.setattr(features, "computed", counted)
         writer = Lines()
         record = run(config(place), workdir, writer=writer)
     return record, workdir, calls, writer.lines

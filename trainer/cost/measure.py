@@ -198,5 +198,5 @@ def _memory(compiled, experiment):
         *(step_bytes(compiled) or (None, None, None)),
         limit=(jax.devices()[0].memory_stats() or {}).get("bytes_limit"),
         state=sum(leaf.nbytes for leaf in jax.tree.leaves(experiment.state)),
-        data=sum(array.nbytes for split in (experiment.train, experiment.val) for array in split),
+        data=sum(part.images.nbytes + part.labels.nbytes for part in (experiment.train, experiment.val)),
     )
