@@ -126,4 +126,4 @@ def test_a_value_that_does_not_fit_the_images_is_refused_before_the_first_trial(
     model = {"name": "vit", "patch_size": 4}
     vit = api.load_config("digits", {"data.source": source, "data.augment": "", "model": model})
     with pytest.raises(ConfigError, match="--search=model.patch_size: .*does not fit 8x8x3 images"):
-        run(vit, tmp_path, further=["model.patch_size=4,5"])
+        run(vit, tmp_path, further=["model.patch_size=4,16"])
