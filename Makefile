@@ -7,7 +7,7 @@ PYTHONS ?= python3.11 python3.12 python3.13
 
 # For `make quick`: the tests that neither start a process nor train.
 QUICK := architecture docs config/resolve cli/launch data/batching data/sources data/splits optim/regularizers optim/rules \
-	optim/schedules run/console run/metrics_log run/progress run/report run/windows run/workdir runtime/machine \
+	optim/schedules run/console run/metrics_log run/progress run/windows run/workdir runtime/machine \
 	runtime/xla_flags step/losses step/metrics step/state tuning/curve tuning/floors tuning/page
 
 .PHONY: train test quick matrix lock
