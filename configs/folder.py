@@ -6,7 +6,7 @@
 
     photos              image size   network                      epochs           batch
     up to 20,000        64           speednet, narrow             3000 / sqrt(n)   16 to 128
-    up to 100,000       64           speednet, the record's       15 to 21         256
+    up to 100,000       64           speednet, wide               15 to 21         256
     more                128          resnet18, for an accelerator 15               256
 
 at least 15 epochs and at most 100. A run's first lines say what was chosen; any flag changes it, for small images
@@ -18,9 +18,7 @@ from linseed.configs import base, variants
 
 FEW, MANY = 20_000, 100_000  # photos
 
-NARROW = dict(name="speednet", stem_width=24, widths=(32, 128, 128), activation="relu", kernel_init="kaiming_normal")
-RECORD = dict(name="speednet", stem_width=24, widths=(64, 256, 256), activation="relu", kernel_init="kaiming_normal")
-COMMON = dict(stem_bias_range=0.0, head_init="lecun_normal", norm_momentum=0.6, norm_eps=1e-5, logit_scale=1 / 9)
+NARROW, WIDE = (32, 128, 128), (64, 256, 256)  # of the three blocks
 
 
 def suited(root):
@@ -40,7 +38,23 @@ def suited(root):
             "model": dict(name="resnet18", stem="imagenet"),
         }
     changes["data.source"] = dict(name="folder", root=root, image_size=64)
-    return changes | {"model": {**(NARROW if count <= FEW else RECORD), **COMMON}}
+    return changes | {"model": speednet(NARROW if count <= FEW else WIDE)}
+
+
+def speednet(widths):
+    """The network of the page `cifar10_small`, with these widths."""
+    return dict(
+        name="speednet",
+        stem_width=24,
+        stem_bias_range=0.0,
+        widths=widths,
+        activation="relu",
+        kernel_init="kaiming_normal",
+        head_init="lecun_normal",
+        norm_momentum=0.6,
+        norm_eps=1e-5,
+        logit_scale=1 / 9,
+    )
 
 
 VARIANTS = {"root": suited, "quick": {"horizon.epochs": 1.0, "schedule.warmup_percent": 0.0}}
@@ -52,7 +66,7 @@ def get_config(variant=""):
     config.data.augment = "random_resized_crop(0.35)|flip_lr(0.5)|color_jitter(0.2, 0.2, 0.2)"
     config.data.batch_size = 64
 
-    config.model = {**NARROW, **COMMON}
+    config.model = speednet(NARROW)
     config.label_smoothing = 0.1
 
     config.optimizer = dict(name="nesterov", lr=0.2, lr_per_batch=128, weight_decay=5e-4, clip_norm=1.0)

@@ -7,7 +7,8 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
-from linseed.models.layers import ACTIVATIONS, INITIALIZERS, NORMALIZATIONS, Block, Classifier, max_pool_2x2
+from linseed.models.layers import ACTIVATIONS, INITIALIZERS, NORMALIZATIONS, Block, Classifier
+from linseed.models.pooling import max_pool_2x2
 from linseed.ranges import BelowOne, Count, Length, OneOf
 
 

@@ -13,7 +13,8 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
-from linseed.models.layers import Classifier, Compute, Input, as_logits, gelu, maximum
+from linseed.models.layers import Classifier, Compute, Input, as_logits, gelu
+from linseed.models.pooling import maximum
 from linseed.ranges import BelowOne, NonNegative, Positive
 
 # timm cuts this off at 2, a hundred standard deviations.

@@ -18,11 +18,10 @@ from linseed.models.layers import (
     Classifier,
     Compute,
     batch_norm,
-    global_max_pool,
     initializer,
     kaiming,
-    max_pool_2x2,
 )
+from linseed.models.pooling import global_max_pool, max_pool_2x2
 from linseed.ranges import BelowOne, Count, Length, NonNegative, OneOf, Positive
 
 

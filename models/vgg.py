@@ -11,7 +11,8 @@ import flax.linen as nn
 import jax
 
 from linseed.models.alexnet import dense_head
-from linseed.models.layers import NORMALIZATIONS, Block, Classifier, max_pool_2x2
+from linseed.models.layers import NORMALIZATIONS, Block, Classifier
+from linseed.models.pooling import max_pool_2x2
 from linseed.ranges import BelowOne, OneOf
 
 # The width of the two hidden dense layers, all that goes by the image size: the 3x3 convolutions fit any from 32x32 on.

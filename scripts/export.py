@@ -49,13 +49,17 @@ def main(console):
 
 
 def _write_model(found, out):
+    from linseed.trainer import evaluation
     from linseed.trainer.portable import from_run
 
+    experiment = found.experiment
+    _, examples = evaluation.evaluate_each(experiment, experiment.parallel.replicate(found.weights), experiment.val)
     from_run.write(
         out,
         found.weights,
         config=found.config,
-        experiment=found.experiment,
+        experiment=experiment,
+        temperature=examples.temperature,
         result=from_run.result_of(found.kept[0], found.weights, val=found.figures),
         workdir=found.kept[0],
     )

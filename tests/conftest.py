@@ -84,3 +84,18 @@ def cheap_runs(request):
             patched.setattr(examples, "add_maps", lambda *_, **__: None)
         patched.setattr(runs, "sharing", "monkeypatch" not in request.fixturenames)
         yield
+
+
+@pytest.fixture(scope="module")
+def photos_and_weights(tmp_path_factory):
+    """A folder with `photos` and `tiny.safetensors`, of the network "tiny", which is there as a plugin adds it."""
+    from support.pretrained import GIVEN, Tiny, write_photos_and_weights
+
+    from linseed.models import INPUTS, MODELS
+
+    with pytest.MonkeyPatch.context() as patched:
+        patched.setitem(MODELS, "tiny", Tiny)
+        patched.setitem(INPUTS, "tiny", GIVEN)
+        place = tmp_path_factory.mktemp("pretrained")
+        write_photos_and_weights(place)
+        yield place

@@ -13,6 +13,7 @@ import ml_collections
 
 from linseed.trainer.config.resolve import resolve
 from linseed.trainer.data.dataset import hashed
+from linseed.trainer.data.splits import Split
 from linseed.trainer.errors import CheckpointError, ConfigError, DataError
 from linseed.trainer.experiment import Experiment, Shared, build
 from linseed.trainer.portable import from_run
@@ -59,7 +60,7 @@ def evaluate_best(
     if best_step != progress.best_step:
         writer.say(f"the best checkpoint, of step {progress.best_step}, is lost; using the one of step {best_step}")
     on_devices, test, test_examples = experiment.parallel.replicate(weights), None, None
-    val, val_examples = _evaluate(experiment, on_devices, experiment.val)
+    val, val_examples = evaluate_each(experiment, on_devices, experiment.val)
     if "test" in judge:
         test_split = processes.agreed(
             lambda: experiment.test.open(by="train", which="best", step=best_step),
@@ -68,7 +69,7 @@ def evaluate_best(
                 "list of test labels": hashed(split.labels.tolist()),
             },
         )
-        test, test_examples = _evaluate(experiment, on_devices, test_split)
+        test, test_examples = evaluate_each(experiment, on_devices, test_split)
     result = result_lib.assemble(
         progress=progress,
         best_step=best_step,
@@ -83,8 +84,15 @@ def evaluate_best(
 
     def write_model():
         try:
-            path = workdir / workdir_lib.MODEL
-            from_run.write(path, weights, config=config, experiment=experiment, result=result, workdir=workdir)
+            from_run.write(
+                workdir / workdir_lib.MODEL,
+                weights,
+                config=config,
+                experiment=experiment,
+                temperature=val_examples.temperature,
+                result=result,
+                workdir=workdir,
+            )
         except ConfigError as error:  # of a network or a source of a plugin, which trained well
             writer.say(f"no {workdir_lib.MODEL} was written: {error}")
 
@@ -102,8 +110,8 @@ def evaluate_best(
     return result
 
 
-def _evaluate(experiment, weights, split):
-    """The scores of `weights`, on the devices, on `split`, and what it answered to each example."""
+def evaluate_each(experiment: Experiment, weights, split: Split) -> tuple[dict[str, Any], Collector]:
+    """The scores of `weights`, on the devices, on `split`, and what they answered to each example."""
     sums, examples = [], Collector(examples=len(split.labels))
     for some, batch in experiment.evaluate.one_by_one(weights, split):
         sums.append(some)

@@ -18,7 +18,8 @@ from support.numpy_evaluation import evaluate
 from linseed import ranges
 from linseed.models import MODELS, convnext, densenet, efficientnet, mixer, mobilenet, regnet, resnet, vit_names
 from linseed.models.inverted_residual import ConvBlock, DepthwiseSeparable, FusedInvertedResidual, InvertedResidual, Row
-from linseed.models.layers import ACTIVATIONS, INITIALIZERS, NORMALIZATIONS, Block, Compute, max_pool_2x2
+from linseed.models.layers import ACTIVATIONS, INITIALIZERS, NORMALIZATIONS, Block, Compute
+from linseed.models.pooling import max_pool_2x2
 from linseed.models.resnet import STEMS, BasicBlock, BottleneckBlock, PlainShortcutBlock
 from linseed.models.wide_resnet import PreActivationBlock
 
@@ -237,7 +238,7 @@ def test_gradients_and_statistics_are_those_of_numpy_in_float64(name):
 
 @pytest.mark.parametrize("name", sorted(SMALLER))
 def test_no_gradient_goes_where_two_values_are_equal(name, monkeypatch):
-    """XLA may compute a value and its maximum with two roundings, so that they differ: `layers.maximum`."""
+    """XLA may compute a value and its maximum with two roundings, so that they differ: `pooling.maximum`."""
     # Flax keeps a fast variance from being negative; that is a value for each channel, of which XLA makes one.
     monkeypatch.setattr(normalization, "_compute_stats", _with_exact_variance(normalization._compute_stats))
     model, images = _small(name), _images()

@@ -77,6 +77,8 @@ def test_tensors_have_the_names_of_timm():
 def test_the_inputs_are_those_of_networks_of_the_family():
     assert set(efficientnet.INPUTS) <= set(efficientnet.NAMES)
     assert INPUTS["tf_efficientnet_lite3"] == (300, 0.904, "bilinear", (0.5,) * 3, (0.5,) * 3, "crop")
+    stretched = {name for name, images in efficientnet.INPUTS.items() if images.fit == "stretch"}
+    assert stretched == {"efficientnet_b5", *(f"tf_efficientnetv2_{size}" for size in ("b3", "m", "l", "xl"))}
 
 
 @pytest.mark.parametrize(

@@ -17,10 +17,9 @@ from linseed.models.layers import (
     Activation,
     Block,
     Compute,
-    global_max_pool,
     initializer,
-    maximum,
 )
+from linseed.models.pooling import global_max_pool, maximum
 
 FLOAT32 = Compute(jnp.float32, axis_name=None, convolution=jax.lax.conv_general_dilated)
 

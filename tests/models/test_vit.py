@@ -143,12 +143,17 @@ def test_tensors_have_the_names_and_shapes_of_timm(name, tensors):
     assert theirs == tensors
 
 
+STRETCHED = [f"vit_{name}" for name in ("medium_patch16_gap_384", "base_patch16_clip_384", "large_patch14_clip_336")]
+STRETCHED += ["vit_huge_patch14_clip_336", "vit_gigantic_patch14_clip_378"]
+
+
 def test_every_name_says_its_size_and_what_it_was_trained_on():
     assert len(NAMES) == 128
     for name in NAMES:
         images = INPUTS.get(name, Input())
         pixels = int(name.rpartition("_")[2]) if name[-3:].isdigit() else 518 if "dinov2" in name else 256
         assert images.size == pixels, name
+        assert images.fit == ("stretch" if name in STRETCHED else "crop"), name
         assert f"patch{MODELS[name](num_classes=1, compute=COMPUTE).patch_size}_" in name
 
 

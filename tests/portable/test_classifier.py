@@ -19,6 +19,7 @@ from linseed.trainer.errors import ConfigError, DataError
 from linseed.trainer.portable import classifier, from_run, model_file
 from linseed.trainer.run import workdir as workdir_lib
 from linseed.trainer.weights import find
+from linseed.trainer.weights.features import computed
 
 SIZE, BATCH = 8, 16
 
@@ -63,7 +64,12 @@ def judged(place):
     """The run's experiment, its best weights and their logits on validation."""
     workdir = place / "run"
     experiment, [(_, weights)] = evaluation.restore_weights(evaluation.read_run(workdir), workdir, which="best")
-    return experiment, weights, from_run.logits(experiment, weights, batch_size=BATCH)
+    return experiment, weights, _logits(experiment, weights, batch_size=BATCH)
+
+
+def _logits(experiment, weights, *, batch_size):
+    compute = jax.jit(experiment.logits)
+    return computed(experiment.val, lambda images: compute(weights, images), batch_size=batch_size)
 
 
 @pytest.fixture(scope="module")
@@ -95,11 +101,14 @@ def test_the_card_says_what_the_run_measured(place, loaded):
 
 def test_export_writes_the_very_file_that_the_run_wrote(place, tmp_path):
     found = soup.greedy([place / "run"], which="best", say=lambda line: None)
+    experiment = found.experiment
+    _, examples = evaluation.evaluate_each(experiment, experiment.parallel.replicate(found.weights), experiment.val)
     from_run.write(
         tmp_path / "again.linseed",
         found.weights,
         config=found.config,
-        experiment=found.experiment,
+        experiment=experiment,
+        temperature=examples.temperature,
         result=from_run.result_of(place / "run", found.weights, val=found.figures),
         workdir=place / "run",
     )
@@ -181,7 +190,7 @@ def test_a_grey_network_takes_grey_files_and_batches(tmp_path):
     run(config, tmp_path / "run", judge=("val",))
     ours = classifier.load(tmp_path / "run" / "model.linseed")
     experiment, [(_, weights)] = evaluation.restore_weights(config, tmp_path / "run", which="best")
-    expected = from_run.logits(experiment, weights, batch_size=config.eval.batch_size).values
+    expected = _logits(experiment, weights, batch_size=config.eval.batch_size).values
     batch = experiment.val.images
     for place, pixels in enumerate(batch):
         Image.fromarray(pixels[..., 0]).save(tmp_path / f"{place:03}.png")

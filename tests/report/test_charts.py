@@ -6,7 +6,7 @@ import re
 import pytest
 
 from linseed.trainer.report import charts
-from linseed.trainer.report.calibration import Bin
+from linseed.trainer.report.reliability import Bin
 
 
 def points(svg, look):

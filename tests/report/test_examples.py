@@ -21,7 +21,7 @@ def predicted(logits, labels):
     collector = Collector(examples=len(labels))
     rows = {"logits": np.float32(logits), "label": np.int32(labels)}
     collector.add({**rows, "mask": np.ones(len(labels)), "brightness": np.ones(len(labels))})
-    return collector.predictions()[0]
+    return collector.predictions(temperature=1.0)
 
 
 def red(images, answers):

@@ -26,7 +26,9 @@ def collected(*, batch_size, bad=()):
 
 @pytest.mark.parametrize("batch_size", [7, 50, 64])
 def test_each_example_is_there_once_with_its_answer_and_its_loss(batch_size):
-    found, temperature = collected(batch_size=batch_size, bad=[3, 20]).predictions()
+    collector = collected(batch_size=batch_size, bad=[3, 20])
+    temperature = collector.temperature
+    found = collector.predictions(temperature=temperature)
     np.testing.assert_array_equal(found.index, np.setdiff1d(np.arange(50), [3, 20]))
     logits, labels = LOGITS[found.index], LABELS[found.index]
     order = np.argsort(-logits, axis=1)
@@ -40,26 +42,26 @@ def test_each_example_is_there_once_with_its_answer_and_its_loss(batch_size):
 
 
 def test_a_given_temperature_is_the_one_that_is_applied():
-    found, temperature = collected(batch_size=8).predictions(temperature=1.0)
-    assert temperature == 1.0
+    found = collected(batch_size=8).predictions(temperature=1.0)
     np.testing.assert_allclose(found.scaled_loss, found.loss, rtol=1e-5)
 
 
 def test_of_too_many_logits_some_examples_are_scaled(monkeypatch):
     monkeypatch.setattr(predictions_lib, "MOST_LOGITS", 70)
-    found, _ = collected(batch_size=8).predictions()
+    found = collected(batch_size=8).predictions(temperature=2.0)
     np.testing.assert_array_equal(np.flatnonzero(~np.isnan(found.scaled_loss)), np.arange(0, 50, 3))
 
 
 def test_an_error_in_a_batch_waits_for_the_end():
     collector = collected(batch_size=8)
     collector.add({})
-    with pytest.raises(KeyError):
-        collector.predictions()
+    for ask in (lambda: collector.temperature, lambda: collector.predictions(temperature=1.0)):
+        with pytest.raises(KeyError):
+            ask()
 
 
 def test_a_file_gives_back_what_was_written(tmp_path):
-    found, temperature = collected(batch_size=8).predictions()
+    found = collected(batch_size=8).predictions(temperature=2.5)
     predictions_lib.write(tmp_path / "p", {"val": found, "test": found._replace(width=found.label)}, temperature=2.5)
     splits, temperature = predictions_lib.read(tmp_path / "p")
     assert temperature == 2.5 and set(splits) == {"val", "test"}

@@ -4,11 +4,9 @@ import importlib.util
 import json
 
 import pytest
-from support.pretrained import GIVEN, Tiny, write_photos_and_weights
 from support.runs import SHARED
 
 from linseed import api
-from linseed.models import INPUTS, MODELS
 from linseed.trainer.config import canonical
 from linseed.trainer.config.resolve import resolve
 from linseed.trainer.errors import ConfigError, WorkdirError
@@ -19,19 +17,12 @@ from linseed.trainer.weights import features
 SEARCH = ("model.dropout=0..0.5", "data.augment=,flip_lr(0.5)", "horizon.epochs=4,8")
 
 
-@pytest.fixture(autouse=True, scope="module")
-def tiny():
-    with pytest.MonkeyPatch.context() as patched:
-        patched.setitem(MODELS, "tiny", Tiny)
-        patched.setitem(INPUTS, "tiny", GIVEN)
-        yield
+pytestmark = pytest.mark.usefixtures("place")
 
 
 @pytest.fixture(scope="module")
-def place(tiny, tmp_path_factory):
-    place = tmp_path_factory.mktemp("pretrained")
-    write_photos_and_weights(place)
-    return place
+def place(photos_and_weights):
+    return photos_and_weights
 
 
 def config(place, page="finetune"):

@@ -7,11 +7,10 @@ import jax
 import numpy as np
 import pytest
 import safetensors.numpy
-from support.pretrained import COMPUTE, GIVEN, Tiny, tensors_of, write_photos_and_weights
+from support.pretrained import COMPUTE, GIVEN, Tiny, tensors_of
 from support.runs import Killer, Stop, records, run
 
 from linseed import api
-from linseed.models import INPUTS, MODELS
 from linseed.trainer import evaluation, soup
 from linseed.trainer.config import pages
 from linseed.trainer.config.changes import changed, read
@@ -24,21 +23,12 @@ from linseed.trainer.weights.features import FOLDER, Features, make_features
 SIZE = 16
 
 
-@pytest.fixture(autouse=True, scope="module")
-def tiny():
-    """As a plugin adds it."""
-    with pytest.MonkeyPatch.context() as patched:
-        patched.setitem(MODELS, "tiny", Tiny)
-        patched.setitem(INPUTS, "tiny", GIVEN)
-        yield
+pytestmark = pytest.mark.usefixtures("place")
 
 
 @pytest.fixture(scope="module")
-def place(tiny, tmp_path_factory):
-    """A folder of 48 photos of three classes, each of a colour, and weights of a small network."""
-    place = tmp_path_factory.mktemp("pretrained")
-    write_photos_and_weights(place)
-    return place
+def place(photos_and_weights):
+    return photos_and_weights
 
 
 def config(place, page="probe", **more):

@@ -22,9 +22,9 @@ from linseed.trainer.errors import ConfigError, DataError
 from linseed.trainer.portable import images as images_lib
 from linseed.trainer.portable import model_file, network
 from linseed.trainer.portable import preprocessing as preprocessing_lib
-from linseed.trainer.portable.calibration import softmax
 from linseed.trainer.runtime.machine import cores
 from linseed.trainer.step import tta
+from linseed.trainer.step.calibration import log_softmax
 from linseed.trainer.step.eval_step import make_logits
 from linseed.trainer.weights.features import make_features
 
@@ -52,7 +52,7 @@ class Predictions:
 
     @functools.cached_property
     def probabilities(self) -> np.ndarray:
-        return softmax(self.logits.astype(np.float64) / self.temperature).astype(np.float32)
+        return np.exp(log_softmax(self.logits / self.temperature)).astype(np.float32)
 
     @property
     def classes(self) -> np.ndarray:

@@ -5,7 +5,7 @@ import math
 from collections.abc import Callable, Sequence
 from typing import NamedTuple
 
-from linseed.trainer.report.calibration import Bin
+from linseed.trainer.report.reliability import Bin
 
 _WIDTH, _HEIGHT = 340, 230  # in the units of the drawing; the page scales it to its column
 _LEFT, _RIGHT, _TOP, _BOTTOM = 46, 12, 12, 40  # margins

@@ -9,7 +9,7 @@ import numpy as np
 from linseed.trainer.config import canonical
 from linseed.trainer.config.resolve import departures, resolve
 from linseed.trainer.errors import LinseedError
-from linseed.trainer.report import calibration, charts, classes, groups, headline
+from linseed.trainer.report import charts, classes, groups, headline, reliability
 from linseed.trainer.report.predictions import Predictions
 from linseed.trainer.run.figures import figures
 
@@ -99,8 +99,8 @@ def split_content(name: str, found: Predictions, num_classes: int) -> SplitConte
     shown = classes.confused(pairs, classes=num_classes, most=MOST_IN_MATRIX)
     scaled = ~np.isnan(found.scaled_confidence)
     right = found.right[scaled]
-    bins = [calibration.bins(some[scaled], right) for some in (found.confidence, found.scaled_confidence)]
-    eces = tuple(map(calibration.error, bins))
+    bins = [reliability.bins(some[scaled], right) for some in (found.confidence, found.scaled_confidence)]
+    eces = tuple(map(reliability.error, bins))
     alt = f"accuracy by confidence on {name}: calibration error {eces[0]:.1%}, after scaling {eces[1]:.1%}"
     return SplitContent(
         name="validation" if name == "val" else name,

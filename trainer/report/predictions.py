@@ -1,5 +1,6 @@
 """`predictions.safetensors`: what a finished run answered to each image of validation and, once opened, of test."""
 
+import functools
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -7,7 +8,7 @@ import numpy as np
 import safetensors.numpy
 
 from linseed.trainer import files
-from linseed.trainer.report.calibration import fit_temperature, log_softmax
+from linseed.trainer.step.calibration import log_softmax, temperature
 
 MOST_LOGITS = 2**24  # numbers that are kept in memory, to fit a temperature and apply it
 
@@ -53,25 +54,34 @@ class Collector:
         self._parts, self._logits, self._error = [], [], None
 
     def add(self, batch: dict[str, Any]):
-        """Takes the examples of the next batch, see `make_eval_step`, host arrays. An error waits for `predictions`."""
+        """Takes the examples of the next batch, host arrays of `make_eval_step`. An error waits until the end."""
         if self._error is None:
             try:
                 self._add(batch)
             except Exception as error:
                 self._error = error
 
-    def predictions(self, *, temperature: float | None = None) -> tuple[Predictions, float]:
-        """The predictions, and the temperature: the given one, or else the one fitted to them."""
+    @functools.cached_property
+    def temperature(self) -> float:
+        """The one that fits these examples best, see `calibration.temperature`."""
+        found, chosen, logits = self._joined()
+        return temperature(logits, found.label[chosen])
+
+    def predictions(self, *, temperature: float) -> Predictions:
+        """The predictions, scaled by `temperature`."""
+        found, chosen, logits = self._joined()
+        scaled = log_softmax(logits / temperature)
+        found.scaled_confidence[chosen] = np.exp(scaled.max(axis=1))
+        found.scaled_loss[chosen] = -_of(scaled, found.label[chosen])
+        return found
+
+    def _joined(self):
+        """The predictions, not scaled yet, which of them have part in the scaling, and the logits of these."""
         if self._error is not None:
             raise self._error
         found = Predictions(*map(np.concatenate, zip(*self._parts, strict=True)))
         logits = np.concatenate(self._logits)
-        chosen = self._is_scaled(found.index, classes=logits.shape[1])
-        temperature = temperature or fit_temperature(logits, found.label[chosen])
-        scaled = log_softmax(logits / temperature)
-        found.scaled_confidence[chosen] = np.exp(scaled.max(axis=1))
-        found.scaled_loss[chosen] = -_of(scaled, found.label[chosen])
-        return found, temperature
+        return found, self._is_scaled(found.index, classes=logits.shape[1]), logits
 
     def _add(self, batch):
         rows = np.flatnonzero(batch["mask"] > 0)

@@ -49,11 +49,11 @@ def keep(
     """
     forget(workdir)
     with only_warns(workdir_lib.PREDICTIONS):
-        found, temperature = val.predictions()
+        found = val.predictions(temperature=val.temperature)
         splits = {"val": examples.with_sizes(found, split)}
         if test is not None:
-            splits["test"], _ = test.predictions(temperature=temperature)
-        predictions.write(workdir / workdir_lib.PREDICTIONS, splits, temperature=temperature)
+            splits["test"] = test.predictions(temperature=val.temperature)
+        predictions.write(workdir / workdir_lib.PREDICTIONS, splits, temperature=val.temperature)
         listed = examples.examples(found, split, saliency=saliency)
         examples.write(workdir / workdir_lib.EXAMPLES, {"class_names": list(class_names), **listed})
 

@@ -26,12 +26,12 @@ def temperature(logits: np.ndarray, labels: np.ndarray) -> float:
     low, high = 1 / _HIGH, 1 / _LOW  # of 1 / T, in which the loss is convex: its slope grows
     while high > low * (1 + _TOLERANCE):
         middle = np.sqrt(low * high)
-        slope = np.mean(np.sum(softmax(logits * middle) * logits, axis=1)) - wanted
+        slope = np.mean(np.sum(np.exp(log_softmax(logits * middle)) * logits, axis=1)) - wanted
         low, high = (low, middle) if slope > 0 else (middle, high)
     return float(f"{1 / np.sqrt(low * high):.{_DIGITS}g}")
 
 
-def softmax(logits: np.ndarray) -> np.ndarray:
-    """Probabilities, float [N, C] -> [N, C]."""
-    powers = np.exp(logits - logits.max(axis=1, keepdims=True))
-    return powers / powers.sum(axis=1, keepdims=True)
+def log_softmax(logits: np.ndarray) -> np.ndarray:
+    """Of each row, float [N, C] -> float64 [N, C]."""
+    shifted = logits.astype(np.float64) - logits.max(axis=1, keepdims=True)
+    return shifted - np.log(np.exp(shifted).sum(axis=1, keepdims=True))
