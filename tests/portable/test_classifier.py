@@ -17,6 +17,7 @@ from linseed.models.cnn import Cnn
 from linseed.trainer import evaluation, soup
 from linseed.trainer.errors import ConfigError, DataError
 from linseed.trainer.portable import classifier, from_run, model_file
+from linseed.trainer.report import predictions
 from linseed.trainer.run import workdir as workdir_lib
 from linseed.trainer.weights import find
 from linseed.trainer.weights.features import computed
@@ -96,6 +97,7 @@ def test_the_card_says_what_the_run_measured(place, loaded):
     assert loaded.class_names == ("ants", "bees", "wasps")
     config = json.loads((place / "run" / "config.json").read_text())
     assert loaded.card["config"] == {key: value for key, value in config.items() if key != "crc32"}
+    assert loaded.card["temperature"] == predictions.read(place / "run" / workdir_lib.PREDICTIONS)[1]  # the report's
     assert loaded.card["versions"] == result["versions"] and loaded.card["best_step"] == result["best_step"]
 
 

@@ -6,6 +6,7 @@ from scipy.special import log_softmax
 
 from linseed.trainer.report import predictions as predictions_lib
 from linseed.trainer.report.predictions import Collector
+from linseed.trainer.step import calibration
 
 RNG = np.random.default_rng(0)
 LOGITS = RNG.normal(0, 3, (50, 4)).astype(np.float32)
@@ -31,6 +32,7 @@ def test_each_example_is_there_once_with_its_answer_and_its_loss(batch_size):
     found = collector.predictions(temperature=temperature)
     np.testing.assert_array_equal(found.index, np.setdiff1d(np.arange(50), [3, 20]))
     logits, labels = LOGITS[found.index], LABELS[found.index]
+    assert temperature == calibration.temperature(logits, labels) != 1.0
     order = np.argsort(-logits, axis=1)
     np.testing.assert_array_equal(np.stack([found.answer, found.second], 1), order[:, :2])
     logs = log_softmax(logits.astype(np.float64), axis=1)
